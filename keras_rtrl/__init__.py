@@ -1,0 +1,1 @@
+"""Exact real-time recurrent learning for Keras and TF-Agents."""
