@@ -1,0 +1,29 @@
+"""The one check that TF-Agents can be imported: it lives on tf-keras, which TensorFlow picks by a variable."""
+
+import os
+
+
+def require_legacy_keras():
+    """Raises one clear error where TF-Agents could not work; call it before importing `tf_agents`.
+
+    Raises:
+      ImportError: if TF_USE_LEGACY_KERAS is not 1, true or True, if it was set after TensorFlow had already chosen
+        Keras 3, or if TF-Agents is not installed.
+    """
+    set_it = (
+        "set the environment variable TF_USE_LEGACY_KERAS=1 before TensorFlow is imported: TF-Agents needs tf-keras"
+    )
+    value = os.environ.get("TF_USE_LEGACY_KERAS")
+    if value not in ("1", "true", "True"):
+        raise ImportError(f"{set_it} (TF_USE_LEGACY_KERAS is {'not set' if value is None else repr(value)}).")
+    import tensorflow as tf
+
+    version = getattr(tf.keras, "__version__", "2")  # tf-keras has none under this name
+    if not version.startswith("2"):
+        raise ImportError(f"{set_it} (it was set too late: tf.keras is already Keras {version}).")
+    try:
+        import tf_agents  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name != "tf_agents":
+            raise
+        raise ImportError('TF-Agents is not installed: pip install "keras_rtrl[agents]".') from error

@@ -1,0 +1,20 @@
+"""Environments as batched TF-Agents environments: `make` builds one by name, `with_history` adds what a memory needs.
+
+Simulators come as a PyEnvironment, in-graph tasks as a TFEnvironment, both batched, also for one environment. They end
+episodes as TF-Agents expects: a termination gives LAST with discount 0, a truncation LAST with discount 1, and the step
+after LAST gives FIRST and ignores the action, each stream for itself. One family of environments is one file here.
+"""
+
+from keras_rtrl._tf_agents import require_legacy_keras
+
+require_legacy_keras()
+
+import gymnasium  # noqa: E402
+
+from keras_rtrl.environments.history import with_history  # noqa: E402
+from keras_rtrl.environments.registry import make  # noqa: E402
+
+__all__ = ["make", "with_history"]
+
+if "TMaze-v0" not in gymnasium.registry:
+    gymnasium.register("TMaze-v0", entry_point="keras_rtrl.environments.tmaze:TMazeEnv")

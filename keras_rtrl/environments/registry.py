@@ -1,0 +1,60 @@
+"""`make`: from an environment's name to the family that builds it."""
+
+import difflib
+import importlib
+import inspect
+import numbers
+
+# The first family whose prefix fits builds the environment; all else is gymnasium's. A family is a module of this
+# package with make(name, num_envs, seed, *, its options).
+_FAMILIES = (
+    ("ALE/", "atari"),
+    ("TMaze-", "tmaze"),
+    ("", "gymnasium_vector"),
+)
+
+
+def make(name, num_envs=1, seed=None, **options):
+    """Builds a batched TF-Agents environment of `num_envs` streams.
+
+    ```python
+    env = keras_rtrl.environments.make("ALE/Breakout-v5", num_envs=16, seed=0)
+    ```
+
+    Args:
+      name: "ALE/<Game>-v5" for any game of ale-py, "TMaze-v0", or any id registered with gymnasium whose spaces are Box
+        or Discrete.
+      num_envs: number of streams, at least 1.
+      seed: a non-negative int from which every stream draws a seed of its own, or None for seeds never used before.
+      **options: the family's. Atari: `training=True`, `max_frames=108_000`. T-maze: `corridor=40`. gymnasium: what
+        `gymnasium.make` takes.
+
+    Returns:
+      A PyEnvironment for simulators (wrap it in TFPyEnvironment for stock drivers), a TFEnvironment for in-graph tasks.
+
+    Raises:
+      ValueError: for an unknown name or option, a `num_envs` below 1, or a seed that is no non-negative int.
+      ImportError: if the family's simulator is not installed.
+    """
+    if not isinstance(name, str):
+        raise ValueError(f"name must be a string such as 'ALE/Breakout-v5', got {name!r}.")
+    if not isinstance(num_envs, numbers.Integral) or isinstance(num_envs, bool) or num_envs < 1:
+        raise ValueError(f"num_envs must be an int of at least 1, got {num_envs!r}.")
+    if seed is not None and (not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or not 0 <= seed < 2**63):
+        raise ValueError(f"seed must be None or an int of at least 0 and below 2**63, got {seed!r}.")
+    module = next(module for prefix, module in _FAMILIES if name.startswith(prefix))
+    build = importlib.import_module(f"keras_rtrl.environments.{module}").make
+    parameters = inspect.signature(build).parameters.values()
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+        for option in options:
+            if option not in known:
+                raise ValueError(f"{name} has no option {option!r}; its options are {', '.join(known)}.")
+    return build(name, int(num_envs), None if seed is None else int(seed), **options)
+
+
+def unknown_name(name, names):
+    """The ValueError for a name that is none of `names`, with the closest of them."""
+    close = difflib.get_close_matches(name, names, n=3)
+    hint = f"; did you mean {' or '.join(close)}?" if close else "."
+    return ValueError(f"no environment is called {name!r}{hint}")

@@ -1,0 +1,76 @@
+"""What the environments of vectorised simulators share: specs, checks of actions, and the record of finished games."""
+
+import numpy as np
+from tf_agents.environments import py_environment
+from tf_agents.trajectories.time_step import StepType, TimeStep
+
+
+def stream_seeds(seed, num_envs):
+    """One seed a stream, int32 in 0..2^31-1, so that vectors with neighbouring seeds share no game."""
+    return (np.random.SeedSequence(seed).generate_state(num_envs) >> 1).astype(np.int32)
+
+
+class VectorEnvironment(py_environment.PyEnvironment):
+    """A batched PyEnvironment that also keeps the return and length of whole games.
+
+    Subclasses implement `_reset` and `_step`, and give every step they take to `_count`.
+    """
+
+    frames_per_step = 1
+
+    def __init__(self, num_envs, observation_spec, action_spec):
+        super().__init__()
+        self._num_envs = num_envs
+        self._observation_spec = observation_spec
+        self._action_spec = action_spec
+        self._returns = np.zeros(num_envs, np.float64)
+        self._lengths = np.zeros(num_envs, np.int64)
+        self._finished = []
+
+    @property
+    def batched(self):
+        return True
+
+    @property
+    def batch_size(self):
+        return self._num_envs
+
+    def observation_spec(self):
+        return self._observation_spec
+
+    def action_spec(self):
+        return self._action_spec
+
+    def finished_games(self):
+        """Whole games that ended since the last call, as a list of (return, length in agent steps, stream).
+
+        The returns are sums of the simulator's own rewards, never clipped. A game cut short by `reset` is not listed.
+        """
+        finished, self._finished = self._finished, []
+        return finished
+
+    def _count(self, reward, played, over):
+        """Adds one step [B] to the games' records: its reward, whether it was played, whether it ended the game."""
+        self._returns += reward
+        self._lengths += played
+        for stream in np.flatnonzero(over):
+            self._finished.append((float(self._returns[stream]), int(self._lengths[stream]), int(stream)))
+            self._returns[stream] = self._lengths[stream] = 0
+
+    def _forget_games(self):
+        self._returns[:] = 0
+        self._lengths[:] = 0
+
+    def _checked(self, action):
+        spec = self._action_spec
+        action = np.asarray(action)
+        if action.shape != (self._num_envs, *spec.shape):
+            raise ValueError(f"action must have shape {(self._num_envs, *spec.shape)}, got {action.shape}.")
+        if np.issubdtype(spec.dtype, np.integer) and ((action < spec.minimum) | (action > spec.maximum)).any():
+            raise ValueError(f"action must lie in {spec.minimum}..{spec.maximum}, got {action.tolist()}.")
+        return action.astype(spec.dtype, copy=False)
+
+    def _first(self, observation):
+        size = self._num_envs
+        first = np.full(size, StepType.FIRST, np.int32)
+        return TimeStep(first, np.zeros(size, np.float32), np.ones(size, np.float32), observation)
