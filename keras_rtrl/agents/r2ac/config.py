@@ -1,0 +1,41 @@
+"""Settings of the R2AC learner."""
+
+import dataclasses
+
+import gin
+
+
+@gin.configurable(module="keras_rtrl")
+@dataclasses.dataclass(frozen=True)
+class R2ACConfig:
+    """Settings of the R2AC learner; the defaults are the paper's (Irie et al., ICLR 2024).
+
+    Attributes:
+      gamma: discount, in [0, 1]; multiplied with the environment's own.
+      value_cost: weight of 1/2 sum (v - V)^2.
+      entropy_cost: weight of the policy's entropy.
+      reward_clip: rewards are clipped to [-reward_clip, reward_clip] in the learner; None for no clipping.
+      gradient_clip: largest global norm of the gradient; None for no clipping.
+      train_core: False leaves the recurrent core as it was initialised.
+
+    Raises:
+      ValueError: a number out of its range.
+    """
+
+    gamma: float = 0.99
+    value_cost: float = 0.5
+    entropy_cost: float = 0.01
+    reward_clip: float | None = 1.0
+    gradient_clip: float | None = 40.0
+    train_core: bool = True
+
+    def __post_init__(self):
+        if not 0.0 <= self.gamma <= 1.0:
+            raise ValueError(f"gamma must be in [0, 1], got {self.gamma}")
+        for name in ("value_cost", "entropy_cost"):
+            if not getattr(self, name) >= 0.0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        for name in ("reward_clip", "gradient_clip"):
+            value = getattr(self, name)
+            if value is not None and not value > 0.0:
+                raise ValueError(f"{name} must be above 0 or None, got {value}")

@@ -1,0 +1,104 @@
+"""V-trace and the R2AC loss (Espeholt et al. 2018; Irie et al., ICLR 2024).
+
+All arguments are [B, T]; `_t` names the frame. Frame t holds what was seen, done and then received: reward_t and
+discount_t are those of time step t + 1. A *boundary* frame is one whose step type is LAST: its action was ignored and
+the next frame starts another episode.
+"""
+
+import collections
+
+import tensorflow as tf
+
+VTrace = collections.namedtuple("VTrace", ["v_t", "advantage_t"])
+LossTerms = collections.namedtuple("LossTerms", ["policy_loss", "value_loss", "entropy"])
+
+
+def _check_shapes(**tensors):
+    """Raises ValueError unless all tensors have one static shape of rank 2."""
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    first = next(iter(shapes.values()))
+    if any(shape.rank != 2 or not shape.is_compatible_with(first) for shape in shapes.values()):
+        raise ValueError(f"expected one shape [B, T] for all of {list(shapes)}, got {shapes}")
+
+
+def log_probability(logits_t, action_t):
+    """log pi(a_t), [B, T], of logits_t [B, T, A] and actions action_t [B, T]."""
+    return -tf.nn.sparse_softmax_cross_entropy_with_logits(labels=action_t, logits=logits_t)
+
+
+def entropy(logits_t):
+    """Entropy of the policy in nats, [B, T], of logits_t [B, T, A]."""
+    log_pi_t = tf.nn.log_softmax(logits_t)
+    return -tf.reduce_sum(tf.exp(log_pi_t) * log_pi_t, axis=-1)
+
+
+def vtrace(log_rho_t, discount_t, reward_t, value_t, bootstrap_value, boundary_t):
+    """V-trace targets and advantages with rho-bar = c-bar = 1 and no lambda.
+
+        delta_t = rho_t (r_t + gamma_t V_{t+1} - V_t)
+        v_t     = V_t + delta_t + gamma_t c_t (v_{t+1} - V_{t+1}),     v_T = V_T = bootstrap_value
+        A_t     = rho_t (r_t + gamma_t v_{t+1} - V_t),                 rho_t = c_t = min(1, pi(a_t) / mu(a_t))
+
+    On a boundary frame delta = c = A = 0: v is V(last observation) there, so a truncated episode bootstraps from
+    it and nothing after it reaches a target before it.
+
+    Args:
+      log_rho_t: log pi(a_t) - log mu(a_t), [B, T].
+      discount_t: gamma times the environment's discount, [B, T]; 0 where the episode terminates.
+      reward_t: [B, T].
+      value_t: V_t, [B, T].
+      bootstrap_value: V of frame T, [B].
+      boundary_t: bool [B, T], step type LAST at frame t.
+
+    Returns:
+      VTrace(v_t, advantage_t), [B, T] each; no gradient flows through them.
+
+    Raises:
+      ValueError: shapes that do not fit.
+    """
+    _check_shapes(log_rho_t=log_rho_t, discount_t=discount_t, reward_t=reward_t, value_t=value_t, boundary_t=boundary_t)
+    if bootstrap_value.shape.rank != 1 or not bootstrap_value.shape.is_compatible_with(value_t.shape[:1]):
+        raise ValueError(f"bootstrap_value must be [B] with B of {value_t.shape}, got {bootstrap_value.shape}")
+    value_t, bootstrap_value = tf.stop_gradient(value_t), tf.stop_gradient(bootstrap_value)
+    rho_t = tf.exp(tf.minimum(tf.stop_gradient(log_rho_t), 0.0))
+    rho_t = tf.where(boundary_t, tf.zeros_like(rho_t), rho_t)
+
+    next_value_t = tf.concat([value_t[:, 1:], bootstrap_value[:, tf.newaxis]], axis=1)
+    delta_t = rho_t * (reward_t + discount_t * next_value_t - value_t)
+
+    # excess_t = v_t - V_t, backward in time; scan runs over the first axis
+    excess_t = tf.scan(
+        lambda excess, step: step[0] + step[1] * excess,
+        (tf.transpose(delta_t), tf.transpose(discount_t * rho_t)),
+        initializer=tf.zeros_like(bootstrap_value),
+        reverse=True,
+    )
+    v_t = value_t + tf.transpose(excess_t)
+    next_v_t = tf.concat([v_t[:, 1:], bootstrap_value[:, tf.newaxis]], axis=1)
+    return VTrace(v_t, rho_t * (reward_t + discount_t * next_v_t - value_t))
+
+
+def r2ac_loss(logits_t, value_t, action_t, vtrace_t, boundary_t):
+    """The terms of the loss, summed over batch and time, boundary frames left out.
+
+    Args:
+      logits_t: [B, T, A].
+      value_t: V_t, [B, T].
+      action_t: [B, T].
+      vtrace_t: VTrace, constant for the gradient.
+      boundary_t: bool [B, T].
+
+    Returns:
+      LossTerms of scalars: policy_loss = - sum log pi(a_t) A_t, value_loss = 1/2 sum (v_t - V_t)^2,
+      entropy = sum H(pi_t).
+    """
+    _check_shapes(value_t=value_t, action_t=action_t, boundary_t=boundary_t, **vtrace_t._asdict())
+
+    def total(term_t):
+        return tf.reduce_sum(tf.where(boundary_t, tf.zeros_like(term_t), term_t))
+
+    return LossTerms(
+        policy_loss=-total(log_probability(logits_t, action_t) * vtrace_t.advantage_t),
+        value_loss=0.5 * total(tf.square(vtrace_t.v_t - value_t)),
+        entropy=total(entropy(logits_t)),
+    )

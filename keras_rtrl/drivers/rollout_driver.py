@@ -1,0 +1,171 @@
+"""A driver that gives whole rollouts."""
+
+import numpy as np
+import tensorflow as tf
+from tf_agents.drivers import driver
+from tf_agents.environments import py_environment, tf_environment
+from tf_agents.trajectories import trajectory
+
+
+class RolloutDriver(driver.Driver):
+    """Steps a batched environment T times a call and gives each observer one Trajectory [B, T + 1].
+
+    Frame t holds what TF-Agents' `from_transition` puts there: step type, observation, action and policy info of time
+    step t; step type, reward and discount of time step t + 1. Of frame T only observation and step_type mean
+    anything, the rest is zero; the next rollout begins with it as its frame 0. Frames where a new episode starts
+    (LAST to FIRST) count as any other.
+    """
+
+    def __init__(self, env, policy, num_steps, observers=()):
+        """Creates the driver.
+
+        Args:
+          env: a batched PyEnvironment, or a TFEnvironment.
+          policy: a TFPolicy.
+          num_steps: T, steps of the batched environment a call.
+          observers: callables of one Trajectory of tensors [B, T + 1, ...], each theirs to keep.
+
+        Raises:
+          ValueError: num_steps below 1, an environment that is not batched.
+          TypeError: an environment of neither kind.
+        """
+        if int(num_steps) != num_steps or num_steps < 1:
+            raise ValueError(f"num_steps must be a whole number of at least 1, got {num_steps}")
+        super().__init__(env, policy, observers=list(observers))
+        self._num_steps = int(num_steps)
+        self._time_step = None
+        self._policy_state = None
+        if isinstance(env, tf_environment.TFEnvironment):
+            self._rollout_fn = tf.function(self.rollout)
+            self._buffers = None
+        elif isinstance(env, py_environment.PyEnvironment):
+            if not env.batched:
+                raise ValueError("env must be batched: wrap it in tf_agents.environments.BatchedPyEnvironment")
+            self._action_fn = tf.function(lambda time_step, state: policy.action(time_step, state))
+            self._buffers = tf.nest.map_structure(
+                lambda spec: np.zeros([env.batch_size, num_steps + 1, *spec.shape], spec.dtype.as_numpy_dtype),
+                policy.trajectory_spec,
+            )
+        else:
+            raise TypeError(f"env must be a PyEnvironment or a TFEnvironment, got {type(env).__name__}")
+
+    @property
+    def num_steps(self):
+        """T, steps of the batched environment a call."""
+        return self._num_steps
+
+    def run(self, time_step=None, policy_state=None):
+        """Makes one rollout and gives it to the observers.
+
+        Args:
+          time_step: TimeStep to begin with; None goes on from where the last call ended (at first, from the
+            environment's current time step).
+          policy_state: state of the policy before that time step; None as above (at first, the initial state).
+
+        Returns:
+          (time_step, policy_state) after the rollout, arguments of the next call.
+        """
+        time_step, policy_state = self._start(time_step, policy_state)
+        if self._buffers is None:
+            rollout, time_step, policy_state = self._rollout_fn(time_step, policy_state)
+        else:
+            rollout, time_step, policy_state = self._rollout_py(time_step, policy_state)
+        if tf.executing_eagerly():  # tensors of an outer function must not outlive it
+            self._time_step, self._policy_state = time_step, policy_state
+        for observer in self.observers:
+            observer(rollout)
+        return time_step, policy_state
+
+    def rollout(self, time_step, policy_state):
+        """One rollout as graph operations; the observers are not called.
+
+        For loops that compile collecting and training into one tf.function (also with jit_compile=True, where the
+        environment can); TFEnvironment only.
+
+        Args:
+          time_step: TimeStep of tensors [B, ...] to begin with.
+          policy_state: state of the policy before that time step.
+
+        Returns:
+          (Trajectory [B, T + 1, ...], time_step, policy_state).
+
+        Raises:
+          TypeError: the environment is a PyEnvironment.
+        """
+        if self._buffers is not None:
+            raise TypeError("rollout() needs a TFEnvironment; use run() with a PyEnvironment")
+
+        def body(t, time_step, policy_state, arrays):
+            action_step = self.policy.action(time_step, policy_state)
+            next_time_step = self.env.step(action_step.action)
+            frame = trajectory.Trajectory(
+                step_type=time_step.step_type,
+                observation=time_step.observation,
+                action=action_step.action,
+                policy_info=action_step.info,
+                next_step_type=next_time_step.step_type,
+                reward=next_time_step.reward,
+                discount=next_time_step.discount,
+            )
+            arrays = [array.write(t, value) for array, value in zip(arrays, tf.nest.flatten(frame), strict=True)]
+            return t + 1, next_time_step, action_step.state, arrays
+
+        batch_size = self.env.batch_size
+        arrays = [
+            tf.TensorArray(spec.dtype, self._num_steps, element_shape=[batch_size, *spec.shape])
+            for spec in tf.nest.flatten(self.policy.trajectory_spec)
+        ]
+        _, time_step, policy_state, arrays = tf.while_loop(
+            lambda t, *_: t < self._num_steps,
+            body,
+            (tf.constant(0), time_step, policy_state, arrays),
+            maximum_iterations=self._num_steps,
+            parallel_iterations=1,
+        )
+        frames = [_batch_major(array.stack()) for array in arrays]
+        frames = tf.nest.pack_sequence_as(self.policy.trajectory_spec, frames)
+        last = tf.nest.map_structure(lambda x: tf.zeros_like(x[:, 0]), frames)
+        last = last._replace(step_type=time_step.step_type, observation=time_step.observation)
+        rollout = tf.nest.map_structure(lambda x, y: tf.concat([x, y[:, tf.newaxis]], axis=1), frames, last)
+        return rollout, time_step, policy_state
+
+    def _start(self, time_step, policy_state):
+        if time_step is None:
+            time_step = self._time_step if self._time_step is not None else self.env.current_time_step()
+            if policy_state is None:
+                policy_state = self._policy_state
+        if policy_state is None:
+            policy_state = self.policy.get_initial_state(self.env.batch_size)
+        return time_step, policy_state
+
+    def _rollout_py(self, time_step, policy_state):
+        buffers = self._buffers
+        for t in range(self._num_steps):
+            _write(buffers.step_type, t, time_step.step_type)
+            _write(buffers.observation, t, time_step.observation)
+            action_step = self._action_fn(_arrays(time_step), policy_state)
+            action = _arrays(action_step.action)
+            time_step, policy_state = self.env.step(action), action_step.state
+            _write(buffers.action, t, action)
+            _write(buffers.policy_info, t, action_step.info)
+            _write(buffers.next_step_type, t, time_step.step_type)
+            _write(buffers.reward, t, time_step.reward)
+            _write(buffers.discount, t, time_step.discount)
+        _write(buffers.step_type, self._num_steps, time_step.step_type)
+        _write(buffers.observation, self._num_steps, time_step.observation)
+        # tf.constant copies: the tensors stay as they are when the next call writes the buffers
+        return tf.nest.map_structure(tf.constant, buffers), time_step, policy_state
+
+
+def _batch_major(x):
+    """[T, B, ...] to [B, T, ...]."""
+    return tf.transpose(x, [1, 0, *range(2, x.shape.rank)])
+
+
+def _arrays(nest):
+    return tf.nest.map_structure(np.asarray, nest)
+
+
+def _write(buffers, t, values):
+    """buffers[:, t] = values, for nests of arrays."""
+    tf.nest.map_structure(lambda buffer, value: buffer.__setitem__((slice(None), t), value), buffers, values)

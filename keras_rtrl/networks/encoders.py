@@ -1,0 +1,98 @@
+"""Encoders: Keras layers from raw observations [N, ...] to feature vectors [N, D].
+
+An encoder is one function in `ENCODERS` from the widths of its dense layers to a layer.
+"""
+
+import tensorflow as tf
+
+from keras_rtrl._keras import keras
+
+layers = keras.layers
+
+
+class _ToFloat(layers.Layer):
+    """uint8 to float32 in [0, 1] (divided by 255); any other dtype to float32, values unchanged."""
+
+    def __init__(self, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+
+    def call(self, observation):
+        scale = 1.0 / 255.0 if observation.dtype == tf.uint8 else 1.0
+        return tf.cast(observation, tf.float32) * scale
+
+
+class _ResidualBlock(layers.Layer):
+    """x + conv(relu(conv(relu(x)))), 3x3 convolutions of `channels` channels."""
+
+    def __init__(self, channels, **kwargs):
+        super().__init__(**kwargs)
+        self.first = layers.Conv2D(channels, 3, padding="same")
+        self.second = layers.Conv2D(channels, 3, padding="same")
+
+    def call(self, x):
+        return x + self.second(tf.nn.relu(self.first(tf.nn.relu(x))))
+
+
+def mlp(units):
+    """Flatten, then a tanh layer for each of `units`; with no units the observation itself as a float32 vector."""
+    return [layers.Flatten(), *(layers.Dense(width, activation="tanh") for width in units)]
+
+
+def nature_cnn(units):
+    """The three convolutions of Mnih et al. 2015 for [H, W, C] images, then a ReLU layer for each of `units`."""
+    return [
+        layers.Conv2D(32, 8, 4, activation="relu"),
+        layers.Conv2D(64, 4, 2, activation="relu"),
+        layers.Conv2D(64, 3, 1, activation="relu"),
+        layers.Flatten(),
+        *(layers.Dense(width, activation="relu") for width in units),
+    ]
+
+
+def impala_deep(units):
+    """The residual network of Espeholt et al. 2018 for [H, W, C] images, then a ReLU layer for each of `units`.
+
+    Three sections of 16, 32 and 32 channels: 3x3 convolution, 3x3 max-pooling of stride 2, two residual blocks.
+    """
+    sections = []
+    for channels in (16, 32, 32):
+        sections += [
+            layers.Conv2D(channels, 3, padding="same"),
+            layers.MaxPool2D(3, 2, padding="same"),
+            _ResidualBlock(channels),
+            _ResidualBlock(channels),
+        ]
+    return [*sections, layers.ReLU(), layers.Flatten(), *(layers.Dense(width, activation="relu") for width in units)]
+
+
+# name: (function, widths of its dense layers where none are given, rank of one observation or None for any)
+ENCODERS = {
+    "mlp": (mlp, (64,), None),
+    "nature_cnn": (nature_cnn, (512,), 3),
+    "impala_deep": (impala_deep, (256,), 3),
+}
+
+
+def make_encoder(name, observation_spec, units=None):
+    """Makes an encoder.
+
+    Args:
+      name: a key of `ENCODERS`.
+      observation_spec: TensorSpec of one raw observation (no batch dimension); uint8 is divided by 255.
+      units: widths of the dense layers; None for the encoder's own.
+
+    Returns:
+      A Keras layer from [N, ...] to float32 [N, D].
+
+    Raises:
+      ValueError: unknown name, a width below 1, or an observation of a rank that the encoder does not take.
+    """
+    if name not in ENCODERS:
+        raise ValueError(f"encoder must be one of {sorted(ENCODERS)}, got {name!r}")
+    function, default_units, rank = ENCODERS[name]
+    units = default_units if units is None else tuple(units)
+    if any(int(width) != width or width < 1 for width in units):
+        raise ValueError(f"encoder_units must be whole numbers of at least 1, got {units}")
+    if rank is not None and observation_spec.shape.rank != rank:
+        raise ValueError(f"encoder {name!r} takes observations of rank {rank}, got shape {observation_spec.shape}")
+    return keras.Sequential([_ToFloat(), *function(units)], name=name)
