@@ -1,0 +1,7 @@
+"""Cells: one element-wise recurrence a file, as `RTRLCell` defines it."""
+
+from keras_rtrl.cells.base import Local, Parameter, RTRLCell
+from keras_rtrl.cells.elstm import ELSTMCell
+from keras_rtrl.cells.rtu import RTUCell
+
+__all__ = ["ELSTMCell", "Local", "Parameter", "RTRLCell", "RTUCell"]

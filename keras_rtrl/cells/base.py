@@ -1,0 +1,157 @@
+"""The contract of a cell: one element-wise function, from which the engine makes exact RTRL."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+
+class Parameter(NamedTuple):
+    """A trainable array that a cell declares.
+
+    Attributes:
+      name: its name, also the name of the layer's weight.
+      role: "kernel", "recurrent" or "bias": which of the layer's initialiser, regulariser and constraint arguments apply.
+      shape: its shape.
+      initializer: callable (shape, dtype) -> tensor, taken where the layer is given none.
+    """
+
+    name: str
+    role: str
+    shape: tuple[int, ...]
+    initializer: Callable[..., tf.Tensor]
+
+
+class Local(NamedTuple):
+    """Local derivatives of phi (rtrl-math.md, section 1), each entry [..., N] or broadcastable to it; None stands for zero.
+
+    Attributes:
+      J: m rows of m entries, J[i][j] = d s_i / d s'_j, before the factor k of a reset.
+      a: by gate name, m entries, a[gate][i] = d s_i / d u_gate. A gate in `trace_rotations` may be left out.
+      v: by per-unit parameter name, m entries, v[name][i] = d s_i / d rho_name.
+    """
+
+    J: tuple
+    a: dict[str, tuple]
+    v: dict[str, tuple]
+
+
+class RTRLCell:
+    """An element-wise recurrence `s_t = phi(k_t s_{t-1}, x_t W; rho)` (rtrl-math.md, section 1).
+
+    A subclass gives the class attributes below, `unit_parameters`, `phi`, and where they are wanted `coefficients`,
+    `derivatives` (closed forms, else automatic differentiation is used) and `output`. Used through
+    `keras_rtrl.layers.RTRL(cell)`; a cell holds no variables.
+
+    All functions act on tuples of m real components and dictionaries by name; every entry is a tensor [..., N], with any
+    leading dimensions, and `phi` may mix components of one unit, never units.
+
+    Attributes:
+      units: N.
+      gates: names of the G pre-activations; gate i is the columns [i N, (i + 1) N) of the layer's kernel [D, G N].
+      components: m, real numbers of state a unit.
+      trace_rotations: {gate: (source gate, M)}: the trace of `gate` is the matrix M [m, m] times that of the source, at all
+        times. Only the sources' traces are stored.
+    """
+
+    gates: tuple[str, ...] = ()
+    components: int = 1
+    trace_rotations: dict[str, tuple[str, tuple]] = {}
+
+    def __init__(self, units: int):
+        if isinstance(units, bool) or not isinstance(units, int) or units < 1:
+            raise ValueError(f"units must be a positive int, got {units!r}.")
+        self.units = units
+
+    # What a cell is.
+
+    def kernel_initializer(self, shape, dtype=None) -> tf.Tensor:
+        """Initial kernel [D, G N]; Normal(0, 0.1) unless a cell says otherwise."""
+        return normal(0.1)(shape, dtype)
+
+    def unit_parameters(self) -> tuple[Parameter, ...]:
+        """The P parameters rho that act on each unit alone, each of shape [N]."""
+        return ()
+
+    def coefficients(self, rho: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """What `phi` reads of the per-unit parameters, computed once a call instead of once a step."""
+        return rho
+
+    def phi(self, state: tuple, u: dict[str, tf.Tensor], c: dict[str, tf.Tensor]) -> tuple:
+        """Next state (m components) from the previous one, the pre-activations by gate, and the coefficients."""
+        raise TypeError(f"{type(self).__name__} defines no phi(state, u, c).")
+
+    def derivatives(self, state: tuple, u: dict[str, tf.Tensor], c: dict[str, tf.Tensor]) -> Local | None:
+        """Closed forms of J, a and v at the same arguments as `phi`; None: by automatic differentiation."""
+        return None
+
+    # What comes after the recurrence: ordinary differentiable code.
+
+    @property
+    def output_size(self) -> int:
+        """Width of the output."""
+        return self.units * self.components
+
+    def output_parameters(self, input_dim: int) -> tuple[Parameter, ...]:
+        """Parameters of `output`, of any shape."""
+        return ()
+
+    def output(self, x: tf.Tensor, state: tuple, w: dict[str, tf.Tensor]) -> tf.Tensor:
+        """Output [..., output_size] from the input [..., D], the new state and the output parameters by name."""
+        return tf.concat(state, axis=-1)
+
+    # Serialisation, as Keras does it.
+
+    def get_config(self) -> dict[str, Any]:
+        return {"units": self.units}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "RTRLCell":
+        return cls(**config)
+
+    # Derived names.
+
+    @property
+    def stored_gates(self) -> tuple[str, ...]:
+        """The G' gates whose traces are stored, in the order of S's third axis."""
+        return tuple(g for g in self.gates if g not in self.trace_rotations)
+
+    @property
+    def unit_names(self) -> tuple[str, ...]:
+        """Names of the per-unit parameters, in the order of r's second axis."""
+        return tuple(p.name for p in self.unit_parameters())
+
+    def _refuse_keras_rnn(self):
+        raise TypeError(
+            f"{type(self).__name__} cannot be put into keras.layers.RNN or StackedRNNCells, which cannot carry its "
+            f"traces: use keras_rtrl.layers.RTRL({type(self).__name__}(...))."
+        )
+
+    @property
+    def state_size(self):
+        self._refuse_keras_rnn()
+
+    def call(self, *args, **kwargs):
+        self._refuse_keras_rnn()
+
+
+def normal(stddev: float, mean: float = 0.0) -> Callable[..., tf.Tensor]:
+    """Normal(mean, stddev) initialiser."""
+    return lambda shape, dtype=None: tf.random.normal(shape, mean, stddev, tf.as_dtype(dtype or tf.float32))
+
+
+def zeros(shape, dtype=None) -> tf.Tensor:
+    """Zero initialiser."""
+    return tf.zeros(shape, tf.as_dtype(dtype or tf.float32))
+
+
+def glorot_uniform(shape, dtype=None) -> tf.Tensor:
+    """Glorot uniform initialiser of a matrix."""
+    limit = (6.0 / (shape[0] + shape[1])) ** 0.5
+    return tf.random.uniform(shape, -limit, limit, tf.as_dtype(dtype or tf.float32))
+
+
+def lecun_normal(shape, dtype=None) -> tf.Tensor:
+    """LeCun normal initialiser of a kernel [D, ...]: truncated, variance 1 / D."""
+    stddev = shape[0] ** -0.5 / 0.87962566103423978  # of a normal cut off at two deviations
+    return tf.random.truncated_normal(shape, 0.0, stddev, tf.as_dtype(dtype or tf.float32))

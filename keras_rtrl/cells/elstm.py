@@ -1,0 +1,70 @@
+"""eLSTM, the element-wise LSTM of Irie, Gopalakrishnan and Schmidhuber (2024); rtrl-math.md, section 4."""
+
+import tensorflow as tf
+
+from keras_rtrl.cells.base import Local, Parameter, RTRLCell, glorot_uniform, normal, zeros
+
+
+class ELSTMCell(RTRLCell):
+    """Element-wise LSTM: `f = sigmoid(x F + w_f c' + b_f)`, `z = tanh(x Z + w_z c' + b_z)`, `c = f c' + (1 - f) z`.
+
+    The output gate is feed-forward: `h = sigmoid(x O + c W_o + b_o) c`, with W_o full. Output width N.
+
+    Args:
+      units: N.
+      forget_bias: added to b_f's initial value; 3 to 8 where memories of hundreds of steps matter.
+    """
+
+    gates = ("f", "z")
+
+    def __init__(self, units: int, forget_bias: float = 0.0):
+        super().__init__(units)
+        self.forget_bias = float(forget_bias)
+
+    def unit_parameters(self):
+        shape = (self.units,)
+        return (
+            Parameter("w_f", "recurrent", shape, normal(0.1)),
+            Parameter("w_z", "recurrent", shape, normal(0.1)),
+            Parameter("b_f", "bias", shape, normal(0.1, self.forget_bias)),
+            Parameter("b_z", "bias", shape, normal(0.1)),
+        )
+
+    def phi(self, state, u, c):
+        (cell,) = state
+        f, z = self._gates(cell, u, c)
+        return (f * cell + (1 - f) * z,)
+
+    def derivatives(self, state, u, c):
+        (cell,) = state
+        f, z = self._gates(cell, u, c)
+        a_z = (1 - f) * (1 - z * z)
+        a_f = (cell - z) * f * (1 - f)
+        j = f + c["w_z"] * a_z + c["w_f"] * a_f
+        return Local(
+            J=((j,),),
+            a={"f": (a_f,), "z": (a_z,)},
+            v={"w_f": (a_f * cell,), "w_z": (a_z * cell,), "b_f": (a_f,), "b_z": (a_z,)},
+        )
+
+    def _gates(self, cell, u, c):
+        f = tf.sigmoid(u["f"] + c["w_f"] * cell + c["b_f"])
+        z = tf.tanh(u["z"] + c["w_z"] * cell + c["b_z"])
+        return f, z
+
+    def output_parameters(self, input_dim):
+        return (
+            Parameter("output_kernel", "kernel", (input_dim, self.units), glorot_uniform),
+            Parameter("output_recurrent_kernel", "recurrent", (self.units, self.units), glorot_uniform),
+            Parameter("output_bias", "bias", (self.units,), zeros),
+        )
+
+    def output(self, x, state, w):
+        (cell,) = state
+        gate = tf.sigmoid(
+            tf.matmul(x, w["output_kernel"]) + tf.matmul(cell, w["output_recurrent_kernel"]) + w["output_bias"]
+        )
+        return gate * cell
+
+    def get_config(self):
+        return {**super().get_config(), "forget_bias": self.forget_bias}

@@ -1,0 +1,124 @@
+"""Recurrent Trace Units of Elelimy, White, Bowling and White (2024); rtrl-math.md, section 5."""
+
+import math
+
+import tensorflow as tf
+
+from keras_rtrl.cells.base import Local, Parameter, RTRLCell, lecun_normal
+
+# f and f' as functions of the pre-activation.
+_ACTIVATIONS = {
+    "relu": (tf.nn.relu, lambda x: tf.cast(x > 0, x.dtype)),
+    "tanh": (tf.tanh, lambda x: 1 - tf.tanh(x) ** 2),
+    "linear": (tf.identity, tf.ones_like),
+}
+_EDGE = 1e-6  # keeps the draws of u off 0 and 1, where the logarithms are infinite
+
+
+class RTUCell(RTRLCell):
+    """Recurrent Trace Unit: a rotation by theta, shrunk by r, of two real components a unit.
+
+    `a~ = g a' - p b' + gamma x W1`, `b~ = g b' + p a' + gamma x W2` with `r = exp(-exp(nu))`, `theta = exp(vartheta)`,
+    `g = r cos theta`, `p = r sin theta`, `gamma = sqrt(1 - r^2)`. Linear: the state is (a~, b~) and the output f of it.
+    Non-linear: the state is (f(a~), f(b~)) and is the output. Output width 2 N.
+
+    Args:
+      units: N.
+      recurrence: "linear" (the trace for W2 is that for W1 turned by 90 degrees, so one pair is stored) or "nonlinear".
+      activation: f, one of "relu", "tanh", "linear".
+      r_min, r_max: initial radii r are drawn on the ring between them, 0 <= r_min < r_max <= 1.
+      max_phase: initial phases theta are uniform on (0, max_phase).
+    """
+
+    gates = ("u1", "u2")
+    components = 2
+
+    def __init__(
+        self,
+        units: int,
+        recurrence: str = "linear",
+        activation: str = "relu",
+        r_min: float = 0.0,
+        r_max: float = 1.0,
+        max_phase: float = 2 * math.pi,
+    ):
+        super().__init__(units)
+        if recurrence not in ("linear", "nonlinear"):
+            raise ValueError(f"recurrence must be 'linear' or 'nonlinear', got {recurrence!r}.")
+        if activation not in _ACTIVATIONS:
+            raise ValueError(f"activation must be one of {sorted(_ACTIVATIONS)}, got {activation!r}.")
+        if not 0 <= r_min < r_max <= 1:
+            raise ValueError(f"r_min and r_max must satisfy 0 <= r_min < r_max <= 1, got {r_min!r} and {r_max!r}.")
+        if not max_phase > 0:
+            raise ValueError(f"max_phase must be positive, got {max_phase!r}.")
+        self.recurrence = recurrence
+        self.activation = activation
+        self.r_min, self.r_max, self.max_phase = float(r_min), float(r_max), float(max_phase)
+        if recurrence == "linear":
+            self.trace_rotations = {"u2": ("u1", ((0.0, -1.0), (1.0, 0.0)))}
+
+    kernel_initializer = staticmethod(lecun_normal)
+
+    def unit_parameters(self):
+        def nu(shape, dtype=None):
+            u = tf.random.uniform(shape, _EDGE, 1 - _EDGE, tf.as_dtype(dtype or tf.float32))
+            return tf.math.log(-0.5 * tf.math.log(u * (self.r_max**2 - self.r_min**2) + self.r_min**2))
+
+        def vartheta(shape, dtype=None):
+            return tf.math.log(self.max_phase * tf.random.uniform(shape, _EDGE, 1, tf.as_dtype(dtype or tf.float32)))
+
+        shape = (self.units,)
+        return (Parameter("nu", "recurrent", shape, nu), Parameter("vartheta", "recurrent", shape, vartheta))
+
+    def coefficients(self, rho):
+        rate, theta = tf.exp(rho["nu"]), tf.exp(rho["vartheta"])  # rate = -log r
+        r = tf.exp(-rate)
+        # expm1 keeps 1 - r^2 exact near r = 1; the floor keeps the derivative's quotient finite.
+        gamma = tf.sqrt(tf.maximum(-tf.math.expm1(-2 * rate), 1e-12))
+        return {"rate": rate, "theta": theta, "r": r, "g": r * tf.cos(theta), "p": r * tf.sin(theta), "gamma": gamma}
+
+    def phi(self, state, u, c):
+        pre = self._turn(state, u, c)
+        if self.recurrence == "linear":
+            return pre
+        f, _ = _ACTIVATIONS[self.activation]
+        return tuple(f(x) for x in pre)
+
+    def derivatives(self, state, u, c):
+        a, b = state
+        g, p, gamma = c["g"], c["p"], c["gamma"]
+        d_gamma = c["rate"] * c["r"] ** 2 / gamma
+        turned = (g * a - p * b, g * b + p * a)
+        J = ((g, -p), (p, g))
+        a_local = {"u1": (gamma, None), "u2": (None, gamma)}
+        v = {
+            "nu": (d_gamma * u["u1"] - c["rate"] * turned[0], d_gamma * u["u2"] - c["rate"] * turned[1]),
+            "vartheta": (-c["theta"] * turned[1], c["theta"] * turned[0]),
+        }
+        if self.recurrence == "linear":
+            return Local(J, a_local, v)
+        _, slope = _ACTIVATIONS[self.activation]
+        s = tuple(slope(x) for x in self._turn(state, u, c))
+        return Local(
+            J=tuple(tuple(s[i] * entry for entry in row) for i, row in enumerate(J)),
+            a={"u1": (s[0] * gamma, None), "u2": (None, s[1] * gamma)},
+            v={name: tuple(s[i] * entry for i, entry in enumerate(pair)) for name, pair in v.items()},
+        )
+
+    def _turn(self, state, u, c):
+        a, b = state
+        return (c["g"] * a - c["p"] * b + c["gamma"] * u["u1"], c["g"] * b + c["p"] * a + c["gamma"] * u["u2"])
+
+    def output(self, x, state, w):
+        y = tf.concat(state, axis=-1)
+        return _ACTIVATIONS[self.activation][0](y) if self.recurrence == "linear" else y
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "recurrence": self.recurrence,
+            "activation": self.activation,
+            "r_min": self.r_min,
+            "r_max": self.r_max,
+            "max_phase": self.max_phase,
+        }

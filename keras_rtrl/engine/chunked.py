@@ -1,0 +1,243 @@
+"""Exact RTRL over a chunk of T steps at once (rtrl-math.md, section 3).
+
+Outputs, gradients and final traces equal those of `reference`; the traces are read and written once a chunk, whatever T.
+Inside, arrays are time-major [T, B, N] and a state is a tuple of its m components.
+"""
+
+import tensorflow as tf
+
+from keras_rtrl.engine.carry import (
+    Carry,
+    carry_shapes,
+    dense,
+    dot,
+    local_derivatives,
+    matmul,
+    matvec,
+    matvec_transposed,
+)
+
+GRADIENTS = ("rtrl", "tbptt", "instant")
+
+
+def run(cell, kernel, rho, x, carry, reset=None, mask=None, gradient="rtrl", traces=None):
+    """States of a chunk, differentiable with respect to `x`, `kernel` and `rho`, and the carry after it.
+
+    Args:
+      cell: an `RTRLCell`.
+      kernel: W [D, G N].
+      rho: per-unit parameters by name, each [N].
+      x: inputs [B, T, D].
+      carry: `Carry` before the chunk. Its gradient is None in every mode.
+      reset: [B, T] bool, true where a new episode starts with x_t; or None.
+      mask: [B, T] bool, false where x_t contributes nothing; or None.
+      gradient: "rtrl" (all history carried, through the carry's traces), "tbptt" (inside the chunk), "instant" (inside
+        the step).
+      traces: whether the carry returned has traces; None: where the carry given has them. True with a carry that has none
+        starts from zero traces.
+
+    Returns:
+      The state as a tuple of m tensors [B, T, N], and the carry after step T. Cotangents of the carry's traces are
+      ignored; one of its state counts as one more on the last step.
+    """
+    if gradient not in GRADIENTS:
+        raise ValueError(f"gradient must be one of {GRADIENTS}, got {gradient!r}.")
+    traces = carry.S is not None if traces is None else traces
+    old = Carry(*(None if value is None else tf.stop_gradient(value) for value in carry))
+    names = cell.unit_names
+    if mask is not None:
+        x = tf.where(mask[..., None], x, tf.zeros_like(x))  # padding may hold anything, NaN too
+
+    @tf.custom_gradient
+    def chunk(x, kernel, *units):
+        rho = dict(zip(names, units, strict=True))
+        forward = _Forward(cell, kernel, rho, x, old, reset, mask)
+        final = _final_traces(cell, x, old, forward) if traces else ()
+
+        def grad(*cotangents):
+            # Of the traces' cotangents nothing is used: the carry is a value.
+            return _backward(cell, x, kernel, old, forward, cotangents[: cell.components], gradient)
+
+        return (*forward.states, *final), grad
+
+    outputs = chunk(x, kernel, *(rho[name] for name in names))
+    states = tuple(tf.transpose(s, (1, 0, 2)) for s in outputs[: cell.components])
+    last = tf.stack([s[-1] for s in outputs[: cell.components]], axis=-1)
+    return states, Carry(last, *outputs[cell.components :])
+
+
+class _Forward:
+    """The states of a chunk, and its local derivatives once they are asked for."""
+
+    def __init__(self, cell, kernel, rho, x, carry, reset, mask):
+        self._cell, self._rho = cell, rho
+        self._k = None if reset is None else tf.cast(~tf.transpose(reset), x.dtype)[..., None]  # [T, B, 1]
+        self._mask = None if mask is None else tf.transpose(mask)[..., None]
+        self.x = tf.transpose(x, (1, 0, 2))
+        self._u = dict(zip(cell.gates, tf.split(self.x @ kernel, len(cell.gates), axis=-1), strict=True))
+        self._c = cell.coefficients(rho)
+        start = tuple(tf.unstack(carry.state, axis=-1))
+
+        def step(state, now):
+            u, k, keep = now
+            state = state if k is None else tuple(k * s for s in state)
+            new = cell.phi(state, u, self._c)
+            if keep is not None:
+                new = tuple(tf.where(keep, n, s) for n, s in zip(new, state, strict=True))
+            return new, new
+
+        _, self.states = scan(step, start, (self._u, self._k, self._mask))
+        self._start = start
+        self._local = None
+
+    def local(self):
+        """J, a and v of every step, each entry [T, B, N], with resets and masks applied."""
+        if self._local is None:
+            previous = tuple(tf.concat([s0[None], s[:-1]], 0) for s0, s in zip(self._start, self.states, strict=True))
+            k, keep = self._k, self._mask
+            if k is not None:
+                previous = tuple(k * s for s in previous)
+            J, a, v = local_derivatives(self._cell, previous, self._u, self._rho, self._c)
+            like = self.states[0]
+            J = dense(J, like)
+            if k is not None:
+                J = tuple(tuple(k * entry for entry in row) for row in J)
+            if keep is not None:
+                passed = tf.ones_like(like) if k is None else k * tf.ones_like(like)
+                zero = tf.zeros_like(like)
+                J = tuple(
+                    tuple(tf.where(keep, entry, passed if i == j else zero) for j, entry in enumerate(row))
+                    for i, row in enumerate(J)
+                )
+                a, v = (
+                    {n: tuple(None if e is None else tf.where(keep, e, zero) for e in vec) for n, vec in block.items()}
+                    for block in (a, v)
+                )
+            self._local = J, a, v
+        return self._local
+
+
+def _backward(cell, x, kernel, carry, forward, cotangents, gradient):
+    """Gradients with respect to x, the kernel and each per-unit parameter."""
+    J, a, v = forward.local()
+    through_history = gradient == "rtrl" and carry.S is not None
+    if gradient == "instant":
+        adjoint = tuple(cotangents)
+    else:
+        # l_t = e_t + J_{t+1}' l_{t+1}; what is carried is J_{t+1}' l_{t+1}, at the end J_1' l_1.
+        def step(carried, now):
+            e, J_t = now
+            adjoint_t = tuple(e_i + z for e_i, z in zip(e, carried, strict=True))
+            return matvec_transposed(J_t, adjoint_t), adjoint_t
+
+        zero = tuple(tf.zeros_like(e[0]) for e in cotangents)
+        start, adjoint = scan(step, zero, (tuple(cotangents), J), reverse=True)
+
+    by_gate = dict(a)
+    for gate, (source, rotation) in cell.trace_rotations.items():
+        by_gate[gate] = matvec(_constant(rotation), a[source])
+    zero = tf.zeros_like(adjoint[0])
+    du = tf.concat([_or(dot(adjoint, by_gate[gate]), zero) for gate in cell.gates], axis=-1)  # [T, B, G N]
+    d_kernel = tf.tensordot(forward.x, du, ((0, 1), (0, 1)))
+    d_x = tf.transpose(tf.matmul(du, kernel, transpose_b=True), (1, 0, 2))
+    d_unit = [tf.reduce_sum(_or(dot(adjoint, v[name]), zero), (0, 1)) for name in cell.unit_names]
+    if through_history:
+        d_kernel += _contract(cell, start, carry.S)
+        q = tf.stack(start, axis=-1)
+        if d_unit:
+            history = tf.unstack(tf.reduce_sum(q[:, None] * carry.r, (0, -1)))
+            d_unit = [d + h for d, h in zip(d_unit, history, strict=True)]
+    return (d_x, d_kernel, *d_unit)
+
+
+def _final_traces(cell, x, carry, forward):
+    """S_T and r_T: the suffix products Q_t backward, then one batched GEMM."""
+    J, a, v = forward.local()
+
+    def step(suffix, J_t):
+        return matmul(suffix, J_t), suffix
+
+    like = forward.states[0]
+    one, zero = tf.ones_like(like[0]), tf.zeros_like(like[0])
+    m = range(cell.components)
+    P, Q = scan(step, tuple(tuple(one if i == j else zero for j in m) for i in m), J, reverse=True)
+
+    def stack(blocks):  # [T, B, blocks, N, m]
+        return tf.stack([tf.stack(dense(matvec(Q, block), like), axis=-1) for block in blocks], axis=2)
+
+    batch = tf.shape(x)[0]
+    shapes = carry_shapes(cell, x.shape[-1])
+    driven = stack([a[gate] for gate in cell.stored_gates])
+    driven = tf.reshape(driven, (tf.shape(driven)[0], batch, -1))
+    S = tf.reshape(tf.matmul(x, tf.transpose(driven, (1, 0, 2)), transpose_a=True), (batch, *shapes.S))
+    if cell.unit_names:
+        r = tf.reduce_sum(stack([v[name] for name in cell.unit_names]), axis=0)
+    else:
+        r = tf.zeros((batch, *shapes.r), x.dtype)
+    if carry.S is not None:
+        S += apply_block(P, carry.S)
+        r += apply_block(P, carry.r)
+    return S, r
+
+
+def apply_block(block, trace):
+    """`block` (m rows of m tensors [B, N]) times a trace [B, ..., N, m]."""
+    inner = (1,) * (trace.shape.rank - 3)
+    total = 0.0
+    for j in range(trace.shape[-1]):
+        column = tf.stack([row[j] for row in block], axis=-1)  # [B, N, m]
+        shape = tf.shape(column)
+        total += tf.reshape(column, (shape[0], *inner, shape[1], shape[2])) * trace[..., j : j + 1]
+    return total
+
+
+def _contract(cell, q, S):
+    """sum_b q . S_0 for every gate: [D, G N]; `q` is m tensors [B, N]."""
+    return tf.concat([_contract_gate(cell, gate, q, S) for gate in cell.gates], axis=-1)
+
+
+def _contract_gate(cell, gate, q, S):
+    source, rotation = cell.trace_rotations.get(gate, (gate, None))
+    if rotation is not None:
+        q = matvec_transposed(_constant(rotation), q)  # q . (M S) = (M' q) . S
+    trace = S[:, :, cell.stored_gates.index(source)]  # [B, D, N, m]
+    return tf.reduce_sum(tf.stack(dense(q, S[:, 0, 0, :, 0]), axis=-1)[:, None] * trace, (0, -1))
+
+
+def _constant(matrix):
+    """A matrix of numbers as a block: zero entries become None."""
+    return tuple(tuple(entry or None for entry in row) for row in matrix)
+
+
+def _or(value, default):
+    return default if value is None else value
+
+
+def scan(step, initial, xs, reverse=False):
+    """Fold `step(carry, x_t) -> (carry, y_t)` over the leading dimension of the tensors in `xs` (None passes through).
+
+    `y_t` has the structure, shapes and dtypes of the carry. Returns the last carry and the y_t stacked in order of t.
+    """
+    flat = tf.nest.flatten(xs)
+    given = [x for x in flat if x is not None]
+
+    def at(values):
+        values = iter(values)
+        return tf.nest.pack_sequence_as(xs, [None if x is None else next(values) for x in flat])
+
+    length = given[0].shape[0]
+    if length == 1:  # acting and streaming: no loop
+        carry, y = step(initial, at([x[0] for x in given]))
+        return carry, tf.nest.map_structure(lambda v: v[None], y)
+    steps = tf.shape(given[0])[0] if length is None else length
+    arrays = [tf.TensorArray(x.dtype, steps, element_shape=x.shape[1:]).unstack(x) for x in given]
+    outputs = tuple(tf.TensorArray(c.dtype, steps, element_shape=c.shape) for c in tf.nest.flatten(initial))
+
+    def body(i, carry, outputs):
+        t = steps - 1 - i if reverse else i
+        new, y = step(carry, at([array.read(t) for array in arrays]))
+        new = tf.nest.map_structure(lambda n, c: tf.ensure_shape(n, c.shape), new, carry)
+        return i + 1, new, tuple(o.write(t, v) for o, v in zip(outputs, tf.nest.flatten(y), strict=True))
+
+    _, carry, outputs = tf.while_loop(lambda i, *_: i < steps, body, (0, initial, outputs))
+    return carry, tf.nest.pack_sequence_as(initial, [o.stack() for o in outputs])

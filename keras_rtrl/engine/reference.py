@@ -1,0 +1,75 @@
+"""RTRL step by step: the definition (rtrl-math.md, section 2) against which every other form is proved."""
+
+import tensorflow as tf
+
+from keras_rtrl.engine.carry import Carry, dense, local_derivatives
+
+
+def run(cell, kernel, rho, x, carry, reset=None, mask=None) -> list[Carry]:
+    """Carries after each step, traces included.
+
+    Args:
+      cell: an `RTRLCell`.
+      kernel: W [D, G N].
+      rho: per-unit parameters by name, each [N].
+      x: inputs [B, T, D] with T known.
+      carry: `Carry` before the first step, with traces.
+      reset: [B, T] bool, true where a new episode starts with x_t.
+      mask: [B, T] bool, false where x_t contributes nothing.
+
+    Returns:
+      T carries.
+    """
+    n, m = cell.units, cell.components
+    c = cell.coefficients(rho)
+    steps = []
+    for t in range(x.shape[1]):
+        s, S, r = carry
+        if reset is not None:
+            k = tf.cast(~reset[:, t], x.dtype)
+            s, S, r = s * k[:, None, None], S * k[:, None, None, None, None], r * k[:, None, None, None]
+        x_t = x[:, t]
+        u = {gate: tf.matmul(x_t, kernel[:, i * n : (i + 1) * n]) for i, gate in enumerate(cell.gates)}
+        state = tuple(tf.unstack(s, axis=-1))
+        new = tf.stack(cell.phi(state, u, c), axis=-1)
+        local = local_derivatives(cell, state, u, rho, c)
+        J = tf.stack([tf.stack(row, axis=-1) for row in dense(local.J, state[0])], axis=-2)  # [B, N, m, m]
+        a = tf.stack([tf.stack(dense(local.a[g], state[0]), axis=-1) for g in cell.stored_gates], axis=1)
+        new_S = tf.einsum("bnij,bdgnj->bdgni", J, S) + tf.einsum("bgni,bd->bdgni", a, x_t)
+        new_r = tf.einsum("bnij,bpnj->bpni", J, r)
+        if cell.unit_names:
+            new_r += tf.stack([tf.stack(dense(local.v[p], state[0]), axis=-1) for p in cell.unit_names], axis=1)
+        else:
+            new_r = tf.zeros((tf.shape(x)[0], 0, n, m), x.dtype)
+        if mask is not None:
+            keep = mask[:, t]
+            new = tf.where(keep[:, None, None], new, s)
+            new_S = tf.where(keep[:, None, None, None, None], new_S, S)
+            new_r = tf.where(keep[:, None, None, None], new_r, r)
+        carry = Carry(new, new_S, new_r)
+        steps.append(carry)
+    return steps
+
+
+def gradients(cell, carries, cotangents) -> dict[str, tf.Tensor]:
+    """Gradients of the loss with respect to the kernel and the per-unit parameters.
+
+    Args:
+      carries: what `run` returned, T carries.
+      cotangents: e [B, T, N, m], the gradient of the loss with respect to each state through its output alone.
+
+    Returns:
+      {"kernel": [D, G N], name: [N] for each per-unit parameter}.
+    """
+    eye = tuple(tuple(float(i == j) for j in range(cell.components)) for i in range(cell.components))
+    kernel, unit = 0.0, 0.0
+    for t, (_, S, r) in enumerate(carries):
+        e = cotangents[:, t]
+        blocks = []
+        for gate in cell.gates:
+            source, rotation = cell.trace_rotations.get(gate, (gate, eye))
+            trace = S[:, :, cell.stored_gates.index(source)]
+            blocks.append(tf.einsum("bni,ij,bdnj->dn", e, tf.constant(rotation, S.dtype), trace))
+        kernel += tf.concat(blocks, axis=-1)
+        unit += tf.einsum("bni,bpni->pn", e, r)
+    return {"kernel": kernel, **{name: unit[i] for i, name in enumerate(cell.unit_names)}}

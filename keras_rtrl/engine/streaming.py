@@ -1,0 +1,85 @@
+"""RTRL in one pass, for loops that own their update and change the parameters at every step.
+
+A gradient tape needs the old traces after the new ones exist. A caller that asks for the gradients itself does not:
+`forward` gives the new state, from which the caller computes its losses' cotangents; `update` then advances the traces in
+place and contracts them.
+"""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from keras_rtrl.engine.carry import Carry, dense, local_derivatives, matvec_transposed
+from keras_rtrl.engine.chunked import apply_block
+
+
+class Pending(NamedTuple):
+    """What `forward` leaves for `update`: the new state and the step's input and local derivatives."""
+
+    cell: object
+    state: tf.Tensor
+    x: tf.Tensor
+    J: tuple
+    a: dict
+    v: dict
+
+
+def forward(cell, params, carry: Carry, x, reset=None) -> tuple[tf.Tensor, Pending]:
+    """One step of the recurrence.
+
+    Args:
+      cell: an `RTRLCell`.
+      params: {"kernel": W [D, G N], and each per-unit parameter's name: [N]}.
+      carry: `Carry` before the step; variables, if `update` is to follow.
+      x: inputs [B, D].
+      reset: [B] bool, true where a new episode starts with x; or None.
+
+    Returns:
+      The new state [B, N, m], a value that no gradient goes through, and what `update` needs.
+    """
+    rho = {name: tf.convert_to_tensor(params[name]) for name in cell.unit_names}
+    c = cell.coefficients(rho)
+    state = tuple(tf.unstack(tf.convert_to_tensor(carry.state), axis=-1))
+    k = None if reset is None else tf.cast(~reset, x.dtype)[:, None]
+    if k is not None:
+        state = tuple(k * s for s in state)
+    u = dict(zip(cell.gates, tf.split(x @ params["kernel"], len(cell.gates), axis=-1), strict=True))
+    new = tf.stop_gradient(tf.stack(cell.phi(state, u, c), axis=-1))
+    J, a, v = local_derivatives(cell, state, u, rho, c)
+    J = dense(J, state[0])
+    if k is not None:
+        J = tuple(tuple(k * entry for entry in row) for row in J)
+    return new, Pending(cell, new, x, J, a, v)
+
+
+def update(carry: Carry, pending: Pending, cotangents) -> dict[str, tf.Tensor]:
+    """Advances the carry by the pending step, in place, and contracts the new traces.
+
+    Args:
+      carry: `Carry` of variables, as given to `forward`.
+      pending: what `forward` returned.
+      cotangents: [K, B, N, m], gradients of K losses with respect to the new state.
+
+    Returns:
+      The K gradients, summed over streams: {"kernel": [K, D, G N], name: [K, N] for each per-unit parameter}.
+    """
+    cell, _, x, J, a, v = pending
+    like = J[0][0]
+    carry.state.assign(pending.state)
+    driven = tf.stack([tf.stack(dense(a[gate], like), axis=-1) for gate in cell.stored_gates], axis=1)  # [B, G', N, m]
+    S = carry.S.assign(apply_block(J, tf.convert_to_tensor(carry.S)) + x[:, :, None, None, None] * driven[:, None])
+    S = tf.convert_to_tensor(S)
+    blocks = []
+    for gate in cell.gates:
+        source, rotation = cell.trace_rotations.get(gate, (gate, None))
+        e = cotangents
+        if rotation is not None:
+            e = tf.stack(dense(matvec_transposed(rotation, tuple(tf.unstack(e, axis=-1))), e[..., 0]), axis=-1)
+        blocks.append(tf.einsum("kbni,bdni->kdn", e, S[:, :, cell.stored_gates.index(source)]))
+    gradients = {"kernel": tf.concat(blocks, axis=-1)}
+    if cell.unit_names:
+        driven = tf.stack([tf.stack(dense(v[name], like), axis=-1) for name in cell.unit_names], axis=1)
+        r = tf.convert_to_tensor(carry.r.assign(apply_block(J, tf.convert_to_tensor(carry.r)) + driven))
+        unit = tf.einsum("kbni,bpni->pkn", cotangents, r)
+        gradients.update(zip(cell.unit_names, tf.unstack(unit), strict=True))
+    return gradients

@@ -1,0 +1,33 @@
+"""RTU: RTRL of an RTUCell."""
+
+import math
+
+from keras_rtrl._keras import register
+from keras_rtrl.cells import RTUCell
+from keras_rtrl.layers.rtrl import NamedRTRL
+
+
+@register
+class RTU(NamedRTRL):
+    """Recurrent Trace Units trained by exact RTRL (Elelimy et al., 2024; rtrl-math.md, section 5). Output [B, (T,) 2 N].
+
+    Args:
+      units: N.
+      recurrence: "linear" or "nonlinear".
+      activation: "relu", "tanh" or "linear"; of the output where linear, of the state where non-linear.
+      r_min, r_max: the initial radii's ring, 0 <= r_min < r_max <= 1.
+      max_phase: initial phases are uniform on (0, max_phase), radians.
+      **kwargs: the arguments of `RTRL`.
+    """
+
+    def __init__(
+        self,
+        units,
+        recurrence="linear",
+        activation="relu",
+        r_min=0.0,
+        r_max=1.0,
+        max_phase=2 * math.pi,
+        **kwargs,
+    ):
+        super().__init__(RTUCell(units, recurrence, activation, r_min, r_max, max_phase), **kwargs)

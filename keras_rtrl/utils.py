@@ -1,0 +1,63 @@
+"""Data for layers that carry their state from batch to batch."""
+
+import numpy as np
+import tensorflow as tf
+
+
+def stream_chunks(sequences, targets, batch_size, chunk):
+    """Chunks of long sequences in stream order, for `model.fit` with stateful layers.
+
+    The sequences are dealt out in turn to `batch_size` streams; row b of every batch continues row b of the one before, and
+    `reset` is true where a sequence starts. Streams that end before the longest, and the last chunk, are filled up from the
+    stream's own beginning, so every step is seen at least once an epoch.
+
+    Args:
+      sequences: array [n, L, D], or a list of arrays [L_i, D]; n at least `batch_size`.
+      targets: one target a step: array [n, L, ...] or a list of arrays [L_i, ...].
+      batch_size: B, number of streams.
+      chunk: T, steps a batch.
+
+    Returns:
+      A finite `tf.data.Dataset` of ({"x": [B, T, D], "reset": [B, T] bool}, y [B, T, ...]), the same at every epoch. Pass
+      `shuffle=False` if anything asks.
+
+    Raises:
+      ValueError: lengths or counts that do not fit.
+    """
+    for name, value in (("batch_size", batch_size), ("chunk", chunk)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+            raise ValueError(f"{name} must be a positive int, got {value!r}.")
+    sequences = [np.asarray(s) for s in sequences]
+    targets = [np.asarray(t) for t in targets]
+    if len(sequences) != len(targets):
+        raise ValueError(f"targets must have one array a sequence: got {len(targets)} for {len(sequences)} sequences.")
+    if len(sequences) < batch_size:
+        raise ValueError(f"sequences must be at least batch_size = {batch_size} in number, got {len(sequences)}.")
+    for i, (s, t) in enumerate(zip(sequences, targets, strict=True)):
+        if s.ndim != 2 or not len(s):
+            raise ValueError(f"sequences[{i}] must have shape [time, features] with time > 0, got {s.shape}.")
+        if s.shape[1] != sequences[0].shape[1]:
+            raise ValueError(
+                f"sequences[{i}] must have {sequences[0].shape[1]} features as the first, got {s.shape[1]}."
+            )
+        if t.ndim < 1 or len(t) != len(s):
+            raise ValueError(f"targets[{i}] must have one target a step, {len(s)}, got shape {t.shape}.")
+    rows = [range(b, len(sequences), batch_size) for b in range(batch_size)]
+    longest = max(sum(len(sequences[i]) for i in row) for row in rows)
+    steps = -(-longest // chunk) * chunk
+
+    def streams(arrays):
+        return np.stack([_wrap(np.concatenate([arrays[i] for i in row]), steps) for row in rows])
+
+    x, y = streams(sequences), streams(targets)
+    reset = streams([np.arange(len(s)) == 0 for s in sequences])
+
+    def cut(array):  # [B, steps, ...] -> [steps / T, B, T, ...]
+        split = array.reshape(batch_size, steps // chunk, chunk, *array.shape[2:])
+        return np.moveaxis(split, 1, 0)
+
+    return tf.data.Dataset.from_tensor_slices(({"x": cut(x), "reset": cut(reset)}, cut(y)))
+
+
+def _wrap(array, length):
+    return array[np.arange(length) % len(array)]
