@@ -8,6 +8,7 @@ with the state alone makes no traces and gives the state alone. No gradient ever
 import tensorflow as tf
 from tf_agents.keras_layers import dynamic_unroll_layer
 
+from keras_rtrl import layers
 from keras_rtrl._keras import keras
 
 
@@ -58,8 +59,6 @@ def make_core(name, units, gradient, options):
         raise ValueError(f"units must be a whole number of at least 1, got {units}")
     if name == "lstm":
         return LSTMCore(units, gradient, options)
-    from keras_rtrl import layers
-
     rtrl_layers = {"elstm": layers.ELSTM, "rtu": layers.RTU}
     if name not in rtrl_layers:
         raise ValueError(f"core must be one of {sorted([*rtrl_layers, 'lstm'])}, got {name!r}")

@@ -1,0 +1,147 @@
+"""The actor-critic network: acting, unrolling, resets, what reaches the core, errors."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tf_agents.specs import tensor_spec
+from tf_agents.trajectories import time_step as ts
+
+from keras_rtrl.networks import ActorCriticNetwork
+
+ACTIONS = tensor_spec.BoundedTensorSpec([], tf.int64, 0, 2)
+HISTORY = {
+    "observation": tf.TensorSpec([4], tf.float32),
+    "last_reward": tf.TensorSpec([], tf.float32),
+    "last_action": ACTIONS,
+}
+CORES = [("elstm", "rtrl"), ("elstm", "tbptt"), ("rtu", "rtrl"), ("rtu", "instant"), ("lstm", "tbptt")]
+
+
+def make_network(core="elstm", gradient="rtrl", **options):
+    return ActorCriticNetwork(HISTORY, ACTIONS, core=core, units=6, gradient=gradient, encoder_units=(5,), **options)
+
+
+def make_observation(batch, steps, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "observation": tf.constant(rng.normal(size=(batch, steps, 4)), tf.float32),
+        "last_reward": tf.constant(rng.normal(size=(batch, steps)), tf.float32),
+        "last_action": tf.constant(rng.integers(0, 3, size=(batch, steps)), tf.int64),
+    }
+
+
+def frame(observation, t):
+    return {name: value[:, t] for name, value in observation.items()}
+
+
+@pytest.mark.parametrize(("core", "gradient"), CORES)
+def test_stepping_equals_the_unroll_with_resets_in_mid_sequence(core, gradient):
+    network = make_network(core, gradient, head_units=(3,))
+    network.create_variables()
+    observation = make_observation(2, 5)
+    step_type = tf.constant([[1, 1, 2, 0, 1], [0, 1, 1, 1, 0]], tf.int32)
+    carry = network.get_initial_carry(2)
+    carry = tuple(part + 0.1 for part in carry)
+
+    logits, values, end = network.unroll(observation, tf.equal(step_type, 0), carry)
+    assert logits.shape == (2, 5, 3)
+    assert values.shape == (2, 5)
+    assert [part.shape for part in end] == [part.shape for part in carry]
+    (whole_logits, whole_values), whole_state = network(observation, step_type, network.state_of(carry))
+
+    state = network.state_of(carry)
+    for t in range(5):
+        (step_logits, step_values), state = network(frame(observation, t), step_type[:, t], state)
+        np.testing.assert_allclose(step_logits, logits[:, t], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(step_values, values[:, t], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(whole_logits, logits, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(whole_values, values, rtol=1e-5, atol=1e-6)
+    tf.nest.map_structure(
+        lambda a, b, c: (np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), np.testing.assert_allclose(b, c, rtol=1e-5, atol=1e-6)),
+        state, whole_state, network.state_of(end),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("core", "gradient"), CORES)
+def test_state_spec_is_known_before_the_first_call(core, gradient):
+    network = make_network(core, gradient)
+    spec = network.state_spec
+    assert not network.built
+    assert isinstance(spec, tuple)
+    _, state = network(frame(make_observation(2, 1), 0), tf.zeros([2], tf.int32))
+    tf.nest.map_structure(lambda part, of: of.shape.assert_is_compatible_with(part.shape[1:]), state, spec)
+
+
+@pytest.mark.parametrize(("core", "gradient"), CORES)
+def test_first_forgets_the_carry(core, gradient):
+    network = make_network(core, gradient)
+    observation = make_observation(2, 3)
+    zero = network.get_initial_carry(2)
+    reset = tf.constant([[True, False, False], [False, False, False]])
+    *_, fresh = network.unroll(observation, tf.zeros([2, 3], tf.bool), zero)
+    *_, end = network.unroll(observation, reset, tuple(part + 0.3 for part in zero))
+    for part, fresh_part in zip(end, fresh, strict=True):
+        np.testing.assert_allclose(part[0], fresh_part[0], rtol=1e-5, atol=1e-6)
+        assert np.abs(part[1] - fresh_part[1]).max() > 1e-3
+
+
+def test_only_rtrl_carries_traces():
+    # D = 5 features + last reward + 3 actions
+    assert [part.shape for part in make_network(gradient="rtrl").get_initial_carry(2)][1][:2] == (2, 5 + 1 + 3)
+    assert len(make_network(gradient="rtrl").get_initial_carry(2)) == 3
+    assert len(make_network(gradient="tbptt").get_initial_carry(2)) == 1
+    assert len(make_network("lstm", "tbptt").get_initial_carry(2)) == 2
+
+
+def test_what_the_core_sees():
+    observation = make_observation(2, 1)
+    observation["last_reward"] = tf.constant([[7.0], [-0.5]])
+    observation["last_action"] = tf.constant([[2], [0]], tf.int64)
+    features = make_network().encode(observation)
+    np.testing.assert_allclose(features[:, 0, 5:], [[1.0, 0, 0, 1], [-0.5, 1, 0, 0]])
+    assert make_network(use_last_action=False).encode(observation).shape == (2, 1, 6)
+
+
+def test_carry_takes_no_gradient():
+    for core, gradient in CORES:
+        network = make_network(core, gradient)
+        carry = network.get_initial_carry(2)
+        with tf.GradientTape() as tape:
+            tape.watch(carry)
+            logits, _, _ = network.unroll(make_observation(2, 3), tf.zeros([2, 3], tf.bool), carry)
+        gradients = tape.gradient(logits, carry, unconnected_gradients="zero")
+        assert all(np.abs(part).max() == 0 for part in gradients)
+
+
+@pytest.mark.parametrize("step_type", [ts.StepType.FIRST, ts.StepType.MID])
+def test_gin_configures_it(step_type):
+    import gin
+
+    with gin.unlock_config():
+        gin.parse_config("ActorCriticNetwork.units = 9\nActorCriticNetwork.core = 'rtu'")
+    try:
+        network = ActorCriticNetwork(HISTORY, ACTIONS)
+    finally:
+        gin.clear_config()
+    (logits, _), state = network(frame(make_observation(2, 1), 0), tf.fill([2], step_type), ())
+    assert logits.shape == (2, 3)
+    assert state[0].shape == (2, 9, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"action_spec": tensor_spec.BoundedTensorSpec([2], tf.float32, -1, 1)}, "discrete action"),
+        ({"action_spec": tensor_spec.BoundedTensorSpec([2], tf.int64, 0, 1)}, "discrete action"),
+        ({"action_spec": tensor_spec.BoundedTensorSpec([], tf.int64, 1, 3)}, "from 0"),
+        ({"input_tensor_spec": HISTORY["observation"]}, "last_reward"),
+        ({"core": "gru"}, "core must be one of"),
+        ({"units": 0}, "units"),
+        ({"core": "lstm", "gradient": "rtrl"}, "tbptt"),
+        ({"gradient": "bptt"}, "gradient"),
+    ],
+)
+def test_bad_arguments(options, message):
+    arguments = {"input_tensor_spec": HISTORY, "action_spec": ACTIONS, **options}
+    with pytest.raises(ValueError, match=message):
+        ActorCriticNetwork(**arguments)

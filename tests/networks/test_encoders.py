@@ -1,0 +1,67 @@
+"""Encoders: shapes, scaling of images, errors."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_agents  # noqa: F401
+
+from keras_rtrl.networks import ENCODERS, make_encoder
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "units", "width"),
+    [
+        ("mlp", (5,), (7, 3), 3),
+        ("mlp", (2, 3), (), 6),
+        ("mlp", (), (4,), 4),
+        ("nature_cnn", (84, 84, 4), None, 512),
+        ("nature_cnn", (84, 84, 4), (100,), 100),
+        ("impala_deep", (84, 84, 4), None, 256),
+        ("impala_deep", (64, 64, 3), (32,), 32),
+    ],
+)
+def test_shapes(name, shape, units, width):
+    dtype = tf.uint8 if len(shape) == 3 else tf.float32
+    encoder = make_encoder(name, tf.TensorSpec(shape, dtype), units)
+    y = encoder(tf.ones([2, *shape], dtype))
+    assert y.shape == (2, width)
+    assert y.dtype == tf.float32
+
+
+def test_every_encoder_has_a_width_of_its_own():
+    for name, (_, units, rank) in ENCODERS.items():
+        spec = tf.TensorSpec((84, 84, 1) if rank == 3 else (4,), tf.uint8)
+        assert make_encoder(name, spec)(tf.zeros([1, *spec.shape], tf.uint8)).shape == (1, units[-1])
+
+
+def test_parameter_counts_are_the_papers():
+    nature = make_encoder("nature_cnn", tf.TensorSpec((84, 84, 4), tf.uint8))
+    nature(tf.zeros([1, 84, 84, 4], tf.uint8))
+    # 8*8*4*32+32, 4*4*32*64+64, 3*3*64*64+64, 7*7*64*512+512
+    assert nature.count_params() == 8224 + 32832 + 36928 + 1606144
+    impala = make_encoder("impala_deep", tf.TensorSpec((84, 84, 4), tf.uint8))
+    impala(tf.zeros([1, 84, 84, 4], tf.uint8))
+    # per section of c channels from d: 9dc+c and four of 9cc+c; then 11*11*32*256+256
+    sections = sum(9 * d * c + c + 4 * (9 * c * c + c) for d, c in [(4, 16), (16, 32), (32, 32)])
+    assert impala.count_params() == sections + 11 * 11 * 32 * 256 + 256
+
+
+def test_bytes_are_divided_by_255_and_other_dtypes_are_not():
+    x = np.array([[0, 51, 255]])
+    as_bytes = make_encoder("mlp", tf.TensorSpec((3,), tf.uint8), ())(tf.constant(x, tf.uint8))
+    np.testing.assert_allclose(as_bytes, [[0.0, 0.2, 1.0]], rtol=1e-6)
+    as_ints = make_encoder("mlp", tf.TensorSpec((3,), tf.int64), ())(tf.constant(x, tf.int64))
+    np.testing.assert_array_equal(as_ints, x.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "units", "message"),
+    [
+        ("resnet", (5,), None, "encoder must be one of"),
+        ("nature_cnn", (5,), None, "rank 3"),
+        ("mlp", (5,), (0,), "encoder_units"),
+    ],
+)
+def test_bad_arguments(name, shape, units, message):
+    with pytest.raises(ValueError, match=message):
+        make_encoder(name, tf.TensorSpec(shape, tf.float32), units)
