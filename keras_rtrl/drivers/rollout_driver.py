@@ -131,12 +131,18 @@ class RolloutDriver(driver.Driver):
 
     def _start(self, time_step, policy_state):
         if time_step is None:
-            time_step = self._time_step if self._time_step is not None else self.env.current_time_step()
+            time_step = self._time_step if self._time_step is not None else self._current_time_step()
             if policy_state is None:
                 policy_state = self._policy_state
         if policy_state is None:
             policy_state = self.policy.get_initial_state(self.env.batch_size)
         return time_step, policy_state
+
+    def _current_time_step(self):
+        try:
+            return self.env.current_time_step()
+        except ValueError:  # a PyEnvironment that was never reset has none
+            return self.env.reset()
 
     def _rollout_py(self, time_step, policy_state):
         buffers = self._buffers

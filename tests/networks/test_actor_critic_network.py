@@ -56,10 +56,9 @@ def test_stepping_equals_the_unroll_with_resets_in_mid_sequence(core, gradient):
         np.testing.assert_allclose(step_values, values[:, t], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(whole_logits, logits, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(whole_values, values, rtol=1e-5, atol=1e-6)
-    tf.nest.map_structure(
-        lambda a, b, c: (np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), np.testing.assert_allclose(b, c, rtol=1e-5, atol=1e-6)),
-        state, whole_state, network.state_of(end),
-    )  # fmt: skip
+    for end_state in (state, whole_state):
+        for part, expected in zip(end_state, network.state_of(end), strict=True):
+            np.testing.assert_allclose(part, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("core", "gradient"), CORES)
