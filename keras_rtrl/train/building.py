@@ -1,0 +1,64 @@
+"""From a configuration to an environment, a network and an agent."""
+
+import gin
+import tensorflow as tf
+from tf_agents.specs import tensor_spec
+
+from keras_rtrl import environments
+from keras_rtrl.agents.r2ac import R2ACAgent, R2ACConfig
+from keras_rtrl.networks import ActorCriticNetwork
+from keras_rtrl.train.config import one_line
+from keras_rtrl.train.run_folder import UsageError
+
+
+@gin.configurable("environment", module="keras_rtrl")
+def environment(seed, streams=None, evaluation=False, name=gin.REQUIRED, num_envs=16, options=None):
+    """Makes the configured environment, its observations with last reward and last action.
+
+    Args:
+      seed: int.
+      streams: number of streams instead of num_envs.
+      evaluation: whole games, where the environment knows a difference (Atari: a lost life ends no episode).
+      name: as `keras_rtrl.environments.make`.
+      num_envs: number of streams B in training.
+      options: dict of further arguments of `make`.
+
+    Raises:
+      UsageError: a name or an option that `make` does not know.
+    """
+    options = dict(options or {})
+    if evaluation and name.startswith("ALE/"):
+        options["training"] = False
+    try:
+        return environments.with_history(environments.make(name, num_envs=streams or num_envs, seed=seed, **options))
+    except (ValueError, ImportError) as error:
+        raise UsageError(one_line(error)) from error
+
+
+def network(env):
+    """Makes the configured network for an environment, its variables too. Raises UsageError for arguments unfit."""
+    try:
+        network = ActorCriticNetwork(
+            tensor_spec.from_spec(env.time_step_spec()).observation, tensor_spec.from_spec(env.action_spec())
+        )
+        network.create_variables()
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"network: {one_line(error)}") from error
+    return network
+
+
+def agent(env, network, optimizer):
+    """Makes the R2AC agent. Raises UsageError for settings out of range."""
+    try:
+        config = R2ACConfig()
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"agent: {one_line(error)}") from error
+    return R2ACAgent(
+        tensor_spec.from_spec(env.time_step_spec()),
+        tensor_spec.from_spec(env.action_spec()),
+        network,
+        optimizer,
+        num_streams=env.batch_size,
+        config=config,
+        train_step_counter=tf.Variable(0, dtype=tf.int64, trainable=False, name="updates"),
+    )

@@ -1,0 +1,76 @@
+"""Checkpoints of a whole run: written atomically, never with a number that is not finite."""
+
+import json
+
+import numpy as np
+import tensorflow as tf
+
+_COUNTED = ("frames", "updates", "games", "seconds", "recent_returns", "running_returns")
+
+
+class Counters(tf.train.experimental.PythonState):
+    """What the loop counts, kept inside the checkpoint so that it can never disagree with the weights beside it.
+
+    Attributes:
+      frames: environment frames.
+      updates: optimiser steps.
+      games: whole games finished.
+      seconds: of training, over all sessions.
+      recent_returns: list, of the last whole games.
+      running_returns: list, of the game that each stream is in, where the loop adds the rewards up itself.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.frames = self.updates = self.games = 0
+        self.seconds = 0.0
+        self.recent_returns, self.running_returns = [], []
+
+    def serialize(self):
+        return json.dumps({name: getattr(self, name) for name in _COUNTED})
+
+    def deserialize(self, string_value):
+        for name, value in json.loads(string_value).items():
+            setattr(self, name, value)
+
+
+class Checkpoints:
+    """Saves and restores a run: counters, network, agent (optimiser and carry too) and a runner's own variables.
+
+    TensorFlow writes the data first, then renames the index, then the file that names the newest checkpoint: a process
+    killed at any time leaves the checkpoint before.
+    """
+
+    def __init__(self, run, counters, agent, state):
+        self._counters = counters
+        self._watched = [*agent.network.variables, *agent.carry, *state]
+        checkpoint = tf.train.Checkpoint(network=agent.network, agent=agent, state=list(state), counters=counters)
+        self._checkpoint = checkpoint
+        self._manager = tf.train.CheckpointManager(checkpoint, run.checkpoints, max_to_keep=2)
+        self._saved = saved_updates(run)
+
+    def save(self):
+        """Saves, unless this update is saved already. Raises ArithmeticError, and writes nothing, on a NaN or infinity."""
+        if self._counters.updates == self._saved:
+            return
+        for variable in self._watched:
+            if variable.dtype.is_floating and not np.all(np.isfinite(variable.numpy())):
+                raise ArithmeticError(f"{variable.name} is not finite")
+        self._manager.save(checkpoint_number=self._counters.updates)
+        self._saved = self._counters.updates
+
+    def restore(self):
+        """Restores the newest checkpoint; it must hold every variable."""
+        self._checkpoint.restore(self._manager.latest_checkpoint).assert_existing_objects_matched()
+
+
+def saved_updates(run):
+    """Number of updates before the newest checkpoint of a run, None where there is no checkpoint."""
+    path = tf.train.latest_checkpoint(run.checkpoints)
+    return None if path is None else int(path.rpartition("-")[2])
+
+
+def restore_network(run, network):
+    """Restores a network's weights alone from the newest checkpoint of a run."""
+    path = tf.train.latest_checkpoint(run.checkpoints)
+    tf.train.Checkpoint(network=network).restore(path).expect_partial().assert_existing_objects_matched()

@@ -1,0 +1,201 @@
+"""The command `keras-rtrl`. TensorFlow is imported after the arguments are parsed, so `--help` is quick."""
+
+import argparse
+import contextlib
+import datetime
+import os
+import sys
+
+# Before TensorFlow is imported: TF-Agents needs tf-keras, and nobody needs the start-up log.
+os.environ["TF_USE_LEGACY_KERAS"] = "1"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from keras_rtrl.train import config
+from keras_rtrl.train.run_folder import UsageError, check_writable, new_run, open_run
+
+
+def main(argv=None):
+    """Runs one command and returns its exit code.
+
+    0: done (or the limit of --minutes reached). 1: training diverged. 2: bad input. 128 + n: ended by signal n, after a
+    checkpoint.
+    """
+    args = _parser().parse_args(argv)
+    args.command = ["keras-rtrl", *(sys.argv[1:] if argv is None else argv)]
+    try:
+        return args.run(args)
+    except UsageError as error:
+        print(f"keras-rtrl: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser():
+    parser = argparse.ArgumentParser(prog="keras-rtrl", description="Exact real-time recurrent learning: train agents.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train an agent and leave a run folder")
+    train.set_defaults(run=_train)
+    train.add_argument("preset", nargs="?", metavar="PRESET", help=f"{', '.join(config.presets())}, or a gin file")
+    train.add_argument("--game", metavar="NAME", help='environment; "Pong" means ALE/Pong-v5')
+    train.add_argument("--frames", type=_positive_int, metavar="N", help="environment frames (Atari: 4 an agent step)")
+    train.add_argument("--seed", type=_natural, metavar="N")
+    train.add_argument("--out", metavar="RUN", help="run folder (default: runs/<preset>-<game>-<time>)")
+    train.add_argument("--resume", metavar="RUN", help="go on with this run instead of starting one")
+    train.add_argument("--gin", action="append", default=[], metavar="BINDING", help='such as "train.rollout = 10"')
+    train.add_argument("--minutes", type=_positive_float, metavar="M", help="stop after M minutes, with a checkpoint")
+
+    evaluate = commands.add_parser("evaluate", help="play whole games greedily")
+    evaluate.set_defaults(run=_evaluate)
+    evaluate.add_argument("folder", metavar="RUN")
+    evaluate.add_argument("--episodes", type=_positive_int, default=30, metavar="N")
+    evaluate.add_argument("--seed", type=_natural, default=1, metavar="N")
+    evaluate.add_argument("--video", metavar="FILE", help="write the first game to an .mp4, .avi or .gif")
+
+    export = commands.add_parser("export", help="write the policy as a SavedModel that needs TensorFlow alone")
+    export.set_defaults(run=_export)
+    export.add_argument("folder", metavar="RUN")
+    export.add_argument("target", metavar="DIR")
+
+    info = commands.add_parser("info", help="print versions and devices")
+    info.set_defaults(run=_info)
+    return parser
+
+
+def _train(args):
+    if args.resume:
+        for option in ("preset", "game", "seed", "out"):
+            if getattr(args, option) is not None:
+                raise UsageError(f"--resume goes on with a run as it was set up: leave out {option} {getattr(args, option)}")
+        run, source = open_run(args.resume), None
+        source = run.config
+    else:
+        if args.preset is None:
+            raise UsageError(f"name a preset ({', '.join(config.presets())}) or a gin file, or --resume a run")
+        source = config.find(args.preset)
+        if args.out:
+            run = new_run(args.out)
+    bindings = []
+    if args.game:
+        bindings.append(f"environment.name = {_environment_name(args.game)!r}")
+    if args.frames:
+        bindings.append(f"train.frames = {args.frames}")
+    if args.seed is not None:
+        bindings.append(f"train.seed = {args.seed}")
+    with _quiet_imports():
+        import gin
+
+        from keras_rtrl.train import loop
+    config.load(source, [*bindings, *args.gin])
+    if not args.resume:
+        preset = os.path.splitext(os.path.basename(args.preset))[0]
+        if not args.out:
+            game = str(gin.query_parameter("environment.name")).split("/")[-1].rsplit("-v", 1)[0]
+            run = new_run(os.path.join("runs", f"{preset}-{game}-{datetime.datetime.now():%Y%m%d-%H%M%S}"))
+        run.write_record(command=args.command, preset=preset)
+    print(f"run folder: {run.path}", flush=True)
+    try:
+        result = loop.train(run, resume=bool(args.resume), minutes=args.minutes)
+    except loop.Diverged as error:
+        print(f"keras-rtrl: training stopped: {error}", file=sys.stderr)
+        return 1
+    mean = "none finished" if result.mean_return is None else f"mean return {result.mean_return:.2f}"
+    print(f"{result.frames} frames, {result.updates} updates, {result.games} games ({mean}), {result.seconds:.0f} s")
+    if not result.done:
+        print(f"not at its end; go on with: keras-rtrl train --resume {run.path}")
+    return 128 + result.signal if result.signal else 0
+
+
+def _evaluate(args):
+    run = open_run(args.folder)
+    with _quiet_imports():
+        from keras_rtrl.train import evaluate, loop  # noqa: F401  loop: its settings are in the run's configuration
+    config.load(run.config)
+    result = evaluate.evaluate(run, args.episodes, args.seed, args.video)
+    for number, (game_return, length) in enumerate(zip(result["returns"], result["lengths"], strict=True), 1):
+        print(f"game {number}: return {game_return:g}, {length} steps")
+    print(f"mean {result['mean']:.2f}, standard deviation {result['std']:.2f} over {args.episodes} games")
+    return 0
+
+
+def _export(args):
+    run = open_run(args.folder)
+    check_writable(args.target)
+    with _quiet_imports():
+        from keras_rtrl.train import building, evaluate, export, loop  # noqa: F401
+    config.load(run.config)
+    export.save(evaluate.load_network(run, building.environment(seed=0, streams=1)), args.target)
+    print(f"policy: {args.target}")
+    return 0
+
+
+def _info(args):
+    del args
+    import importlib.metadata
+    import platform
+
+    import keras_rtrl
+
+    print(f"keras_rtrl {keras_rtrl.__version__}, Python {platform.python_version()}, {platform.platform()}")
+    for package in ("tensorflow", "keras", "tf-keras", "tf-agents", "numpy", "gymnasium", "ale-py"):
+        try:
+            print(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            print(f"{package} is not installed")
+    with _quiet_imports():
+        import tensorflow as tf
+
+        devices = tf.config.list_physical_devices()
+    for device in devices:
+        details = tf.config.experimental.get_device_details(device) if device.device_type == "GPU" else {}
+        print(f"device {device.name.removeprefix('/physical_device:')} {details.get('device_name', '')}".rstrip())
+    return 0
+
+
+def _environment_name(game):
+    return game if "/" in game or "-v" in game else f"ALE/{game}-v5"
+
+
+def _positive_int(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def _natural(text):
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
+def _positive_float(text):
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+@contextlib.contextmanager
+def _quiet_imports():
+    """Keeps the notices that TensorFlow and gym print while they are imported off the screen, unless importing fails."""
+    import tempfile
+
+    sys.stderr.flush()
+    screen = os.dup(2)
+    with tempfile.TemporaryFile() as notices:
+        os.dup2(notices.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            notices.seek(0)
+            os.write(screen, notices.read())
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(screen, 2)
+            os.close(screen)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

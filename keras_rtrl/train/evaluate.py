@@ -1,0 +1,129 @@
+"""Whole games, played greedily."""
+
+import itertools
+import os
+
+import numpy as np
+import tensorflow as tf
+from tf_agents.environments import tf_environment
+
+from keras_rtrl.train import building, checkpoints
+from keras_rtrl.train.export import PolicyModule
+from keras_rtrl.train.run_folder import UsageError, write_json
+
+_VIDEO_FORMATS = (".mp4", ".avi", ".gif")
+
+
+def load_network(run, env):
+    """The network of a run with the weights of its newest checkpoint; the run's configuration must be loaded."""
+    network = building.network(env)
+    checkpoints.restore_network(run, network)
+    return network
+
+
+def evaluate(run, episodes=30, seed=1, video=None):
+    """Plays whole games greedily, as many in each stream (but one), so that short games count no more than long ones.
+
+    Args:
+      run: RunFolder; its configuration must be loaded.
+      episodes: number of games, at least 1.
+      seed: int, of the environment.
+      video: path of an .mp4, .avi or .gif for the first game, None for none. Needs image observations.
+
+    Returns:
+      dict: mean, std, returns and lengths (agent steps) by game. Written to evaluation.json too.
+
+    Raises:
+      UsageError: arguments that do not fit.
+    """
+    if episodes < 1:
+        raise UsageError(f"episodes must be at least 1, got {episodes}")
+    streams = min(episodes, 16)
+    quota = [episodes // streams + (stream < episodes % streams) for stream in range(streams)]
+    env = building.environment(seed, streams=streams, evaluation=True)
+    recorder = Video(video, env) if video else None
+    games = [[] for _ in range(streams)]
+    steps = _play(env, PolicyModule(load_network(run, env)))
+    for observation, finished in steps:
+        if recorder and not games[0]:
+            recorder.add(observation)
+        for game_return, length, stream in finished:
+            games[stream].append((game_return, length))
+        if all(len(played) >= wanted for played, wanted in zip(games, quota, strict=True)):
+            break
+    if recorder:
+        recorder.close()
+    played = list(itertools.chain.from_iterable(g[:n] for g, n in zip(games, quota, strict=True)))
+    returns = [game_return for game_return, _ in played]
+    result = {
+        "episodes": episodes,
+        "seed": seed,
+        "updates": checkpoints.saved_updates(run),
+        "mean": float(np.mean(returns)),
+        "std": float(np.std(returns)),
+        "returns": returns,
+        "lengths": [length for _, length in played],
+    }
+    write_json(run.evaluation, result)
+    return result
+
+
+def _play(env, policy):
+    """Yields (observation array, games finished as (return, length, stream)) after each step, for ever."""
+    in_graph = isinstance(env, tf_environment.TFEnvironment)
+    step = tf.function(env.step) if in_graph else env.step
+    time_step = env.reset()
+    state = policy.initial_state(batch_size=tf.constant(env.batch_size))
+    returns, lengths = np.zeros(env.batch_size), np.zeros(env.batch_size, int)
+    while True:
+        inputs = {name: tf.convert_to_tensor(value) for name, value in time_step.observation.items()}
+        outputs = policy.action(step_type=tf.convert_to_tensor(time_step.step_type), **inputs, **state)
+        state = {name: value for name, value in outputs.items() if name.startswith("state_")}
+        time_step = step(outputs["action"] if in_graph else outputs["action"].numpy())
+        if in_graph:  # an episode is a game
+            step_type = time_step.step_type.numpy()
+            returns += time_step.reward.numpy()
+            lengths += step_type != 0
+            finished = [(float(returns[i]), int(lengths[i]), int(i)) for i in np.flatnonzero(step_type == 2)]
+            returns[step_type == 2] = lengths[step_type == 2] = 0
+        else:
+            finished = env.finished_games()
+        yield np.asarray(time_step.observation["observation"]), finished
+
+
+class Video:
+    """Writes what the first stream sees, the newest image of its stack, four times enlarged."""
+
+    def __init__(self, path, env):
+        suffix = os.path.splitext(path)[1].lower()
+        spec = env.time_step_spec().observation["observation"]
+        if suffix not in _VIDEO_FORMATS:
+            raise UsageError(f"{path}: a video ends in {', '.join(_VIDEO_FORMATS)}")
+        if spec.dtype != np.uint8 or len(spec.shape) != 3:
+            raise UsageError(f"no video: the observations are no images ({spec.shape}, {np.dtype(spec.dtype).name})")
+        try:
+            with open(path, "wb"):
+                pass
+        except OSError as error:
+            raise UsageError(f"{path}: cannot write this file ({error.strerror})") from error
+        self._path, self._suffix, self._frames = path, suffix, []
+
+    def add(self, observation):
+        image = observation[0]
+        self._frames.append(image if image.shape[-1] == 3 else image[..., -1:].repeat(3, axis=-1))
+
+    def close(self, frames_per_second=15):
+        frames = [frame.repeat(4, axis=0).repeat(4, axis=1) for frame in self._frames]
+        if self._suffix == ".gif":
+            from PIL import Image
+
+            first, *rest = [Image.fromarray(frame) for frame in frames]
+            first.save(self._path, save_all=True, append_images=rest, duration=1000 // frames_per_second, loop=0)
+            return
+        import cv2
+
+        code = cv2.VideoWriter_fourcc(*("mp4v" if self._suffix == ".mp4" else "MJPG"))
+        writer = cv2.VideoWriter(self._path, code, frames_per_second, frames[0].shape[1::-1])
+        for frame in frames:
+            writer.write(frame[..., ::-1])
+        writer.release()

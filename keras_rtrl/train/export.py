@@ -1,0 +1,60 @@
+"""The exported policy: a SavedModel of stock TensorFlow operations, loaded by TensorFlow alone.
+
+```python
+import tensorflow as tf
+policy = tf.saved_model.load("policy")
+state = policy.signatures["initial_state"](batch_size=tf.constant(1))
+out = policy.signatures["action"](observation=..., last_reward=..., last_action=..., step_type=..., **state)
+```
+"""
+
+import tensorflow as tf
+
+
+class PolicyModule(tf.Module):
+    """The greedy policy of an ActorCriticNetwork, its state without traces.
+
+    Signatures, flat tensors by name, batch size B free:
+      initial_state(batch_size int32 []) -> state_0, state_1, ...: float32 [B, ...], zeros.
+      action(observation [B, ...], last_reward float32 [B], last_action [B], step_type int32 [B] (0 where an episode
+        begins: the state is reset there), state_0, ...) -> action [B], logits float32 [B, A], value float32 [B],
+        state_0, ...
+    """
+
+    def __init__(self, network):
+        super().__init__()
+        self._weights = list(network.variables)  # the module must not track the Keras object itself
+        inputs = {
+            name: tf.TensorSpec([None, *spec.shape], spec.dtype, name=name)
+            for name, spec in network.input_tensor_spec.items()
+        }
+        inputs["step_type"] = tf.TensorSpec([None], tf.int32, name="step_type")
+        specs = tf.nest.flatten(network.state_spec)
+        for i, spec in enumerate(specs):
+            inputs[f"state_{i}"] = tf.TensorSpec([None, *spec.shape], spec.dtype, name=f"state_{i}")
+        action_dtype = network.input_tensor_spec["last_action"].dtype
+        state_spec = network.state_spec
+
+        def action(**inputs):
+            state = tf.nest.pack_sequence_as(state_spec, [inputs.pop(f"state_{i}") for i in range(len(specs))])
+            (logits, value), state = network(inputs, step_type=inputs.pop("step_type"), network_state=state)
+            state = {f"state_{i}": part for i, part in enumerate(tf.nest.flatten(state))}
+            return {"action": tf.argmax(logits, -1, action_dtype), "logits": logits, "value": value, **state}
+
+        def initial_state(batch_size):
+            return {
+                f"state_{i}": tf.zeros(tf.concat([[batch_size], spec.shape], 0), spec.dtype)
+                for i, spec in enumerate(specs)
+            }
+
+        self.action = tf.function(action, autograph=False).get_concrete_function(**inputs)
+        self.initial_state = tf.function(initial_state, autograph=False).get_concrete_function(
+            batch_size=tf.TensorSpec([], tf.int32, name="batch_size")
+        )
+
+
+def save(network, path):
+    """Writes the policy of `network` as a SavedModel into the folder `path`."""
+    module = PolicyModule(network)
+    signatures = {"action": module.action, "initial_state": module.initial_state}
+    tf.saved_model.save(module, path, signatures=signatures)

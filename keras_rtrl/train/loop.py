@@ -1,0 +1,203 @@
+"""The training loop."""
+
+import collections
+import contextlib
+import signal
+import time
+
+import gin
+import numpy as np
+import tensorflow as tf
+import tf_keras
+from tf_agents.environments import py_environment
+from tqdm import tqdm
+
+from keras_rtrl.train import building, checkpoints, config, export, metrics
+from keras_rtrl.train import optimizers as _optimizers  # noqa: F401  registers them with gin
+from keras_rtrl.train.config import one_line
+from keras_rtrl.train.run_folder import UsageError
+from keras_rtrl.train.runners import LOSSES, make_runner
+
+Result = collections.namedtuple("Result", ["frames", "updates", "games", "mean_return", "seconds", "signal", "done"])
+
+
+class Diverged(ArithmeticError):
+    """A loss, a gradient or a weight that is not finite; training has stopped and the last good checkpoint stands."""
+
+
+@gin.configurable("train", module="keras_rtrl")
+def train(
+    run,
+    resume=False,
+    minutes=None,
+    frames=gin.REQUIRED,
+    rollout=20,
+    optimizer=gin.REQUIRED,
+    learning_rate=6e-4,
+    final_learning_rate=0.0,
+    seed=0,
+    log_updates=10,
+    checkpoint_minutes=3.0,
+    return_window=100,
+):
+    """Trains R2AC as the gin configuration says and leaves all of a run's files in its folder.
+
+    The learning rate goes linearly from `learning_rate` to `final_learning_rate` at the run's end. SIGINT and SIGTERM
+    end the loop after the update under way, with a checkpoint; a second signal acts as usual.
+
+    Args:
+      run: RunFolder to write to.
+      resume: whether to go on from its newest checkpoint.
+      minutes: wall-clock limit of this call, None for none.
+      frames: environment frames of the whole run (Atari: 4 an agent step).
+      rollout: T, agent steps of a stream between two updates.
+      optimizer: class of tf-keras optimiser, called with the schedule of the learning rate.
+      learning_rate: at the start.
+      final_learning_rate: at the end.
+      seed: int, of the weights, the actions and the environment.
+      log_updates: updates between two rows of metrics.csv; an in-graph task makes as many in one compiled call.
+      checkpoint_minutes: minutes between two checkpoints.
+      return_window: number of last games that mean_return is over.
+
+    Returns:
+      Result: frames, updates and games of the whole run, mean return of the last games (None before the first), seconds
+      of training, the signal that ended it (None), and whether all frames were played.
+
+    Raises:
+      UsageError: settings that do not fit, before anything is written.
+      Diverged: a loss that is not finite.
+    """
+    for name, value in dict(
+        frames=frames, rollout=rollout, log_updates=log_updates, checkpoint_minutes=checkpoint_minutes,
+        return_window=return_window,
+    ).items():
+        if not value > 0:
+            raise UsageError(f"train.{name} must be above 0, got {value}")
+    started = time.monotonic()
+    tf_keras.utils.set_random_seed(seed)
+    env = building.environment(seed)
+    if resume and isinstance(env, py_environment.PyEnvironment):  # its streams begin anew: other games, please
+        env.close()
+        env = building.environment(int(np.random.SeedSequence([seed, checkpoints.saved_updates(run)]).generate_state(1)[0]))
+    frames_per_update = env.batch_size * rollout * getattr(env, "frames_per_step", 1)
+    total_updates = -(-frames // frames_per_update)
+    schedule = tf_keras.optimizers.schedules.PolynomialDecay(learning_rate, total_updates, final_learning_rate)
+    try:
+        optimizer = optimizer(learning_rate=schedule)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"train.optimizer: {one_line(error)}") from error
+    agent = building.agent(env, building.network(env), optimizer)
+    counters = checkpoints.Counters()
+    runner = make_runner(env, agent, rollout, log_updates)
+    saver = checkpoints.Checkpoints(run, counters, agent, runner.state)
+    if resume:
+        saver.restore()
+        if isinstance(env, py_environment.PyEnvironment):
+            agent.reset_carry()
+    config.save(run.config)
+    saver.save()
+    run.write_record(status="running", frames=counters.frames, updates=counters.updates)
+    log = metrics.Metrics(run, counters.updates)
+    earlier, diverged, last_saved = counters.seconds, None, time.monotonic()
+    losses, row_started = [], (time.monotonic(), counters.frames)
+    with _signals() as received, _progress(frames, counters) as bar:
+        while counters.updates < total_updates and not received:
+            if minutes is not None and time.monotonic() - started > 60 * minutes:
+                break
+            to_row = log_updates - counters.updates % log_updates
+            updates = min(runner.max_updates, to_row, total_updates - counters.updates)
+            new_losses, returns = runner.run(updates, counters)
+            bad = np.flatnonzero(~np.isfinite(new_losses).all(axis=1))
+            if bad.size:
+                diverged = _reason(new_losses[bad[0]], counters.updates + int(bad[0]) + 1)
+                break
+            counters.updates += updates
+            counters.frames += updates * frames_per_update
+            counters.games += len(returns)
+            counters.recent_returns = (counters.recent_returns + returns)[-return_window:]
+            counters.seconds = earlier + time.monotonic() - started
+            mean_return = _mean(counters.recent_returns)
+            losses.extend(new_losses)
+            bar.update(updates * frames_per_update)
+            bar.set_postfix(mean_return="-" if mean_return is None else f"{mean_return:.2f}", refresh=False)
+            if updates == to_row or counters.updates == total_updates:
+                now = time.monotonic()
+                log.write(
+                    frames=counters.frames,
+                    updates=counters.updates,
+                    games=counters.games,
+                    mean_return=mean_return,
+                    seconds=counters.seconds,
+                    frames_per_second=(counters.frames - row_started[1]) / (now - row_started[0]),
+                    learning_rate=float(schedule(counters.updates)),
+                    **dict(zip(LOSSES, np.mean(losses, axis=0).tolist(), strict=True)),
+                )
+                losses, row_started = [], (now, counters.frames)
+            if time.monotonic() - last_saved > 60 * checkpoint_minutes:
+                try:
+                    saver.save()
+                except ArithmeticError as error:
+                    diverged = f"{error} after update {counters.updates}"
+                    break
+                metrics.plot(run, _title(run))
+                last_saved = time.monotonic()
+        if diverged is None:
+            try:
+                saver.save()
+            except ArithmeticError as error:
+                diverged = f"{error} after update {counters.updates}"
+        if diverged is not None:
+            saver.restore()
+        log.close()
+        metrics.plot(run, _title(run))
+        export.save(agent.network, run.policy)
+        done = diverged is None and counters.updates >= total_updates
+        status = "diverged" if diverged else "finished" if done else "stopped"
+        run.write_record(status=status, frames=counters.frames, updates=counters.updates)
+    if isinstance(env, py_environment.PyEnvironment):
+        env.close()
+    if diverged:
+        raise Diverged(f"{diverged}; the checkpoint of update {counters.updates} stands")
+    return Result(
+        counters.frames, counters.updates, counters.games, _mean(counters.recent_returns), counters.seconds,
+        received[0] if received else None, done,
+    )  # fmt: skip
+
+
+def _reason(losses, update):
+    names = [f"{name} {value}" for name, value in zip(LOSSES, losses, strict=True) if not np.isfinite(value)]
+    return f"{', '.join(names)} at update {update}"
+
+
+def _mean(returns):
+    return float(np.mean(returns)) if returns else None
+
+
+def _title(run):
+    return run.read_record().get("preset") or "R2AC"
+
+
+def _progress(frames, counters):
+    return tqdm(total=frames, initial=counters.frames, unit=" frames", unit_scale=True, smoothing=0.1, mininterval=0.5)
+
+
+@contextlib.contextmanager
+def _signals():
+    """Yields a list that the first SIGINT or SIGTERM is appended to."""
+    received, before = [], {}
+
+    def note(number, _):
+        received.append(number)
+        restore()  # a second one acts as usual
+
+    def restore():
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    with contextlib.suppress(ValueError):  # signals can be handled in the main thread only
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        restore()

@@ -1,0 +1,32 @@
+"""Optimisers that a configuration can name."""
+
+import gin
+import tensorflow as tf
+import tf_keras
+
+
+class RMSprop(tf_keras.optimizers.RMSprop):
+    """RMSprop as the first paper ran it (PyTorch's rule): w -= lr g / (sqrt(v) + epsilon), v <- rho v + (1 - rho) g^2.
+
+    Keras' own divides by sqrt(v + epsilon), another rule wherever epsilon is not tiny.
+    """
+
+    def __init__(self, learning_rate, rho=0.99, epsilon=0.01):
+        super().__init__(learning_rate, rho=rho, epsilon=epsilon, jit_compile=False)
+
+    def update_step(self, gradient, variable):
+        learning_rate = tf.cast(self.learning_rate, variable.dtype)
+        v = self._velocities[self._index_dict[self._var_key(variable)]]
+        v.assign(self.rho * v + (1.0 - self.rho) * tf.square(gradient))
+        variable.assign_sub(learning_rate * gradient / (tf.sqrt(v) + self.epsilon))
+
+
+class Adam(tf_keras.optimizers.Adam):
+    """Keras' Adam."""
+
+    def __init__(self, learning_rate, beta_1=0.9, beta_2=0.999, epsilon=1e-7):
+        super().__init__(learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, jit_compile=False)
+
+
+gin.external_configurable(RMSprop, module="keras_rtrl")
+gin.external_configurable(Adam, module="keras_rtrl")

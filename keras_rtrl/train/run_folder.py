@@ -1,0 +1,95 @@
+"""The folder of one run: where its files lie, and whether a path is one."""
+
+import json
+import os
+import tempfile
+
+import keras_rtrl
+
+
+class UsageError(Exception):
+    """Input that cannot work. Its text is one line, meant for the person who typed the command."""
+
+
+class RunFolder:
+    """Paths of a run's files.
+
+    config.gin            every setting, resolved; what resuming, evaluating and exporting read
+    run.json              version, command, preset, seed, status
+    metrics.csv           one row a logging interval
+    learning_curve.png    mean return over frames
+    events/               TensorBoard events
+    checkpoints/          all that is needed to go on
+    policy/               the exported policy, a SavedModel
+    evaluation.json       the last `evaluate`
+    """
+
+    def __init__(self, path):
+        self.path = os.fspath(path)
+        self.config = os.path.join(self.path, "config.gin")
+        self.record = os.path.join(self.path, "run.json")
+        self.metrics = os.path.join(self.path, "metrics.csv")
+        self.curve = os.path.join(self.path, "learning_curve.png")
+        self.events = os.path.join(self.path, "events")
+        self.checkpoints = os.path.join(self.path, "checkpoints")
+        self.policy = os.path.join(self.path, "policy")
+        self.evaluation = os.path.join(self.path, "evaluation.json")
+
+    def holds_run(self):
+        """Whether there is something to resume, evaluate or export: a config and a first checkpoint."""
+        return os.path.isfile(self.config) and os.path.isfile(os.path.join(self.checkpoints, "checkpoint"))
+
+    def read_record(self):
+        """The content of run.json, {} where there is none."""
+        try:
+            with open(self.record, encoding="utf-8") as file:
+                return json.load(file)
+        except (OSError, ValueError):
+            return {}
+
+    def write_record(self, **changes):
+        """Merges `changes` into run.json."""
+        write_json(self.record, {**self.read_record(), "version": keras_rtrl.__version__, **changes})
+
+
+def open_run(path):
+    """The RunFolder at `path`. Raises UsageError where `path` holds no run."""
+    run = RunFolder(path)
+    if not os.path.isdir(run.path):
+        raise UsageError(f"{path}: no such run folder")
+    if not run.holds_run():
+        raise UsageError(f"{path}: not a run folder (it needs config.gin and a checkpoint in checkpoints/)")
+    return run
+
+
+def new_run(path):
+    """Makes the folder of a new run. Raises UsageError where it holds a run already or cannot be written."""
+    run = RunFolder(path)
+    if run.holds_run():
+        raise UsageError(f"{path}: holds a run already; go on with it by --resume {path}, or choose another --out")
+    check_writable(path)
+    return run
+
+
+def check_writable(path):
+    """Makes the folder `path` where it is missing; raises UsageError where files cannot be made in it."""
+    try:
+        os.makedirs(path, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UsageError(f"{path}: cannot write into this folder ({error.strerror or error})") from error
+
+
+def write_text(path, text):
+    """Writes a file atomically: a reader, or a kill, finds the old text or the new one."""
+    temporary = f"{path}.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path, content):
+    write_text(path, json.dumps(content, indent=2, default=str) + "\n")
