@@ -1,5 +1,7 @@
 """Atari games on ale-py's vector environment, played by the protocol of Irie et al. (arXiv 2305.19044)."""
 
+import numbers
+
 import numpy as np
 from tf_agents.specs import array_spec
 from tf_agents.trajectories.time_step import StepType, TimeStep
@@ -29,7 +31,7 @@ class AtariEnvironment(VectorEnvironment):
 
     Each action is repeated for 4 frames, the last two of which give one grey image by their maximum; an observation
     is a stack of 4, newest last. A game starts with FIRE, where it has that action, and up to 30 frames of no-op;
-    actions are not sticky; rewards are the game's own. A game is truncated (LAST, discount 1) after `max_frames` frames.
+    actions are not sticky; rewards are the game's own. A game is truncated (LAST, discount 1) after `max_frames`.
 
     The game plays on after a lost life, and the step that follows sends FIRE (no-op where there is none) instead of
     the action, or an agent that never fires would wait for ever. In training the lost life is reported as LAST with
@@ -47,6 +49,10 @@ class AtariEnvironment(VectorEnvironment):
     frames_per_step = 4
 
     def __init__(self, rom, num_envs, seed=None, training=True, max_frames=108_000):
+        if not isinstance(training, bool):
+            raise ValueError(f"training must be True or False, got {training!r}.")
+        if not isinstance(max_frames, numbers.Integral) or max_frames < 4:
+            raise ValueError(f"max_frames must be an int of at least 4, got {max_frames!r}.")
         from ale_py import Action
         from ale_py.vector_env import AtariVectorEnv
 
@@ -85,7 +91,7 @@ class AtariEnvironment(VectorEnvironment):
     def _step(self, action):
         before = self._current_time_step
         first = before.step_type == StepType.LAST
-        action = np.where(self._life_lost, self._fire, self._checked(action))
+        action = np.where(first | self._life_lost, self._fire, self._checked(action))
         frames, reward, terminated, truncated, info = self._env.step(action)
         self._count(reward, ~self._game_over, terminated | truncated)
         self._game_over = terminated | truncated
