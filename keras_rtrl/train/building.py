@@ -11,7 +11,7 @@ from keras_rtrl.train.config import one_line
 from keras_rtrl.train.run_folder import UsageError
 
 
-@gin.configurable("environment", module="keras_rtrl")
+@gin.configurable("environment", module="keras_rtrl", denylist=["seed", "streams", "evaluation"])
 def environment(seed, streams=None, evaluation=False, name=gin.REQUIRED, num_envs=16, options=None):
     """Makes the configured environment, its observations with last reward and last action.
 

@@ -50,7 +50,7 @@ class Checkpoints:
         self._saved = saved_updates(run)
 
     def save(self):
-        """Saves, unless this update is saved already. Raises ArithmeticError, and writes nothing, on a NaN or infinity."""
+        """Saves, unless this update is saved already; on a NaN or infinity raises ArithmeticError instead."""
         if self._counters.updates == self._saved:
             return
         for variable in self._watched:

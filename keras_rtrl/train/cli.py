@@ -7,11 +7,12 @@ import os
 import sys
 
 # Before TensorFlow is imported: TF-Agents needs tf-keras, and nobody needs the start-up log.
+_LEGACY_FROM_THE_START = os.environ.get("TF_USE_LEGACY_KERAS") == "1"
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from keras_rtrl.train import config
-from keras_rtrl.train.run_folder import UsageError, check_writable, new_run, open_run
+from keras_rtrl.train import config  # noqa: E402
+from keras_rtrl.train.run_folder import UsageError, check_writable, new_run, open_run  # noqa: E402
 
 
 def main(argv=None):
@@ -20,6 +21,8 @@ def main(argv=None):
     0: done (or the limit of --minutes reached). 1: training diverged. 2: bad input. 128 + n: ended by signal n, after a
     checkpoint.
     """
+    if argv is None and "tensorflow" in sys.modules and not _LEGACY_FROM_THE_START:  # too late to choose tf-keras
+        os.execv(sys.executable, [sys.executable, "-m", "keras_rtrl.train.cli", *sys.argv[1:]])
     args = _parser().parse_args(argv)
     args.command = ["keras-rtrl", *(sys.argv[1:] if argv is None else argv)]
     try:
@@ -27,6 +30,8 @@ def main(argv=None):
     except UsageError as error:
         print(f"keras-rtrl: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # outside the training loop, where there is nothing to save
+        return 130
 
 
 def _parser():
@@ -65,8 +70,9 @@ def _train(args):
     if args.resume:
         for option in ("preset", "game", "seed", "out"):
             if getattr(args, option) is not None:
-                raise UsageError(f"--resume goes on with a run as it was set up: leave out {option} {getattr(args, option)}")
-        run, source = open_run(args.resume), None
+                value = getattr(args, option)
+                raise UsageError(f"--resume goes on with a run as it was set up: leave out {option} {value!r}")
+        run = open_run(args.resume)
         source = run.config
     else:
         if args.preset is None:
@@ -178,7 +184,7 @@ def _positive_float(text):
 
 @contextlib.contextmanager
 def _quiet_imports():
-    """Keeps the notices that TensorFlow and gym print while they are imported off the screen, unless importing fails."""
+    """Keeps the notices that TensorFlow and gym print while imported off the screen, unless importing fails."""
     import tempfile
 
     sys.stderr.flush()

@@ -7,7 +7,6 @@ import time
 
 import gin
 import numpy as np
-import tensorflow as tf
 import tf_keras
 from tf_agents.environments import py_environment
 from tqdm import tqdm
@@ -25,7 +24,7 @@ class Diverged(ArithmeticError):
     """A loss, a gradient or a weight that is not finite; training has stopped and the last good checkpoint stands."""
 
 
-@gin.configurable("train", module="keras_rtrl")
+@gin.configurable("train", module="keras_rtrl", denylist=["run", "resume", "minutes"])
 def train(
     run,
     resume=False,
@@ -68,7 +67,10 @@ def train(
       Diverged: a loss that is not finite.
     """
     for name, value in dict(
-        frames=frames, rollout=rollout, log_updates=log_updates, checkpoint_minutes=checkpoint_minutes,
+        frames=frames,
+        rollout=rollout,
+        log_updates=log_updates,
+        checkpoint_minutes=checkpoint_minutes,
         return_window=return_window,
     ).items():
         if not value > 0:
@@ -78,7 +80,8 @@ def train(
     env = building.environment(seed)
     if resume and isinstance(env, py_environment.PyEnvironment):  # its streams begin anew: other games, please
         env.close()
-        env = building.environment(int(np.random.SeedSequence([seed, checkpoints.saved_updates(run)]).generate_state(1)[0]))
+        derived = np.random.SeedSequence([seed, checkpoints.saved_updates(run)])
+        env = building.environment(int(derived.generate_state(1)[0]))
     frames_per_update = env.batch_size * rollout * getattr(env, "frames_per_step", 1)
     total_updates = -(-frames // frames_per_update)
     schedule = tf_keras.optimizers.schedules.PolynomialDecay(learning_rate, total_updates, final_learning_rate)

@@ -8,8 +8,18 @@ import tensorflow as tf
 from keras_rtrl.train.run_folder import write_text
 
 COLUMNS = (
-    "frames", "updates", "games", "mean_return", "seconds", "frames_per_second", "learning_rate",
-    "loss", "policy_loss", "value_loss", "entropy", "gradient_norm",
+    "frames",
+    "updates",
+    "games",
+    "mean_return",
+    "seconds",
+    "frames_per_second",
+    "learning_rate",
+    "loss",
+    "policy_loss",
+    "value_loss",
+    "entropy",
+    "gradient_norm",
 )
 
 
@@ -53,7 +63,7 @@ def _line(row):
 
 
 def read(path):
-    """The rows of a metrics.csv as dicts of strings; none where there is no file. A half-written last row is left out."""
+    """The rows of a metrics.csv as dicts of strings, but a half-written last one; none where there is no file."""
     if not os.path.isfile(path):
         return []
     with open(path, encoding="utf-8", newline="") as file:

@@ -26,7 +26,7 @@ class Simulator:
 
     def __init__(self, env, agent, rollout):
         self._env = env
-        self._train = tf.function(agent.train)
+        self._train = tf.function(agent.train, autograph=False)
         self._driver = RolloutDriver(env, agent.collect_policy, rollout, observers=[self._learn])
         self._loss_info = None
         self.state = ()  # nothing of its own to checkpoint
@@ -54,7 +54,7 @@ class InGraph:
             tf.Variable(part, trainable=False, name="policy_state")
             for part in tf.nest.flatten(agent.collect_policy.get_initial_state(env.batch_size))
         )
-        self._run = tf.function(self._updates, jit_compile=True)
+        self._run = tf.function(self._updates, jit_compile=True, autograph=False)
         env.current_time_step()  # begins the streams, outside the compiled function
         self.state = (*env.variables, *self._policy_state)
 
