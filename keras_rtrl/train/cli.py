@@ -28,7 +28,7 @@ def main(argv=None):
     try:
         return args.run(args)
     except UsageError as error:
-        print(f"keras-rtrl: error: {error}", file=sys.stderr)
+        print(f"keras-rtrl: error: {config.one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # outside the training loop, where there is nothing to save
         return 130
@@ -102,7 +102,7 @@ def _train(args):
     try:
         result = loop.train(run, resume=bool(args.resume), minutes=args.minutes)
     except loop.Diverged as error:
-        print(f"keras-rtrl: training stopped: {error}", file=sys.stderr)
+        print(f"keras-rtrl: training stopped: {config.one_line(error)}", file=sys.stderr)
         return 1
     mean = "none finished" if result.mean_return is None else f"mean return {result.mean_return:.2f}"
     print(f"{result.frames} frames, {result.updates} updates, {result.games} games ({mean}), {result.seconds:.0f} s")

@@ -44,6 +44,6 @@ def save(path):
 
 
 def one_line(error):
-    """An exception's text in one line, without the pointers that gin draws."""
-    lines = [line.strip() for line in str(error).splitlines()]
+    """An exception's text in one line, without what gin adds: pointers, and the calls that it went through."""
+    lines = [line.strip() for line in str(error).partition("\n  In call to configurable")[0].splitlines()]
     return " ".join(line for line in lines if line.strip("^ ")) or type(error).__name__

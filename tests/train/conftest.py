@@ -1,0 +1,38 @@
+"""A tiny T-maze run, trained once for all tests that only read it."""
+
+import pytest
+from tf_agents.agents import tf_agent as _tf_agent  # noqa: F401  TF-Agents before anything that needs it
+
+from keras_rtrl.train import cli
+
+TINY_TMAZE = (
+    'environment.options = {"corridor": 3}',
+    "environment.num_envs = 4",
+    "ActorCriticNetwork.units = 8",
+    "ActorCriticNetwork.head_units = ()",
+    "train.rollout = 5",
+    "train.log_updates = 10",
+)
+
+
+def train(*words, bindings=()):
+    """Runs `keras-rtrl train` in this process and returns its exit code."""
+    return cli.main(["train", *words, *(word for binding in bindings for word in ("--gin", binding))])
+
+
+@pytest.fixture
+def tiny_tmaze():
+    """Trains the tiny T-maze with further words and bindings; returns the exit code."""
+
+    def run(*words, bindings=()):
+        return train("tmaze_r2ac", *words, bindings=(*TINY_TMAZE, *bindings))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tmaze_run(tmp_path_factory):
+    """The folder of a finished run: 1,000 agent steps, 50 updates."""
+    path = tmp_path_factory.mktemp("runs") / "tmaze"
+    assert train("tmaze_r2ac", "--frames", "1000", "--out", str(path), bindings=TINY_TMAZE) == 0
+    return path

@@ -1,0 +1,67 @@
+"""The exported policy in a fresh process that imports TensorFlow alone."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_rtrl.train import building, cli, config, evaluate
+from keras_rtrl.train.run_folder import RunFolder
+
+# Plays a batch of 3 for 6 steps; stream 1 begins a new episode at step 3.
+SCRIPT = """
+import sys
+import numpy as np, tensorflow as tf
+data = np.load(sys.argv[2])
+policy = tf.saved_model.load(sys.argv[1])
+state = policy.signatures["initial_state"](batch_size=tf.constant(3))
+out = {"action": [], "logits": [], "value": []}
+for t in range(6):
+    step = policy.signatures["action"](**{k: tf.constant(data[k][t]) for k in data.files}, **state)
+    state = {k: v for k, v in step.items() if k.startswith("state_")}
+    for name in out:
+        out[name].append(step[name].numpy())
+assert not any(m.split(".")[0] in ("tf_agents", "tensorflow_probability", "keras_rtrl") for m in sys.modules)
+np.savez(sys.argv[3], **out)
+"""
+
+
+@pytest.mark.parametrize("command", [False, True])
+def test_fresh_process_acts_as_the_policy(tmaze_run, tmp_path, command):
+    path = str(tmaze_run / "policy")
+    if command:
+        path = str(tmp_path / "exported")
+        assert cli.main(["export", str(tmaze_run), path]) == 0
+    random = np.random.default_rng(0)
+    step_type = np.ones((6, 3), np.int32)
+    step_type[0] = step_type[3, 1] = 0
+    data = {
+        "observation": random.normal(size=(6, 3, 12)).astype(np.float32),
+        "last_reward": random.normal(size=(6, 3)).astype(np.float32),
+        "last_action": random.integers(0, 4, (6, 3)),
+        "step_type": step_type,
+    }
+    np.savez(tmp_path / "in.npz", **data)
+    words = [sys.executable, "-c", SCRIPT, path, str(tmp_path / "in.npz"), str(tmp_path / "out.npz")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+    config.load(RunFolder(tmaze_run).config)
+    network = evaluate.load_network(RunFolder(tmaze_run), building.environment(seed=0, streams=1))
+    observation = {k: tf.constant(np.moveaxis(v, 0, 1)) for k, v in data.items() if k != "step_type"}
+    (logits, value), _ = network(observation, step_type=tf.constant(step_type.T))
+    out = np.load(tmp_path / "out.npz")
+    np.testing.assert_allclose(out["logits"], np.moveaxis(logits.numpy(), 1, 0), atol=1e-5)
+    np.testing.assert_allclose(out["value"], value.numpy().T, atol=1e-5)
+    np.testing.assert_array_equal(out["action"], np.argmax(logits.numpy(), -1).T)
+
+
+def test_state_has_no_traces_and_ops_are_stock(tmaze_run):
+    policy = tf.saved_model.load(str(tmaze_run / "policy"))
+    state = policy.signatures["initial_state"](batch_size=tf.constant(2))
+    assert {name: tuple(part.shape) for name, part in state.items()} == {"state_0": (2, 8, 1)}
+    graph = policy.signatures["action"].graph.as_graph_def()
+    ops = {node.op for nodes in (graph.node, *(f.node_def for f in graph.library.function)) for node in nodes}
+    assert not [op for op in ops if "PyFunc" in op or op.startswith(("Rtrl", "KerasRtrl"))]

@@ -1,0 +1,225 @@
+"""What a run leaves, and how it ends: done, by signals, by a kill, by a NaN."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import gin
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_rtrl.train import cli, metrics
+from keras_rtrl.train.run_folder import RunFolder
+
+
+def rows(run, *names):
+    """Columns of metrics.csv; by default all that do not depend on the clock."""
+    names = names or [name for name in metrics.COLUMNS if name not in ("seconds", "frames_per_second")]
+    return [tuple(row[name] for name in names) for row in metrics.read(RunFolder(run).metrics)]
+
+
+def saved(run):
+    """All variables of the newest checkpoint by name."""
+    reader = tf.train.load_checkpoint(os.path.join(run, "checkpoints"))
+    return {
+        name: reader.get_tensor(name)
+        for name in reader.get_variable_to_shape_map()
+        if "counters" not in name and "save_counter" not in name and "OBJECT_GRAPH" not in name
+    }
+
+
+def test_run_leaves_everything(tmaze_run):
+    events = list((tmaze_run / "events").glob("events.out.tfevents.*"))
+    assert events
+    tags = {v.tag for event in tf.compat.v1.train.summary_iterator(str(events[0])) for v in event.summary.value}
+    assert {"loss", "mean_return", "frames_per_second"} <= tags
+    assert (tmaze_run / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmaze_run / "policy" / "saved_model.pb").exists()
+    record = json.loads((tmaze_run / "run.json").read_text())
+    assert record["status"] == "finished"
+    assert record["frames"] == 1000
+    assert record["preset"] == "tmaze_r2ac"
+    config = (tmaze_run / "config.gin").read_text()
+    assert "train.rollout = 5" in config  # a binding
+    assert "R2ACConfig.value_cost = 0.5" in config  # a default that nobody named
+
+
+def test_metrics_count_frames_updates_and_games(tmaze_run):
+    counted = np.array(rows(tmaze_run, "frames", "updates", "games"), int)
+    np.testing.assert_array_equal(counted[:, 1], [10, 20, 30, 40, 50])
+    np.testing.assert_array_equal(counted[:, 0], counted[:, 1] * 4 * 5)
+    # An episode takes corridor + 2 actions and the frame from LAST to FIRST: 250 steps of 4 streams.
+    np.testing.assert_array_equal(counted[:, 2], 4 * ((counted[:, 0] // 4 + 1) // 6))
+
+
+def test_learning_rate_goes_linearly_to_its_end(tiny_tmaze, tmp_path):
+    bindings = ["train.learning_rate = 1e-2", "train.final_learning_rate = 0.0"]
+    assert tiny_tmaze("--frames", "400", "--out", str(tmp_path / "run"), bindings=bindings) == 0
+    rates = np.array(rows(tmp_path / "run", "learning_rate"), float)[:, 0]
+    np.testing.assert_allclose(rates, [5e-3, 0.0], rtol=1e-5)
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(tiny_tmaze, tmp_path):
+    # A constant learning rate: the schedule's length is that of the whole run.
+    whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
+    assert tiny_tmaze("--frames", "800", "--seed", "3", "--out", whole) == 0
+    assert tiny_tmaze("--frames", "400", "--seed", "3", "--out", parts) == 0
+    assert cli.main(["train", "--resume", parts, "--frames", "800"]) == 0
+    assert rows(parts) == rows(whole)
+    one, two = saved(whole), saved(parts)
+    assert one.keys() == two.keys()
+    assert len(one) > 20
+    for name in one:
+        np.testing.assert_array_equal(one[name], two[name], err_msg=name)
+
+
+def test_seed_decides_the_run(tiny_tmaze, tmp_path):
+    runs = [str(tmp_path / name) for name in "abc"]
+    for run, seed in zip(runs, ["1", "1", "2"], strict=True):
+        assert tiny_tmaze("--frames", "400", "--seed", seed, "--out", run) == 0
+    assert rows(runs[0]) == rows(runs[1])
+    assert rows(runs[0]) != rows(runs[2])
+
+
+def test_rows_past_the_checkpoint_are_dropped_on_resume(tmaze_run, tmp_path):
+    import shutil
+
+    run = tmp_path / "run"
+    shutil.copytree(tmaze_run, run)
+    before = rows(run)
+    lines = (run / "metrics.csv").read_text()
+    last = lines.splitlines()[-1].split(",")
+    with open(run / "metrics.csv", "a") as file:  # as a process killed after its last checkpoint leaves it
+        file.write(",".join(["1200", "60", *last[2:]]) + "\n1400,70,")
+    assert cli.main(["train", "--resume", str(run), "--frames", "1200"]) == 0
+    assert rows(run)[: len(before)] == before
+    updates = [int(row[1]) for row in rows(run)]
+    assert updates == [10, 20, 30, 40, 50, 60]
+
+
+def test_a_nan_stops_training_and_keeps_the_last_good_checkpoint(tiny_tmaze, tmp_path, capfd):
+    run = tmp_path / "run"
+    code = tiny_tmaze("--out", str(run), bindings=["train.learning_rate = 1e38", "train.final_learning_rate = 1e38"])
+    assert code == 1
+    text = capfd.readouterr().err
+    assert "at update" in text
+    assert "Traceback" not in text
+    assert json.loads((run / "run.json").read_text())["status"] == "diverged"
+    for name, value in saved(run).items():
+        assert not np.issubdtype(value.dtype, np.floating) or np.isfinite(value).all(), name
+    assert cli.main(["evaluate", str(run), "--episodes", "2"]) == 0
+
+
+def start(run, *words):
+    """A T-maze training in a fresh process that would go on for hours, checkpoints every 0.3 s; waits for its first."""
+    script = os.path.join(os.path.dirname(sys.executable), "keras-rtrl")
+    bindings = ["train.checkpoint_minutes = 0.005", "ActorCriticNetwork.units = 8", "train.log_updates = 20"]
+    words = [*words, *(word for binding in bindings for word in ("--gin", binding))]
+    process = subprocess.Popen([script, "train", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: len(rows(run, "updates")) >= 2 + len(words) % 2, process)
+    return process
+
+
+def wait_for(condition, process, seconds=120):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def checkpoint_number(run):
+    latest = tf.train.latest_checkpoint(os.path.join(run, "checkpoints"))
+    return int(latest.rpartition("-")[2]) if latest else 0
+
+
+def test_killed_and_terminated_runs_go_on(tmp_path):
+    run = str(tmp_path / "run")
+    process = start(run, "tmaze_r2ac", "--frames", "2000000000", "--out", run)
+    wait_for(lambda: checkpoint_number(run) > 0, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    kept = checkpoint_number(run)
+    assert kept > 0
+
+    process = start(run, "--resume", run)
+    wait_for(lambda: checkpoint_number(run) > kept, process)
+    process.send_signal(signal.SIGTERM)
+    _, text = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, text
+    updates = [int(row[0]) for row in rows(run, "updates")]
+    assert updates == sorted(set(updates))
+    assert checkpoint_number(run) == updates[-1] > kept
+    assert json.loads(open(os.path.join(run, "run.json")).read())["status"] == "stopped"
+    assert os.path.exists(os.path.join(run, "policy", "saved_model.pb"))
+
+
+def test_interrupt_leaves_a_checkpoint(tiny_tmaze, tmp_path):
+    run = tmp_path / "run"
+
+    def interrupt(*_):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        os.kill(os.getpid(), signal.SIGINT if len(rows(run, "updates")) else signal.SIGALRM)
+
+    before = signal.signal(signal.SIGALRM, lambda *_: interrupt())
+    try:
+        gin.clear_config()
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        code = tiny_tmaze("--frames", "2000000000", "--out", str(run))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert code == 128 + signal.SIGINT
+    assert checkpoint_number(run) == int(rows(run, "updates")[-1][0])
+
+
+def test_minutes_end_a_run_that_can_go_on(tiny_tmaze, tmp_path):
+    run = str(tmp_path / "run")
+    assert tiny_tmaze("--frames", "2000000000", "--minutes", "0.01", "--out", run) == 0
+    assert json.loads(open(os.path.join(run, "run.json")).read())["status"] == "stopped"
+
+
+@pytest.fixture(scope="module")
+def breakout_run(tmp_path_factory):
+    pytest.importorskip("ale_py")
+    run = str(tmp_path_factory.mktemp("runs") / "breakout")
+    bindings = [
+        "environment.num_envs = 2",
+        "train.rollout = 4",
+        "ActorCriticNetwork.units = 8",
+        "train.log_updates = 2",
+    ]
+    words = ["train", "atari_r2ac_cpu", "--frames", "192", "--out", run]
+    assert cli.main([*words, *(word for binding in bindings for word in ("--gin", binding))]) == 0
+    return run
+
+
+def test_atari_counts_four_frames_a_step(breakout_run):
+    assert rows(breakout_run, "frames", "updates") == [("64", "2"), ("128", "4"), ("192", "6")]
+
+
+def test_atari_resumes_with_new_episodes(breakout_run):
+    before = saved(breakout_run)
+    assert cli.main(["train", "--resume", breakout_run, "--frames", "256"]) == 0
+    assert rows(breakout_run, "frames", "updates")[-1] == ("256", "8")
+    after = saved(breakout_run)
+    assert any((before[name] != after[name]).any() for name in before if "network" in name)
+
+
+def test_evaluate_plays_whole_games_of_breakout_and_films_one(breakout_run, capsys):
+    video = os.path.join(breakout_run, "game.mp4")
+    assert cli.main(["evaluate", breakout_run, "--episodes", "2", "--video", video]) == 0
+    result = json.loads(open(os.path.join(breakout_run, "evaluation.json")).read())
+    assert len(result["returns"]) == 2
+    assert min(result["returns"]) >= 0
+    assert min(result["lengths"]) > 100  # five lives, not one
+    assert f"mean {result['mean']:.2f}" in capsys.readouterr().out
+    import cv2
+
+    film = cv2.VideoCapture(video)
+    assert film.get(cv2.CAP_PROP_FRAME_COUNT) == result["lengths"][0]
+    assert film.get(cv2.CAP_PROP_FRAME_WIDTH) == 336
