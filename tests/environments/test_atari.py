@@ -11,7 +11,7 @@ from keras_rtrl import environments
 from keras_rtrl.environments.vector import stream_seeds
 
 FIRST, MID, LAST = 0, 1, 2
-NOOP, FIRE = 0, 1  # places in Breakout's and Pong's minimal action sets
+NOOP, FIRE, RIGHT = 0, 1, 2  # places in Breakout's and Pong's minimal action sets
 
 
 def make_raw(rom, seeds, **options):
@@ -132,14 +132,17 @@ def test_truncation_keeps_the_discount():
 def test_a_game_cut_in_the_step_that_fires_ends_one_step_later():
     """The step after a lost life is FIRST whatever happens in it; an end in it must not be lost."""
 
-    def play(steps, **options):
+    def play(actions, **options):
         env = environments.make("ALE/Breakout-v5", num_envs=1, seed=0, **options)
         env.reset()
-        return [env.step(np.array([NOOP])) for _ in range(steps)], env.finished_games()
+        return [env.step(np.array([action])) for action in actions], env.finished_games()
 
-    steps, _ = play(60)
+    steps, _ = play([NOOP] * 60)
     lost = next(t for t, time_step in enumerate(steps) if time_step.step_type == LAST)
-    cut, games = play(lost + 5, max_frames=4 * (lost + 2))
+    cut, games = play([NOOP] * (lost + 5), max_frames=4 * (lost + 2))
+    other, _ = play([NOOP] * (lost + 3) + [RIGHT] * 2, max_frames=4 * (lost + 2))
+    np.testing.assert_array_equal(cut[lost + 3].observation, other[lost + 3].observation)  # FIRST ignores the action
+    assert (cut[lost + 4].observation != other[lost + 4].observation).any()
     assert [int(t.step_type[0]) for t in cut[lost : lost + 5]] == [LAST, FIRST, LAST, FIRST, MID]
     assert [float(t.discount[0]) for t in cut[lost : lost + 5]] == [0, 1, 1, 1, 1]
     np.testing.assert_array_equal(cut[lost + 2].observation, cut[lost + 1].observation)
