@@ -1,5 +1,7 @@
 """The rollout driver against loops stepped by hand."""
 
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -88,7 +90,7 @@ def test_rollouts_equal_a_hand_stepped_loop_and_overlap_by_one_frame(kind):
             np.testing.assert_array_equal(frame.next_step_type, next_step.step_type)
             np.testing.assert_array_equal(frame.reward, next_step.reward)
             np.testing.assert_array_equal(frame.discount, next_step.discount)
-    for before, after in zip(rollouts, rollouts[1:], strict=False):
+    for before, after in itertools.pairwise(rollouts):
         np.testing.assert_array_equal(before.step_type[:, -1], after.step_type[:, 0])
         np.testing.assert_array_equal(before.observation["observation"][:, -1], after.observation["observation"][:, 0])
 

@@ -97,8 +97,9 @@ class R2ACAgent(tf_agent.TFAgent):
         if shape[1] is not None and shape[1] < 2:
             raise ValueError(f"experience must hold at least 2 frames (T + 1), got {shape[1]}")
         # of use only where the static shape is unknown
-        tf.debugging.assert_equal(tf.shape(experience.step_type)[0], self._num_streams, "experience has wrong batch")
-        tf.debugging.assert_greater(tf.shape(experience.step_type)[1], 1, "experience must hold at least 2 frames")
+        dynamic = tf.shape(experience.step_type)
+        tf.debugging.assert_equal(dynamic[0], self._num_streams, "experience must hold num_streams streams")
+        tf.debugging.assert_greater(dynamic[1], 1, "experience must hold at least 2 frames (T + 1)")
 
     def _unroll(self, experience):
         """Logits [B, T, A] and values [B, T] of frames 0..T-1, value [B] of frame T, carry after frame T-1."""

@@ -39,6 +39,10 @@ class R2ACPolicy(tf_policy.TFPolicy):
         if seed is not None:
             return super()._action(time_step, policy_state, seed)
         step = self._distribution(time_step, policy_state)
-        seed = tf.bitcast(self._generator.make_seeds()[0, 0], tf.int32)
-        actions = tf.random.stateless_categorical(step.info["logits"], 1, seed, dtype=self.action_spec.dtype)
-        return step._replace(action=actions[:, 0])
+        logits = step.info["logits"]
+        # Gumbel-max on Philox bits, which are the same eager and compiled: TensorFlow's other samplers are not
+        seed = self._generator.make_seeds()[:, 0]
+        bits = tf.random.stateless_uniform(tf.shape(logits), seed, None, None, tf.uint32, alg="philox")
+        uniform = (tf.cast(tf.bitwise.right_shift(bits, 9), tf.float32) + 0.5) / 2.0**23
+        action = tf.argmax(logits - tf.math.log(-tf.math.log(uniform)), axis=-1, output_type=self.action_spec.dtype)
+        return step._replace(action=action)
