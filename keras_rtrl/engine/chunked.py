@@ -50,13 +50,20 @@ def run(cell, kernel, rho, x, carry, reset=None, mask=None, gradient="rtrl", tra
 
     @tf.custom_gradient
     def chunk(x, kernel, *units):
+        # Tapes must not record the loops inside: under nested tapes XLA cannot compile what they would make of them.
+        x, kernel, *units = (tf.stop_gradient(value) for value in (x, kernel, *units))
         rho = dict(zip(names, units, strict=True))
         forward = _Forward(cell, kernel, rho, x, old, reset, mask)
         final = _final_traces(cell, x, old, forward) if traces else ()
 
+        @tf.custom_gradient
+        def first_order(*cotangents):
+            cotangents = tuple(tf.stop_gradient(e) for e in cotangents)
+            return _backward(cell, x, kernel, old, forward, cotangents, gradient), _refuse_second_order
+
         def grad(*cotangents):
             # Of the traces' cotangents nothing is used: the carry is a value.
-            return _backward(cell, x, kernel, old, forward, cotangents[: cell.components], gradient)
+            return first_order(*cotangents[: cell.components])
 
         return (*forward.states, *final), grad
 
@@ -64,6 +71,10 @@ def run(cell, kernel, rho, x, carry, reset=None, mask=None, gradient="rtrl", tra
     states = tuple(tf.transpose(s, (1, 0, 2)) for s in outputs[: cell.components])
     last = tf.stack([s[-1] for s in outputs[: cell.components]], axis=-1)
     return states, Carry(last, *outputs[cell.components :])
+
+
+def _refuse_second_order(*_):
+    raise TypeError("The RTRL gradient of a recurrent layer cannot itself be differentiated.")
 
 
 class _Forward:

@@ -1,0 +1,38 @@
+"""The one list of cells that the gauntlet runs: add a cell here and it is tested."""
+
+import pytest
+
+from keras_rtrl.cells import ELSTMCell, RTRLCell, RTUCell
+
+
+class AutodiffELSTMCell(ELSTMCell):
+    """A cell that gives phi only."""
+
+    def derivatives(self, state, u, c):
+        return None
+
+
+class LeakyCell(RTRLCell):
+    """The least a cell can be: one gate, no per-unit parameter, phi only."""
+
+    gates = ("u",)
+
+    def phi(self, state, u, c):
+        return (0.9 * state[0] + 0.5 * u["u"] * state[0] ** 2 + u["u"],)
+
+
+CELLS = {
+    "elstm": lambda: ELSTMCell(3),
+    "elstm-forget-bias": lambda: ELSTMCell(3, forget_bias=4.0),
+    "elstm-autodiff": lambda: AutodiffELSTMCell(3),
+    "rtu-linear": lambda: RTUCell(3),
+    "rtu-linear-ring": lambda: RTUCell(3, activation="tanh", r_min=0.9),
+    "rtu-nonlinear-relu": lambda: RTUCell(3, recurrence="nonlinear"),
+    "rtu-nonlinear-tanh": lambda: RTUCell(3, recurrence="nonlinear", activation="tanh"),
+    "leaky": lambda: LeakyCell(3),
+}
+
+
+@pytest.fixture(params=CELLS, scope="module")
+def cell(request):
+    return CELLS[request.param]()
