@@ -7,7 +7,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PYTEST := $(BIN)/python -m pytest -q -n $(JOBS)
 TRAIN_OPTIONS = $(if $(GAME),--game "$(GAME)") $(if $(FRAMES),--frames "$(FRAMES)") $(if $(SEED),--seed "$(SEED)") \
-	$(if $(OUT),--out "$(OUT)") $(if $(RESUME),--resume "$(RESUME)")
+	$(if $(OUT),--out "$(OUT)")
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test test-keras3 test-tf-keras test-slow lint bazel clean
@@ -35,7 +35,7 @@ $(STAMP): setup.cfg pyproject.toml
 
 # exec: Ctrl-C reaches the trainer alone, and make waits for its last checkpoint. pdeathsig: killing make ends it too.
 train: $(STAMP)  ## train (an agent on Atari Breakout by default) and leave a run folder
-	@exec setpriv --pdeathsig TERM $(BIN)/keras-rtrl train $(PRESET) $(TRAIN_OPTIONS)
+	@exec setpriv --pdeathsig TERM $(BIN)/keras-rtrl train $(if $(RESUME),--resume "$(RESUME)",$(PRESET)) $(TRAIN_OPTIONS)
 
 test: test-keras3 test-tf-keras  ## run all fast tests, under Keras 3 and under tf-keras
 
@@ -54,8 +54,12 @@ lint: $(STAMP)  ## check the style with ruff
 	$(BIN)/ruff check .
 
 bazel: $(STAMP)  ## build and test with Bazel, offline
-	@command -v bazel >/dev/null || { echo "error: bazel not found. Install Debian's package bazel-bootstrap" >&2; exit 1; }
-	bazel test //...
+	@command -v bazel >/dev/null && test -d /usr/share/bazel/platforms \
+		-a -d /usr/share/bazel/rules/java -a -d /usr/share/bazel/rules/proto || { \
+		echo "error: needs Debian's packages: apt install bazel-bootstrap bazel-platforms" \
+			"bazel-rules-java bazel-rules-proto" >&2; exit 1; }
+	bazel build //...
+	bazel test --test_env=KERAS_RTRL_PYTHON="$(CURDIR)/$(BIN)/python" //...
 
 clean:  ## remove the virtual environment and all caches; run folders stay
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist ./*.egg-info
