@@ -34,5 +34,6 @@ def tiny_tmaze():
 def tmaze_run(tmp_path_factory):
     """The folder of a finished run: 1,000 agent steps, 50 updates."""
     path = tmp_path_factory.mktemp("runs") / "tmaze"
-    assert train("tmaze_r2ac", "--frames", "1000", "--out", str(path), bindings=TINY_TMAZE) == 0
+    rates = ["train.learning_rate = 1e-2", "train.final_learning_rate = 0.0"]
+    assert train("tmaze_r2ac", "--frames", "1000", "--out", str(path), bindings=[*TINY_TMAZE, *rates]) == 0
     return path

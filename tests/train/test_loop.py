@@ -5,9 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
-import gin
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -56,33 +56,23 @@ def test_metrics_count_frames_updates_and_games(tmaze_run):
     np.testing.assert_array_equal(counted[:, 2], 4 * ((counted[:, 0] // 4 + 1) // 6))
 
 
-def test_learning_rate_goes_linearly_to_its_end(tiny_tmaze, tmp_path):
-    bindings = ["train.learning_rate = 1e-2", "train.final_learning_rate = 0.0"]
-    assert tiny_tmaze("--frames", "400", "--out", str(tmp_path / "run"), bindings=bindings) == 0
-    rates = np.array(rows(tmp_path / "run", "learning_rate"), float)[:, 0]
-    np.testing.assert_allclose(rates, [5e-3, 0.0], rtol=1e-5)
+def test_learning_rate_goes_linearly_to_its_end(tmaze_run):
+    rates = np.array(rows(tmaze_run, "learning_rate"), float)[:, 0]
+    np.testing.assert_allclose(rates, [8e-3, 6e-3, 4e-3, 2e-3, 0.0], rtol=1e-5)
 
 
-def test_interrupted_and_resumed_equals_uninterrupted(tiny_tmaze, tmp_path):
-    # A constant learning rate: the schedule's length is that of the whole run.
+def test_interrupted_and_resumed_equals_uninterrupted(tiny_tmaze, tmaze_run, tmp_path):
     whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
     assert tiny_tmaze("--frames", "800", "--seed", "3", "--out", whole) == 0
     assert tiny_tmaze("--frames", "400", "--seed", "3", "--out", parts) == 0
     assert cli.main(["train", "--resume", parts, "--frames", "800"]) == 0
     assert rows(parts) == rows(whole)
+    assert rows(whole, "loss")[0] != rows(tmaze_run, "loss")[0]  # another seed
     one, two = saved(whole), saved(parts)
     assert one.keys() == two.keys()
     assert len(one) > 20
     for name in one:
         np.testing.assert_array_equal(one[name], two[name], err_msg=name)
-
-
-def test_seed_decides_the_run(tiny_tmaze, tmp_path):
-    runs = [str(tmp_path / name) for name in "abc"]
-    for run, seed in zip(runs, ["1", "1", "2"], strict=True):
-        assert tiny_tmaze("--frames", "400", "--seed", seed, "--out", run) == 0
-    assert rows(runs[0]) == rows(runs[1])
-    assert rows(runs[0]) != rows(runs[2])
 
 
 def test_rows_past_the_checkpoint_are_dropped_on_resume(tmaze_run, tmp_path):
@@ -115,13 +105,11 @@ def test_a_nan_stops_training_and_keeps_the_last_good_checkpoint(tiny_tmaze, tmp
 
 
 def start(run, *words):
-    """A T-maze training in a fresh process that would go on for hours, checkpoints every 0.3 s; waits for its first."""
+    """A T-maze training in a fresh process that would go on for hours, with checkpoints every 0.3 s."""
     script = os.path.join(os.path.dirname(sys.executable), "keras-rtrl")
     bindings = ["train.checkpoint_minutes = 0.005", "ActorCriticNetwork.units = 8", "train.log_updates = 20"]
     words = [*words, *(word for binding in bindings for word in ("--gin", binding))]
-    process = subprocess.Popen([script, "train", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: len(rows(run, "updates")) >= 2 + len(words) % 2, process)
-    return process
+    return subprocess.Popen([script, "train", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for(condition, process, seconds=120):
@@ -162,17 +150,15 @@ def test_killed_and_terminated_runs_go_on(tmp_path):
 def test_interrupt_leaves_a_checkpoint(tiny_tmaze, tmp_path):
     run = tmp_path / "run"
 
-    def interrupt(*_):
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        os.kill(os.getpid(), signal.SIGINT if len(rows(run, "updates")) else signal.SIGALRM)
+    def interrupt():
+        while not rows(run, "updates"):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
 
-    before = signal.signal(signal.SIGALRM, lambda *_: interrupt())
-    try:
-        gin.clear_config()
-        signal.setitimer(signal.ITIMER_REAL, 0.5)
-        code = tiny_tmaze("--frames", "2000000000", "--out", str(run))
-    finally:
-        signal.signal(signal.SIGALRM, before)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    code = tiny_tmaze("--frames", "2000000000", "--out", str(run))
+    thread.join()
     assert code == 128 + signal.SIGINT
     assert checkpoint_number(run) == int(rows(run, "updates")[-1][0])
 
@@ -207,7 +193,8 @@ def test_atari_resumes_with_new_episodes(breakout_run):
     assert cli.main(["train", "--resume", breakout_run, "--frames", "256"]) == 0
     assert rows(breakout_run, "frames", "updates")[-1] == ("256", "8")
     after = saved(breakout_run)
-    assert any((before[name] != after[name]).any() for name in before if "network" in name)
+    weights = [name for name in before if name.startswith("agent/_trained")]
+    assert sum((before[name] != after[name]).any() for name in weights) > len(weights) // 2
 
 
 def test_evaluate_plays_whole_games_of_breakout_and_films_one(breakout_run, capsys):
