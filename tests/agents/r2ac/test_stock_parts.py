@@ -86,9 +86,8 @@ for t in range(4):
 """
 
 
-@pytest.mark.parametrize("core", ["elstm", "rtu"])
-def test_policy_saver_in_a_fresh_process(cartpole, core, tmp_path):
-    agent = make_agent(cartpole, core)
+def test_policy_saver_in_a_fresh_process(cartpole, tmp_path):
+    agent = make_agent(cartpole, "rtu")
     rollouts = []
     RolloutDriver(cartpole, agent.policy, 4, [rollouts.append]).run()
     policy_saver.PolicySaver(agent.policy).save(str(tmp_path / "policy"))
