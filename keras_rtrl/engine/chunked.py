@@ -45,8 +45,6 @@ def run(cell, kernel, rho, x, carry, reset=None, mask=None, gradient="rtrl", tra
     traces = carry.S is not None if traces is None else traces
     old = Carry(*(None if value is None else tf.stop_gradient(value) for value in carry))
     names = cell.unit_names
-    if mask is not None:
-        x = tf.where(mask[..., None], x, tf.zeros_like(x))  # padding may hold anything, NaN too
 
     @tf.custom_gradient
     def chunk(x, kernel, *units):

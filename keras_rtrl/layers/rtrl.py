@@ -102,7 +102,7 @@ class RTRL(keras.layers.Layer):
                 setattr(self, f"{role}_{kind}", module.get(value))
         self.supports_masking = True
         self._input_dim = None
-        self._parameters = {}
+        self._parameters = ()
         self._training_carry = self._inference_carry = None
 
     @property
@@ -133,21 +133,26 @@ class RTRL(keras.layers.Layer):
         cell = self.cell
         kernel_shape = (dim, len(cell.gates) * cell.units)
         self._add("kernel", "kernel", kernel_shape, cell.kernel_initializer)
-        for parameter in (*cell.unit_parameters(), *cell.output_parameters(dim)):
+        parameters = (*cell.unit_parameters(), *cell.output_parameters(dim))
+        for parameter in parameters:
             self._add(*parameter)
+        self._parameters = ("kernel", *(parameter.name for parameter in parameters))
         super().build(sequences_shape)
 
     def _add(self, name, role, shape, initializer):
+        given = getattr(self, f"{role}_initializer")
+        if isinstance(given, keras.initializers.Initializer):  # one each, or weights of one shape would be equal
+            given = type(given).from_config(given.get_config())
         weight = self.add_weight(
             name=name,
             shape=shape,
             dtype=self.variable_dtype,
-            initializer=getattr(self, f"{role}_initializer") or initializer,
+            initializer=given or initializer,
             regularizer=getattr(self, f"{role}_regularizer"),
             constraint=getattr(self, f"{role}_constraint"),
             **NO_AUTOCAST,
         )
-        self._parameters[name] = weight
+        setattr(self, name, weight)  # as an attribute, so that Checkpoint finds it
 
     def call(self, sequences, initial_state=None, mask=None, training=None, reset=None):
         x = tf.convert_to_tensor(sequences)
@@ -156,6 +161,8 @@ class RTRL(keras.layers.Layer):
             mask = getattr(sequences, "_keras_mask", None)
         mask = self._check_flags("mask", mask, x)
         reset = self._check_flags("reset", reset, x)
+        if mask is not None:
+            x = tf.where(mask[..., None], x, tf.zeros_like(x))  # padding may hold anything, NaN too
         own = None
         if initial_state is not None:
             carry = self._check_initial_state(initial_state, x)
@@ -168,7 +175,7 @@ class RTRL(keras.layers.Layer):
         without = initial_state is None and not self.stateful
         traces = carry.S is not None or (without and self.return_state)
 
-        w = {name: tf.cast(weight, self.trace_dtype) for name, weight in self._parameters.items()}
+        w = {name: tf.cast(getattr(self, name), self.trace_dtype) for name in self._parameters}
         rho = {name: w[name] for name in self.cell.unit_names}
         states, carry = chunked.run(
             self.cell, w["kernel"], rho, tf.cast(x, self.trace_dtype), carry, reset, mask, self.gradient, traces
@@ -185,7 +192,7 @@ class RTRL(keras.layers.Layer):
     def _output(self, x, states, mask):
         if mask is None and not self.return_sequences:
             x, states = x[:, -1:], tuple(s[:, -1:] for s in states)
-        w = {name: tf.cast(weight, self.compute_dtype) for name, weight in self._parameters.items()}
+        w = {name: tf.cast(getattr(self, name), self.compute_dtype) for name in self._parameters}
         y = self.cell.output(x, tuple(tf.cast(s, self.compute_dtype) for s in states), w)
         if mask is not None:
             y = _hold(y, mask, self.zero_output_for_mask and self.return_sequences)

@@ -83,11 +83,12 @@ class Case:
         kernel = self.kernel if kernel is None else kernel
         return chunked.run(self.cell, kernel, self.rho if rho is None else rho, x, carry, reset, mask, gradient)
 
-    def bptt_states(self, kernel, rho, x, state):
-        """States [B, T, N, m] by plain TensorFlow, differentiable through all of the history."""
+    def bptt_states(self, kernel, rho, x, state, through_time=True):
+        """States [B, T, N, m] by plain TensorFlow, differentiable through all of the history, or inside each step."""
         cell, c, out = self.cell, self.cell.coefficients(rho), []
         s = tuple(tf.unstack(state, axis=-1))
         for t in range(x.shape[1]):
+            s = s if through_time else tuple(tf.stop_gradient(v) for v in s)
             s = tuple(tf.where(self.reset[:, t, None], tf.zeros_like(v), v) for v in s)
             u = dict(zip(cell.gates, tf.split(x[:, t] @ kernel, len(cell.gates), axis=-1), strict=True))
             new = cell.phi(s, u, c)
@@ -113,7 +114,9 @@ def check_derivatives(case):
         for name, value in closed.v.items():
             _close(f"v of parameter {name!r}", dense(value, like), dense(found.v[name], like), 1e-10)
         _require(set(closed.v) == set(cell.unit_names), "derivatives must give v for every per-unit parameter")
-        _require(set(cell.stored_gates) <= set(closed.a), "derivatives must give a for every gate whose trace is stored")
+        _require(
+            set(cell.stored_gates) <= set(closed.a), "derivatives must give a for every gate whose trace is stored"
+        )
     for gate, (source, rotation) in cell.trace_rotations.items():
         turned = dense(matvec(rotation, dense(found.a[source], like)), like)
         _close(f"a of gate {gate!r} as its declared rotation of {source!r}", turned, dense(found.a[gate], like), 1e-10)
@@ -218,40 +221,42 @@ def check_history(case, mode=eager, last=3):
             moved[which] = flat[which] + sign * step * direction
             sides.append(loss(*tf.nest.pack_sequence_as((case.kernel, case.rho), moved)))
         slope = (sides[0] - sides[1]) / (2 * step)
-        _close(f"RTRL gradient of {name} against finite differences",
-               tf.reduce_sum(tf.nest.flatten(rtrl)[which] * direction), slope, 1e-5)
+        _close(
+            f"RTRL gradient of {name} against finite differences",
+            tf.reduce_sum(tf.nest.flatten(rtrl)[which] * direction),
+            slope,
+            1e-5,
+        )
     for kind, other in (("tbptt", truncated), ("instant", instant)):
         for name, got, want in zip(names, tf.nest.flatten(other), tf.nest.flatten(bptt), strict=True):
             apart = float(tf.norm(got - want) / tf.norm(want))
-            _require(apart > 1e-2, f"{kind} gradient of {name} differs from BPTT by {apart:.1e} only: this proves nothing")
+            _require(
+                apart > 1e-2, f"{kind} gradient of {name} differs from BPTT by {apart:.1e} only: this proves nothing"
+            )
 
 
 def check_truncations(case, mode=eager):
-    """ "tbptt" is BPTT inside the chunk; "instant" is the gradient of a chunk cut at every step without history."""
+    """The gradient "tbptt" is BPTT inside the chunk; "instant" is BPTT that stops at every step."""
     plain = Carry(case.carry.state)
 
-    def gradient(kind, length):
+    def gradient(kind):
         def run(x, reset, mask):
-            carry, losses = plain, []
             with tf.GradientTape() as tape:
                 tape.watch((case.kernel, case.rho, x))
-                for lo in range(0, case.steps, length):
-                    part = slice(lo, lo + length)
-                    states, carry = case.run(x[:, part], carry, reset[:, part], mask[:, part], kind)
-                    losses.append(case.loss(states, case.e[:, part]))
-                total = tf.add_n(losses)
-            return tape.gradient(total, (case.kernel, case.rho, x))
+                states, _ = case.run(x, plain, reset, mask, kind)
+                loss = case.loss(states, case.e)
+            return tape.gradient(loss, (case.kernel, case.rho, x))
 
         return tf.nest.flatten(mode(run)(case.x, case.reset, case.mask))
 
-    with tf.GradientTape() as tape:
-        tape.watch((case.kernel, case.rho, case.x))
-        loss = tf.reduce_sum(tf.sin(case.bptt_states(case.kernel, case.rho, case.x, plain.state)) * case.e)
-    exact = tf.nest.flatten(tape.gradient(loss, (case.kernel, case.rho, case.x)))
-    for got, want in zip(gradient("tbptt", case.steps), exact, strict=True):
-        _close("gradient='tbptt' over a chunk against BPTT inside it", got, want, 1e-10)
-    for got, want in zip(gradient("instant", case.steps), gradient("tbptt", 1), strict=True):
-        _close("gradient='instant' against chunks of one step", got, want, 1e-10)
+    for kind, through_time in (("tbptt", True), ("instant", False)):
+        with tf.GradientTape() as tape:
+            tape.watch((case.kernel, case.rho, case.x))
+            states = case.bptt_states(case.kernel, case.rho, case.x, plain.state, through_time)
+            loss = tf.reduce_sum(tf.sin(states) * case.e)
+        exact = tf.nest.flatten(tape.gradient(loss, (case.kernel, case.rho, case.x)))
+        for got, want in zip(gradient(kind), exact, strict=True):
+            _close(f"gradient={kind!r} against truncated BPTT", got, want, 1e-10)
 
 
 def check_carry_is_a_value(case, mode=eager):

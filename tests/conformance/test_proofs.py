@@ -2,23 +2,18 @@
 
 import pytest
 
-from keras_rtrl.testing import proofs
-
-
-@pytest.fixture(scope="module")
-def case(cell):
-    return proofs.Case(cell)
-
-
-def test_derivatives(case):
-    proofs.check_derivatives(case)
-
-
-def test_streams(case):
-    proofs.check_streams(case)
+from keras_rtrl.testing import check_rtrl_cell, proofs
 
 
 @pytest.mark.parametrize("mode", proofs.MODES)
 @pytest.mark.parametrize("proof", proofs.PROOFS, ids=lambda p: p.__name__)
-def test_proof(case, proof, mode):
-    proof(case, proofs.MODES[mode])
+def test_proof(cell, proof, mode):
+    proof(proofs.Case(cell), proofs.MODES[mode])
+
+
+def test_cell(cell):
+    check_rtrl_cell(cell, seed=3)
+
+
+def test_variant(variant):
+    check_rtrl_cell(variant)

@@ -1,0 +1,374 @@
+"""The RTRL layer as a Keras user sees it; under Keras 3 and under tf-keras."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_rtrl._keras import LEGACY, keras
+from keras_rtrl.cells import ELSTMCell, RTUCell
+from keras_rtrl.layers import ELSTM, RTRL, RTU
+
+B, T, D, N = 2, 6, 4, 3
+LAYERS = {
+    "elstm": lambda **kw: ELSTM(N, **kw),
+    "rtu": lambda **kw: RTU(N, **kw),
+    "rtu-nonlinear": lambda **kw: RTU(N, recurrence="nonlinear", activation="tanh", **kw),
+    "cell": lambda **kw: RTRL(ELSTMCell(N), **kw),
+}
+everything = {"return_sequences": True, "return_state": True}
+
+
+@pytest.fixture(params=LAYERS)
+def make(request):
+    return LAYERS[request.param]
+
+
+@pytest.fixture
+def rng():
+    keras.utils.set_random_seed(1)
+    return np.random.default_rng(1)
+
+
+def inputs(rng, batch=B, steps=T):
+    return rng.normal(size=(batch, steps, D)).astype("float64")
+
+
+def resets(*where):
+    reset = np.zeros((B, T), bool)
+    for b, t in where:
+        reset[b, t] = True
+    return reset
+
+
+def last_chunk_gradients(layer, x, reset, cut, carry):
+    """Gradients of a loss on the steps from `cut` on, the steps before being a call of their own."""
+    _, *carry = layer(x[:, :cut], initial_state=carry, reset=reset[:, :cut])
+    with tf.GradientTape() as tape:
+        y, *_ = layer(x[:, cut:], initial_state=carry, reset=reset[:, cut:])
+        loss = tf.reduce_sum(tf.sin(3 * y))
+    return tape.gradient(loss, variables(layer))
+
+
+def variables(layer):
+    return [w if LEGACY else w.value for w in layer.trainable_weights]
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph", "xla"])
+def test_gradient_of_last_chunk_is_bptt_through_the_history(make, rng, mode):
+    layer, x, reset = make(dtype="float64", **everything), inputs(rng), resets((1, 2))
+    layer.build(x.shape)
+    zero = layer.get_initial_state(B, traces=True)
+
+    def chunks(x, reset):
+        return last_chunk_gradients(layer, x, reset, 4, zero)
+
+    if mode != "eager":
+        chunks = tf.function(chunks, jit_compile=mode == "xla")
+    got = chunks(tf.constant(x), tf.constant(reset))
+    with tf.GradientTape() as tape:  # one call: no history outside it, so this is BPTT
+        y, _ = layer(x, initial_state=zero[0], reset=reset)
+        loss = tf.reduce_sum(tf.sin(3 * y[:, 4:]))
+    want = tape.gradient(loss, variables(layer))
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+    layer.gradient = "tbptt"
+    truncated = last_chunk_gradients(layer, x, reset, 4, zero)
+    assert np.linalg.norm(truncated[0] - want[0]) > 1e-2 * np.linalg.norm(want[0])
+
+
+def test_stateful_equals_explicit_carry(make, rng):
+    stateful, explicit = (
+        make(stateful=True, dtype="float64", return_sequences=True),
+        make(dtype="float64", **everything),
+    )
+    x, reset = inputs(rng), resets((0, 1))
+    stateful.build(x.shape), explicit.build(x.shape)
+    explicit.set_weights(stateful.get_weights())
+    carry = explicit.get_initial_state(B, traces=True)
+    for lo, hi in ((0, 2), (2, 5), (5, 6)):
+        with tf.GradientTape() as one:
+            y = stateful(x[:, lo:hi], reset=reset[:, lo:hi])
+            loss = tf.reduce_sum(y**2)
+        with tf.GradientTape() as other:
+            z, *carry = explicit(x[:, lo:hi], initial_state=carry, reset=reset[:, lo:hi])
+            same = tf.reduce_sum(z**2)
+        np.testing.assert_allclose(y, z, rtol=1e-12)
+        gradients = one.gradient(loss, variables(stateful)), other.gradient(same, variables(explicit))
+        for a, b in zip(*gradients, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+def test_inference_leaves_the_training_carry_alone(make, rng):
+    layer, x = make(stateful=True, return_sequences=True), inputs(rng)
+    layer(x)
+    expected = layer(x)
+    layer.reset_state()
+    layer(x, training=True)
+    layer(3 * x, training=False)
+    first = layer(3 * x, training=False)
+    np.testing.assert_allclose(layer(x), expected, rtol=1e-6)
+    layer.reset_state()
+    assert np.abs(layer(3 * x, training=False) - first).max() > 1e-4  # the inference state was carried, and is zeroed
+
+
+def test_fit_steps_along_the_rtrl_gradient(rng):
+    x, y = inputs(rng, steps=8).astype("float32"), rng.normal(size=(B, 8, N)).astype("float32")
+    layer = ELSTM(N, stateful=True, return_sequences=True)
+    model = keras.Sequential([keras.Input((None, D), batch_size=B), layer])
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    chunk = tf.data.Dataset.from_tensors((x[:, :4], y[:, :4]))
+    model.fit(chunk, verbose=0)  # a learning rate of zero: history under unchanged weights
+    before = [np.array(w) for w in layer.get_weights()]
+    model.compile(keras.optimizers.SGD(1.0), "mse")
+    model.fit(tf.data.Dataset.from_tensors((x[:, 4:], y[:, 4:])), verbose=0)
+    after = layer.get_weights()
+    layer.set_weights(before)
+    layer.stateful = False
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean((layer(x)[:, 4:] - y[:, 4:]) ** 2)
+    for a, b, g in zip(after, before, tape.gradient(loss, variables(layer)), strict=True):
+        np.testing.assert_allclose(b - a, g, rtol=1e-3, atol=1e-6)
+
+
+def test_fit_compiled_by_xla(rng):
+    layer = RTU(N, stateful=True, return_sequences=True)
+    model = keras.Sequential([keras.Input((T, D), batch_size=B), layer, keras.layers.Dense(1)])
+    model.compile("adam", "mse", jit_compile=True)
+    x, y = inputs(rng).astype("float32"), np.ones((B, T, 1), "float32")
+    history = model.fit(tf.data.Dataset.from_tensors((x, y)).repeat(20), verbose=0, epochs=2).history["loss"]
+    assert history[1] < history[0]
+
+
+@pytest.mark.parametrize("flag", ["last", "sequences"])
+def test_masked_steps_hold_output_and_state_like_keras_lstm(make, rng, flag):
+    x, mask = inputs(rng), np.array([[0, 1, 0, 1, 1, 0], [1, 1, 1, 0, 0, 0]], bool)
+    x[~mask] = np.nan  # padding may hold anything
+    layer = make(dtype="float64", return_sequences=flag == "sequences", return_state=True)
+    plain = make(dtype="float64", **everything)
+    with tf.GradientTape() as tape:
+        y, state, S, r = layer(x, mask=mask)
+        loss = tf.reduce_sum(y**2)
+    gradient = tape.gradient(loss, variables(layer))
+    plain.build(x.shape)
+    plain.set_weights(layer.get_weights())
+    total = 0.0
+    held = np.zeros(y.shape)
+    with tf.GradientTape() as tape:
+        for b in range(B):
+            z, *carry = plain(x[b : b + 1, mask[b]])
+            for got, want in zip((state, S, r), carry, strict=True):
+                np.testing.assert_allclose(got[b], want[0], rtol=1e-10)
+            counts = np.cumsum(mask[b])
+            if flag == "last":
+                held[b] = z[0, -1]
+                total += tf.reduce_sum(z[0, -1] ** 2)
+            else:
+                for t in range(T):
+                    if counts[t]:
+                        held[b, t] = z[0, counts[t] - 1]
+                        total += tf.reduce_sum(z[0, counts[t] - 1] ** 2)
+    np.testing.assert_allclose(y, held, rtol=1e-10)
+    for a, b in zip(gradient, tape.gradient(total, variables(plain)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_held_output_is_the_lstms_convention(rng):
+    x = inputs(rng).astype("float32")
+    mask = np.array([[0, 1, 0, 1, 1, 0]] * B, bool)
+    for zero in (False, True):
+        ours = np.array(ELSTM(N, return_sequences=True, zero_output_for_mask=zero)(x, mask=mask))
+        lstm = np.array(
+            keras.layers.LSTM(N, return_sequences=True, zero_output_for_mask=zero)(x, mask=tf.constant(mask))
+        )
+        for t in range(1, T):
+            assert (ours[:, t] == ours[:, t - 1]).all() == (lstm[:, t] == lstm[:, t - 1]).all()
+        np.testing.assert_array_equal(ours[:, 0], lstm[:, 0])  # zeros before the first real step
+
+
+def test_automatic_mask_survives_a_reset_argument(rng):
+    x = inputs(rng).astype("float32")
+    x[:, 3:] = 0
+    layer = ELSTM(N, return_sequences=True)
+    y = layer(keras.layers.Masking()(x), reset=resets((0, 1)))
+    np.testing.assert_array_equal(y[:, 3], y[:, 2])
+    np.testing.assert_array_equal(y[:, 5], y[:, 2])
+
+
+def test_reset_on_a_masked_step_still_resets(rng):
+    x, layer = inputs(rng), ELSTM(N, dtype="float64", **everything)
+    mask = np.ones((B, T), bool)
+    mask[:, 2] = False
+    _, *masked = layer(x, mask=mask, reset=resets((0, 2), (1, 2)))
+    _, *fresh = layer(x[:, 3:])
+    for a, b in zip(masked, fresh, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+def test_structure_of_what_comes_back(make, rng):
+    x, layer = inputs(rng).astype("float32"), make(**everything)
+    y, state, S, r = layer(x)
+    cell = layer.cell
+    assert y.shape == (B, T, layer.output_size)
+    assert state.shape == (B, N, cell.components)
+    assert S.shape == (B, D, len(cell.stored_gates), N, cell.components)
+    assert r.shape == (B, len(cell.unit_names), N, cell.components)
+    assert len(layer(x, initial_state=state)) == 2
+    assert len(layer(x, initial_state=[state])) == 2
+    assert len(layer(x, initial_state=[state, S, r])) == 4
+    assert make()(x).shape == (B, layer.output_size)
+    for got, want in zip(layer.compute_output_shape((B, T, D)), (y, state, S, r), strict=True):
+        assert tuple(got) == tuple(want.shape)
+
+
+def test_functional_model_with_carry(make, rng):
+    x = keras.Input((None, D))
+    layer = make(**everything)
+    outputs = layer(x)
+    again = layer(x, initial_state=list(outputs[1:]))
+    model = keras.Model(x, [*outputs, *again])
+    value = inputs(rng).astype("float32")
+    got = model(value)
+    y, *carry = layer(value)
+    z, *_ = layer(value, initial_state=carry)
+    assert [tuple(o.shape[1:]) for o in model.outputs[1:4]] == [tuple(c.shape[1:]) for c in carry]
+    np.testing.assert_allclose(got[0], y, rtol=1e-6)
+    np.testing.assert_allclose(got[4], z, rtol=1e-6)
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float64", "float32"])
+def test_traces_are_never_narrower_than_float32(make, rng, policy):
+    layer = make(dtype=policy, **everything)
+    y, *carry = layer(inputs(rng).astype("float32"))
+    y, *carry = layer(inputs(rng).astype("float32"), initial_state=carry)
+    assert y.dtype == policy.replace("mixed_", "")
+    assert {c.dtype.name for c in carry} == {"float64" if policy == "float64" else "float32"}
+    wide = make(dtype="float32", **everything)
+    wide.build((B, T, D))
+    assert {w.dtype if isinstance(w.dtype, str) else w.dtype.name for w in layer.weights} <= {"float32", "float64"}
+
+
+def test_config_and_keras_file_round_trip(make, rng, tmp_path):
+    layer = make(
+        gradient="tbptt",
+        return_sequences=True,
+        kernel_initializer="glorot_uniform",
+        kernel_regularizer=keras.regularizers.L2(0.1),
+        recurrent_constraint="max_norm",
+    )
+    model = keras.Sequential([keras.Input((None, D)), layer])
+    x = inputs(rng).astype("float32")
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(model(x), loaded(x), rtol=1e-6)
+    assert loaded.layers[-1].get_config() == layer.get_config()
+    assert len(loaded.losses) == len(model.losses) > 0
+
+
+def test_roles_of_initialisers_and_regularisers(rng):
+    layer = ELSTM(
+        N, kernel_initializer="zeros", recurrent_initializer="ones", bias_regularizer=keras.regularizers.L1(1.0)
+    )
+    layer.build((None, None, D))
+    values = {w.name.split("/")[-1].split(":")[0]: np.array(w) for w in layer.weights}
+    assert not values["kernel"].any() and not values["output_kernel"].any()
+    assert (values["w_f"] == 1).all() and (values["output_recurrent_kernel"] == 1).all()
+    biases = sum(np.abs(values[name]).sum() for name in ("b_f", "b_z", "output_bias"))
+    np.testing.assert_allclose(sum(float(loss) for loss in layer.losses), biases, rtol=1e-6)
+
+
+def test_one_initialiser_draws_anew_for_each_weight():
+    layer = ELSTM(D, kernel_initializer="glorot_uniform", recurrent_initializer=keras.initializers.RandomNormal())
+    layer.build((None, None, D))
+    assert np.abs(np.array(layer.w_f) - np.array(layer.w_z)).min() > 0
+
+
+def test_forget_bias_moves_the_initial_bias():
+    keras.utils.set_random_seed(0)
+    layer = ELSTM(1000, forget_bias=5.0)
+    layer.build((None, None, D))
+    b_f = next(np.array(w) for w in layer.weights if "b_f" in w.name)
+    assert abs(b_f.mean() - 5) < 0.02
+    assert abs(b_f.std() - 0.1) < 0.01
+
+
+def test_stateful_carry_is_in_checkpoints_but_not_in_weights(rng, tmp_path):
+    x, layer = inputs(rng).astype("float32"), ELSTM(N, stateful=True)
+    layer(x)
+    assert len(layer.weights) == len(layer.trainable_weights) == 8
+    path = tf.train.Checkpoint(layer=layer).save(tmp_path / "checkpoint")
+    expected = layer(x)
+    other = ELSTM(N, stateful=True)
+    other(x)
+    tf.train.Checkpoint(layer=other).restore(path)
+    np.testing.assert_allclose(other(x), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("cell", [ELSTMCell(N), RTUCell(N)])
+@pytest.mark.parametrize("wrap", ["RNN", "StackedRNNCells"])
+def test_keras_rnn_refuses_cells_and_names_the_layer(cell, wrap):
+    with pytest.raises(TypeError, match=r"RTRL\("):
+        keras.layers.RNN(cell if wrap == "RNN" else keras.layers.StackedRNNCells([cell]))(X)
+
+
+X = np.zeros((B, T, D), "float32")
+BAD_CALLS = {
+    "rank": (dict(sequences=X[0]), ValueError, "sequences must have shape"),
+    "integer": (dict(sequences=X.astype("int32")), TypeError, "sequences must be floating, got int32"),
+    "width": (dict(sequences=X[..., :2]), ValueError, "4 features as this layer was built for, got 2"),
+    "no steps": (dict(sequences=X[:, :0]), ValueError, "time = 0"),
+    "two states": (dict(sequences=X, initial_state=[X, X]), ValueError, "initial_state must be .* got 2 tensors"),
+    "state shape": (dict(sequences=X, initial_state=X), ValueError, "initial_state: state must have shape"),
+    "state batch": (dict(sequences=X, initial_state=np.zeros((B + 1, N, 1), "float32")), ValueError, "initial_state"),
+    "reset shape": (dict(sequences=X, reset=np.zeros((B, 3), bool)), ValueError, "reset must have shape"),
+    "mask shape": (dict(sequences=X, mask=np.zeros((B,), bool)), ValueError, "mask must have shape"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_CALLS)
+def test_bad_calls_get_one_clear_error(bad):
+    arguments, error, message = BAD_CALLS[bad]
+    layer = ELSTM(N)
+    layer.build((None, None, D))
+    with pytest.raises(error, match=message):
+        layer(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: ELSTM(0), ValueError, "units must be a positive int, got 0"),
+        (lambda: ELSTM(3, gradient="bptt"), ValueError, "gradient must be one of"),
+        (lambda: ELSTM(3, trace_dtype="float16"), ValueError, "trace_dtype"),
+        (lambda: RTU(3, recurrence="quadratic"), ValueError, "recurrence must be"),
+        (lambda: RTU(3, activation="gelu"), ValueError, "activation must be one of"),
+        (lambda: RTU(3, r_min=0.9, r_max=0.5), ValueError, "r_min and r_max"),
+        (lambda: RTU(3, max_phase=0), ValueError, "max_phase"),
+        (lambda: RTRL(keras.layers.LSTMCell(3)), TypeError, "cell must be a keras_rtrl.cells.RTRLCell, got LSTMCell"),
+        (lambda: ELSTM(3).get_initial_state(2, traces=True), ValueError, "needs a built layer"),
+    ],
+)
+def test_bad_arguments_get_one_clear_error(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+def test_stateful_needs_one_known_batch(rng):
+    layer = ELSTM(N, stateful=True)
+    layer(X)
+    with pytest.raises(ValueError, match="batch of 1.* 2 streams"):
+        layer(X[:1])
+    other = ELSTM(N, stateful=True)
+    unknown = tf.function(other, input_signature=[tf.TensorSpec((None, T, D))])
+    with pytest.raises(ValueError, match="known batch size"):
+        unknown(X)
+
+
+def test_second_order_gradient_is_refused(rng):
+    layer = ELSTM(N)
+    with tf.GradientTape() as outer:
+        with tf.GradientTape() as inner:
+            loss = tf.reduce_sum(layer(X + 1) ** 2)
+        gradient = inner.gradient(loss, variables(layer)[0])
+        norm = tf.reduce_sum(gradient**2)
+    with pytest.raises(TypeError, match="cannot itself be differentiated"):
+        outer.gradient(norm, variables(layer)[0])
