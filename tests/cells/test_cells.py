@@ -1,0 +1,65 @@
+"""What is particular to a cell; their gradients are proved in tests/conformance."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_rtrl.cells import ELSTMCell, RTRLCell, RTUCell
+
+
+def values(cell, seed=0):
+    tf.random.set_seed(seed)
+    return {p.name: p.initializer(p.shape, "float64") for p in cell.unit_parameters()}
+
+
+def test_elstm_step_by_hand():
+    cell = ELSTMCell(1)
+    u = {"f": tf.constant([0.2]), "z": tf.constant([-0.4])}
+    rho = {name: tf.constant([v]) for name, v in {"w_f": 0.5, "w_z": -0.3, "b_f": 0.1, "b_z": 0.2}.items()}
+    f = 1 / (1 + np.exp(-(0.2 + 0.5 * 2.0 + 0.1)))
+    z = np.tanh(-0.4 - 0.3 * 2.0 + 0.2)
+    (c,) = cell.phi((tf.constant([2.0]),), u, cell.coefficients(rho))
+    np.testing.assert_allclose(c, [f * 2.0 + (1 - f) * z], rtol=1e-6)
+
+
+def test_rtu_is_the_complex_recurrence():
+    cell = RTUCell(4, activation="linear")
+    rho = values(cell)
+    c = cell.coefficients(rho)
+    rng = np.random.default_rng(0)
+    s, u = rng.normal(size=4) + 1j * rng.normal(size=4), rng.normal(size=4) + 1j * rng.normal(size=4)
+    r = np.exp(-np.exp(rho["nu"]))
+    expected = r * np.exp(1j * np.exp(rho["vartheta"])) * s + np.sqrt(1 - r**2) * u
+    a, b = cell.phi((s.real, s.imag), {"u1": u.real, "u2": u.imag}, c)
+    np.testing.assert_allclose(np.array(a) + 1j * np.array(b), expected, rtol=1e-10)
+
+
+def test_rtu_initial_ring():
+    cell = RTUCell(4000, r_min=0.5, r_max=0.8, max_phase=1.0)
+    rho = values(cell)
+    r, theta = np.exp(-np.exp(rho["nu"])), np.exp(rho["vartheta"])
+    assert 0.5 <= r.min() < 0.51
+    assert 0.79 < r.max() <= 0.8
+    assert abs(np.mean(r**2) - (0.25 + 0.64) / 2) < 0.01  # uniform over the ring's area
+    assert 0 < theta.min() < 0.01
+    assert 0.99 < theta.max() <= 1.0
+
+
+@pytest.mark.parametrize("nu", [-40.0, -20.0, 5.0, 20.0])
+def test_rtu_derivatives_are_finite_at_the_edges(nu):
+    cell = RTUCell(2)
+    c = cell.coefficients({"nu": tf.fill((2,), nu), "vartheta": tf.zeros((2,))})
+    one = tf.ones((2,))
+    local = cell.derivatives((one, one), {"u1": one, "u2": one}, c)
+    for entry in tf.nest.flatten((local.J, local.v)):
+        assert np.isfinite(entry).all()
+
+
+@pytest.mark.parametrize("cell", [ELSTMCell(3, 2.0), RTUCell(3, "nonlinear", "tanh", 0.1, 0.9, 1.0)])
+def test_config_round_trip(cell):
+    assert type(cell).from_config(cell.get_config()).get_config() == cell.get_config()
+
+
+def test_a_cell_without_phi_says_so():
+    with pytest.raises(TypeError, match="defines no phi"):
+        RTRLCell(2).phi((None,), {}, {})
