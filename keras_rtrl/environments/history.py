@@ -68,6 +68,9 @@ class _TFHistory(tf_wrappers.TFEnvironmentBaseWrapper):
     def time_step_spec(self):
         return self._time_step_spec
 
+    def observation_spec(self):
+        return self._time_step_spec.observation
+
     def _current_time_step(self):
         return _extended(self._env.current_time_step(), tf.identity(self._last_action))
 

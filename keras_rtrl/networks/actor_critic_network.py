@@ -153,7 +153,7 @@ class ActorCriticNetwork(network.Network):
             reset = tf.zeros(shape, tf.bool)
         else:
             reset = tf.equal(step_type if has_time else tf.expand_dims(step_type, 1), ts.StepType.FIRST)
-        if network_state is None or network_state == ():
+        if not tf.nest.flatten(network_state or ()):  # None or (), as TF-Agents passes it
             network_state = tuple(tf.zeros([shape[0], *spec.shape], spec.dtype) for spec in self.state_spec)
         logits, values, state = self.unroll(observation, reset, network_state, training)
         if not has_time:

@@ -1,4 +1,4 @@
-"""The command `keras-rtrl`. TensorFlow is imported after the arguments are parsed, so `--help` is quick."""
+"""The command `keras-rtrl`."""
 
 import argparse
 import contextlib
@@ -6,7 +6,7 @@ import datetime
 import os
 import sys
 
-# Before TensorFlow is imported: TF-Agents needs tf-keras, and nobody needs the start-up log.
+# TF-Agents needs tf-keras. Importing the package has chosen a Keras by now: `main` starts anew where it was Keras 3.
 _LEGACY_FROM_THE_START = os.environ.get("TF_USE_LEGACY_KERAS") == "1"
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
