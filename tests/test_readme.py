@@ -1,0 +1,25 @@
+"""The README's example runs as written, and learns."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from keras_rtrl._keras import LEGACY, keras
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+@pytest.mark.skipif(LEGACY, reason="the example is written for Keras 3")
+def test_example_runs_and_learns():
+    (example,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    keras.utils.set_random_seed(0)
+    names = {}
+    exec(example, names)
+    losses = names["model"].history.history["loss"]
+    assert losses[-1] < 0.2 < losses[0]
+
+
+def test_files_it_names_exist():
+    for path in re.findall(r"\]\(([^)#]+)\)", README.read_text()):
+        assert (README.parent / path).exists(), path
