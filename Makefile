@@ -5,7 +5,7 @@ PRESET ?= atari_r2ac_cpu
 
 BIN := .venv/bin
 STAMP := .venv/.installed
-PYTEST := $(BIN)/python -m pytest -q -n $(JOBS)
+PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
 TRAIN_OPTIONS = $(if $(GAME),--game "$(GAME)") $(if $(FRAMES),--frames "$(FRAMES)") $(if $(SEED),--seed "$(SEED)") \
 	$(if $(OUT),--out "$(OUT)")
 
