@@ -1,7 +1,7 @@
 """Exact real-time recurrent learning for Keras and TF-Agents.
 
-`keras_rtrl.layers` and `keras_rtrl.cells` need TensorFlow and Keras alone. `keras_rtrl.agents`, `.networks`, `.drivers`,
-`.environments` and `.train` need the extra `agents` and are imported by name.
+`keras_rtrl.layers` and `keras_rtrl.cells` need TensorFlow and Keras alone. `keras_rtrl.agents`, `.networks`,
+`.drivers`, `.environments` and `.train` need the extra `agents` and are imported by name.
 """
 
 from keras_rtrl import cells, engine, layers, testing, utils

@@ -7,9 +7,9 @@ import tensorflow as tf
 def stream_chunks(sequences, targets, batch_size, chunk):
     """Chunks of long sequences in stream order, for `model.fit` with stateful layers.
 
-    The sequences are dealt out in turn to `batch_size` streams; row b of every batch continues row b of the one before, and
-    `reset` is true where a sequence starts. Streams that end before the longest, and the last chunk, are filled up from the
-    stream's own beginning, so every step is seen at least once an epoch.
+    The sequences are dealt out in turn to `batch_size` streams; row b of every batch continues row b of the one before,
+    and `reset` is true where a sequence starts. Streams that end before the longest, and the last chunk, are filled up
+    from the stream's own beginning, so every step is seen at least once an epoch.
 
     Args:
       sequences: array [n, L, D], or a list of arrays [L_i, D]; n at least `batch_size`.
@@ -18,8 +18,8 @@ def stream_chunks(sequences, targets, batch_size, chunk):
       chunk: T, steps a batch.
 
     Returns:
-      A finite `tf.data.Dataset` of ({"x": [B, T, D], "reset": [B, T] bool}, y [B, T, ...]), the same at every epoch. Pass
-      `shuffle=False` if anything asks.
+      A finite `tf.data.Dataset` of ({"x": [B, T, D], "reset": [B, T] bool}, y [B, T, ...]), the same at every epoch.
+      Give `model.fit` shuffle=False.
 
     Raises:
       ValueError: lengths or counts that do not fit.

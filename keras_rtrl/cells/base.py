@@ -1,6 +1,7 @@
 """The contract of a cell: one element-wise function, from which the engine makes exact RTRL."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -11,7 +12,7 @@ class Parameter(NamedTuple):
 
     Attributes:
       name: its name, also the name of the layer's weight.
-      role: "kernel", "recurrent" or "bias": which of the layer's initialiser, regulariser and constraint arguments apply.
+      role: "kernel", "recurrent" or "bias": which initialiser, regulariser and constraint of the layer apply.
       shape: its shape.
       initializer: callable (shape, dtype) -> tensor, taken where the layer is given none.
     """
@@ -23,7 +24,7 @@ class Parameter(NamedTuple):
 
 
 class Local(NamedTuple):
-    """Local derivatives of phi (rtrl-math.md, section 1), each entry [..., N] or broadcastable to it; None stands for zero.
+    """Local derivatives of phi (rtrl-math.md, section 1), entries [..., N] or broadcastable to it, None for zero.
 
     Attributes:
       J: m rows of m entries, J[i][j] = d s_i / d s'_j, before the factor k of a reset.
@@ -43,20 +44,20 @@ class RTRLCell:
     `derivatives` (closed forms, else automatic differentiation is used) and `output`. Used through
     `keras_rtrl.layers.RTRL(cell)`; a cell holds no variables.
 
-    All functions act on tuples of m real components and dictionaries by name; every entry is a tensor [..., N], with any
-    leading dimensions, and `phi` may mix components of one unit, never units.
+    All functions act on tuples of m real components and dictionaries by name; every entry is a tensor [..., N], with
+    any leading dimensions, and `phi` may mix components of one unit, never units.
 
     Attributes:
       units: N.
       gates: names of the G pre-activations; gate i is the columns [i N, (i + 1) N) of the layer's kernel [D, G N].
       components: m, real numbers of state a unit.
-      trace_rotations: {gate: (source gate, M)}: the trace of `gate` is the matrix M [m, m] times that of the source, at all
-        times. Only the sources' traces are stored.
+      trace_rotations: {gate: (source gate, M)}: the trace of `gate` is at all times the matrix M [m, m] times that of
+        the source. Only the sources' traces are stored.
     """
 
     gates: tuple[str, ...] = ()
     components: int = 1
-    trace_rotations: dict[str, tuple[str, tuple]] = {}
+    trace_rotations: Mapping[str, tuple[str, tuple]] = MappingProxyType({})
 
     def __init__(self, units: int):
         if isinstance(units, bool) or not isinstance(units, int) or units < 1:

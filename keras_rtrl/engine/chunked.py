@@ -1,6 +1,6 @@
 """Exact RTRL over a chunk of T steps at once (rtrl-math.md, section 3).
 
-Outputs, gradients and final traces equal those of `reference`; the traces are read and written once a chunk, whatever T.
+Outputs, gradients and final traces equal those of `reference`; traces are read and written once a chunk, whatever T.
 Inside, arrays are time-major [T, B, N] and a state is a tuple of its m components.
 """
 
@@ -31,10 +31,10 @@ def run(cell, kernel, rho, x, carry, reset=None, mask=None, gradient="rtrl", tra
       carry: `Carry` before the chunk. Its gradient is None in every mode.
       reset: [B, T] bool, true where a new episode starts with x_t; or None.
       mask: [B, T] bool, false where x_t contributes nothing; or None.
-      gradient: "rtrl" (all history carried, through the carry's traces), "tbptt" (inside the chunk), "instant" (inside
-        the step).
-      traces: whether the carry returned has traces; None: where the carry given has them. True with a carry that has none
-        starts from zero traces.
+      gradient: "rtrl" (all history carried, through the carry's traces), "tbptt" (inside the chunk), "instant"
+        (inside the step).
+      traces: whether the carry returned has traces; None: where the carry given has them. True with a carry that has
+        none starts from zero traces.
 
     Returns:
       The state as a tuple of m tensors [B, T, N], and the carry after step T. Cotangents of the carry's traces are

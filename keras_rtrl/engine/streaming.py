@@ -1,8 +1,8 @@
 """RTRL in one pass, for loops that own their update and change the parameters at every step.
 
 A gradient tape needs the old traces after the new ones exist. A caller that asks for the gradients itself does not:
-`forward` gives the new state, from which the caller computes its losses' cotangents; `update` then advances the traces in
-place and contracts them.
+`forward` gives the new state, from which the caller computes its losses' cotangents; `update` then advances the traces
+in place and contracts them.
 """
 
 from typing import NamedTuple

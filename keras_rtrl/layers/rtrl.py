@@ -16,10 +16,10 @@ for _cell in (ELSTMCell, RTUCell):
 class RTRL(keras.layers.Layer):
     """Recurrent layer of an element-wise cell whose gradient is exact real-time recurrent learning.
 
-    Any gradient asked of it, by `tf.GradientTape`, `model.fit` or an optimiser, is the RTRL gradient: exact over all the
-    history that is carried, at the cost of one chunk. It differs from truncated BPTT only where a carry is kept from call
-    to call: with `stateful=True` or an explicit `initial_state`. Parameters that change between calls make the carried
-    traces stale; that is inherent to online RTRL.
+    Any gradient asked of it, by `tf.GradientTape`, `model.fit` or an optimiser, is the RTRL gradient: exact over all
+    the history that is carried, at the cost of one chunk. It differs from truncated BPTT only where a carry is kept
+    from call to call: with `stateful=True` or an explicit `initial_state`. Parameters that change between calls make
+    the carried traces stale; that is inherent to online RTRL.
 
     Example:
 
@@ -44,8 +44,8 @@ class RTRL(keras.layers.Layer):
 
     Call arguments:
       sequences: [B, T, D], floating.
-      initial_state: the state [B, N, m] alone: no traces are made, and the state alone comes back with `return_state`; or
-        [state, S, r]. Its gradient is zero: a carry is a value.
+      initial_state: the state [B, N, m] alone: no traces are made, and the state alone comes back with `return_state`;
+        or [state, S, r]. Its gradient is zero: a carry is a value.
       mask: [B, T] bool. Where false, state and traces pass through and the output of the step before is held.
       training: only False matters, and only where stateful: the inference state is used.
       reset: [B, T] bool, true where a new episode starts with that step: state and traces before it are zeroed.
@@ -156,7 +156,8 @@ class RTRL(keras.layers.Layer):
 
     def call(self, sequences, initial_state=None, mask=None, training=None, reset=None):
         x = tf.convert_to_tensor(sequences)
-        self._check_sequences(x)
+        self._check_sequences(x.shape, x.dtype)
+        x = tf.ensure_shape(x, (None, None, self._input_dim))
         if mask is None:  # Keras 3 drops the automatic mask where other tensor arguments are passed
             mask = getattr(sequences, "_keras_mask", None)
         mask = self._check_flags("mask", mask, x)
@@ -200,18 +201,17 @@ class RTRL(keras.layers.Layer):
 
     # Checks. Each raises before anything is computed.
 
-    def _check_sequences(self, x):
-        if x.shape.rank != 3:
-            raise ValueError(f"sequences must have shape [batch, time, features], got {tuple(x.shape)}.")
-        if not x.dtype.is_floating:
-            raise TypeError(f"sequences must be floating, got {x.dtype.name}.")
-        if x.shape[1] == 0:
+    def _check_sequences(self, shape, dtype):
+        if len(shape) != 3:
+            raise ValueError(f"sequences must have shape [batch, time, features], got {tuple(shape)}.")
+        if not tf.as_dtype(dtype).is_floating:
+            raise TypeError(f"sequences must be floating, got {tf.as_dtype(dtype).name}.")
+        if shape[1] == 0:
             raise ValueError("sequences must have at least one step, got time = 0.")
-        if x.shape[2] not in (None, self._input_dim):
+        if shape[2] not in (None, self._input_dim):
             raise ValueError(
-                f"sequences must have {self._input_dim} features as this layer was built for, got {x.shape[2]}."
+                f"sequences must have {self._input_dim} features as this layer was built for, got {shape[2]}."
             )
-        x.set_shape((None, None, self._input_dim))
 
     def _check_flags(self, name, flags, x):
         if flags is None:
@@ -247,7 +247,8 @@ class RTRL(keras.layers.Layer):
         batch = x.shape[0]
         if batch is None:
             raise ValueError(
-                "stateful=True needs a known batch size: give keras.Input a batch size, or the dataset drop_remainder=True."
+                "stateful=True needs a known batch size: give keras.Input a batch size, and the dataset's batches "
+                "drop_remainder=True."
             )
         kind = "inference" if training is False else "training"
         holder = getattr(self, f"_{kind}_carry")
@@ -267,7 +268,8 @@ class RTRL(keras.layers.Layer):
         own = tuple(getattr(holder, name) for name in Carry._fields if hasattr(holder, name))
         if own[0].shape[0] != batch:
             raise ValueError(
-                f"sequences has a batch of {batch}, and the carry kept by this stateful layer has {own[0].shape[0]} streams."
+                f"sequences has a batch of {batch}, and the carry kept by this stateful layer has "
+                f"{own[0].shape[0]} streams."
             )
         return own
 
@@ -313,7 +315,7 @@ class RTRL(keras.layers.Layer):
     if not LEGACY:
 
         def compute_output_spec(self, sequences, initial_state=None, mask=None, training=None, reset=None):
-            self._check_symbolic(sequences, initial_state)
+            self._check_sequences(sequences.shape, sequences.dtype)
             carried = 3 if initial_state is None else len(tf.nest.flatten(initial_state))
             shapes = self._output_shapes(sequences.shape, carried)
             if not self.return_state:
@@ -323,14 +325,6 @@ class RTRL(keras.layers.Layer):
                 keras.KerasTensor(y, dtype=self.compute_dtype),
                 *(keras.KerasTensor(s, dtype=self.trace_dtype) for s in carry),
             )
-
-        def _check_symbolic(self, sequences, initial_state):
-            if len(sequences.shape) != 3:
-                raise ValueError(f"sequences must have shape [batch, time, features], got {tuple(sequences.shape)}.")
-            if sequences.shape[2] != self._input_dim:
-                raise ValueError(
-                    f"sequences must have {self._input_dim} features as this layer was built for, got {sequences.shape[2]}."
-                )
 
     def get_config(self):
         config = {"cell": keras.saving.serialize_keras_object(self.cell), **self._common_config()}

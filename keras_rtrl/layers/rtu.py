@@ -9,7 +9,9 @@ from keras_rtrl.layers.rtrl import NamedRTRL
 
 @register
 class RTU(NamedRTRL):
-    """Recurrent Trace Units trained by exact RTRL (Elelimy et al., 2024; rtrl-math.md, section 5). Output [B, (T,) 2 N].
+    """Recurrent Trace Units trained by exact RTRL (Elelimy et al., 2024; rtrl-math.md, section 5).
+
+    Output [B, (T,) 2 N].
 
     Args:
       units: N.

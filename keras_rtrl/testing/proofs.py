@@ -1,10 +1,11 @@
 """What proves a cell and the engine on it (rtrl-math.md, section 10), each proof a function that raises AssertionError.
 
-All run in float64 on random parameters, a random carry or real history, and resets and masks inside chunks. The oracle is
-back-propagation through the whole history by TensorFlow's own differentiation of `cell.phi`, which shares no code with the
-engine.
+All run in float64 on random parameters, a random carry or real history, and resets and masks inside chunks. The oracle
+is back-propagation through the whole history by TensorFlow's own differentiation of `cell.phi`, which shares no code
+with the engine.
 """
 
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -151,7 +152,7 @@ def check_chunk(case, mode=eager):
 
 
 def check_splits(case, mode=eager):
-    """Any cut of a sequence into chunks gives the same summed gradient and final carry, in one tape or several (point 2)."""
+    """Any cut into chunks gives the same summed gradient and final carry, in one tape or several (point 2)."""
 
     def total(cuts, one_tape):
         def run(x, reset, mask):
@@ -159,7 +160,7 @@ def check_splits(case, mode=eager):
             edges = [0, *cuts, case.steps]
             with tf.GradientTape(persistent=True) as outer:
                 outer.watch((case.kernel, case.rho))
-                for lo, hi in zip(edges[:-1], edges[1:], strict=True):
+                for lo, hi in itertools.pairwise(edges):
                     with tf.GradientTape() as inner:
                         inner.watch((case.kernel, case.rho))
                         states, carry = case.run(x[:, lo:hi], carry, reset[:, lo:hi], mask[:, lo:hi])
@@ -181,7 +182,7 @@ def check_splits(case, mode=eager):
 
 
 def check_history(case, mode=eager, last=3):
-    """The loss on the last chunk alone: RTRL is BPTT through all history and the finite difference; TBPTT is not (point 3)."""
+    """Loss on the last chunk alone: RTRL = BPTT through all history = finite differences; TBPTT is not (point 3)."""
     cut = case.steps - last
     start = case.zero._replace(state=case.carry.state)
     e = case.e[:, cut:]

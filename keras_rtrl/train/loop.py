@@ -177,7 +177,7 @@ def _mean(returns):
 
 
 def _title(run):
-    return run.read_record().get("preset") or "R2AC"
+    return f"{run.read_record().get('preset') or 'R2AC'}, {gin.query_parameter('environment.name')}"
 
 
 def _progress(frames, counters):
