@@ -113,7 +113,7 @@ def report():
         axis.axhline(50, color="k", linewidth=0.5)
         axis.set(xlabel="agent steps (millions)", title=f"T-maze, {title}, rollouts of 10", ylim=(0, 102))
         if axis.lines[1:]:
-            axis.legend(loc="center right", fontsize=8)
+            axis.legend(loc="lower center", fontsize=8, ncol=2)
     axes[0].set_ylabel("right choices, %\n(median and range of seeds)")
     figure.tight_layout()
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
