@@ -11,7 +11,6 @@ resolved configuration, seed and metrics; runs already there are skipped.
 
 import argparse
 import csv
-import json
 import os
 import shutil
 import subprocess
@@ -94,14 +93,12 @@ def report():
     ]
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), width_ratios=(3, 2), sharey=True)
     colours = {"RTRL": "tab:blue", "TBPTT": "tab:orange", "fixed": "tab:grey"}
-    final = {}
     for conditions, axis in ((CONDITIONS, axes[0]), (LONG, axes[1])):
         for condition, (corridor, frames, _) in conditions.items():
             curves = finished(condition)
             if not curves:
                 continue
-            final[condition] = {seed: round(right[-1], 4) for seed, (_, right) in curves.items()}
-            values = ", ".join(f"{100 * value:.1f} %" for value in final[condition].values())
+            values = ", ".join(f"{100 * right[-1]:.1f} %" for _, right in curves.values())
             table.append(f"| {condition.split(',')[0]} | {corridor} | {frames:,} | {values} |")
             kind = condition.split(",")[0].split()[1]
             style = {"color": colours[kind], "linestyle": "-" if condition.startswith("RTU") else "--"}
@@ -119,7 +116,6 @@ def report():
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(FIGURE, dpi=130)
     (RESULTS / "table.md").write_text("\n".join(table) + "\n")
-    (RESULTS / "final.json").write_text(json.dumps(final, indent=1) + "\n")
     print("\n".join(table))
 
 
