@@ -27,6 +27,9 @@ def stream_chunks(sequences, targets, batch_size, chunk):
     for name, value in (("batch_size", batch_size), ("chunk", chunk)):
         if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
             raise ValueError(f"{name} must be a positive int, got {value!r}.")
+    for name, value in (("sequences", sequences), ("targets", targets)):
+        if not np.iterable(value):
+            raise ValueError(f"{name} must be an array or a list of arrays, got {value!r}.")
     sequences = [np.asarray(s) for s in sequences]
     targets = [np.asarray(t) for t in targets]
     if len(sequences) != len(targets):
@@ -42,6 +45,10 @@ def stream_chunks(sequences, targets, batch_size, chunk):
             )
         if t.ndim < 1 or len(t) != len(s):
             raise ValueError(f"targets[{i}] must have one target a step, {len(s)}, got shape {t.shape}.")
+        if t.shape[1:] != targets[0].shape[1:]:
+            raise ValueError(f"targets[{i}] must have targets of shape {targets[0].shape[1:]}, got {t.shape[1:]}.")
+        if s.dtype != sequences[0].dtype or s.dtype.kind != "f":
+            raise ValueError(f"sequences[{i}] must be floating, of one dtype with the first, got {s.dtype}.")
     rows = [range(b, len(sequences), batch_size) for b in range(batch_size)]
     longest = max(sum(len(sequences[i]) for i in row) for row in rows)
     steps = -(-longest // chunk) * chunk

@@ -44,6 +44,9 @@ X = np.zeros((4, 10, 3))
         ((X, X[:, :9], 2, 5), r"targets\[0\] must have one target a step, 10"),
         ((X, X, 5, 5), "at least batch_size = 5 in number, got 4"),
         ((X[..., 0], X, 2, 5), r"sequences\[0\] must have shape"),
+        ((5, X, 2, 5), "sequences must be an array or a list of arrays, got 5"),
+        ((X.astype(int), X, 2, 5), r"sequences\[0\] must be floating"),
+        ((X, [*X[:3], X[3, :, :1]], 2, 5), r"targets\[3\] must have targets of shape"),
         (([X[0], X[0, :, :2]], X[:2], 2, 5), r"sequences\[1\] must have 3 features"),
     ],
 )

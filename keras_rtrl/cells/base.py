@@ -1,10 +1,14 @@
 """The contract of a cell: one element-wise function, from which the engine makes exact RTRL."""
 
+import math
+import numbers
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import tensorflow as tf
+
+ROLES = ("kernel", "recurrent", "bias")
 
 
 class Parameter(NamedTuple):
@@ -15,12 +19,14 @@ class Parameter(NamedTuple):
       role: "kernel", "recurrent" or "bias": which initialiser, regulariser and constraint of the layer apply.
       shape: its shape.
       initializer: callable (shape, dtype) -> tensor, taken where the layer is given none.
+      offset: added to the initial value, whichever initialiser made it.
     """
 
     name: str
     role: str
     shape: tuple[int, ...]
     initializer: Callable[..., tf.Tensor]
+    offset: float = 0.0
 
 
 class Local(NamedTuple):
@@ -60,9 +66,9 @@ class RTRLCell:
     trace_rotations: Mapping[str, tuple[str, tuple]] = MappingProxyType({})
 
     def __init__(self, units: int):
-        if isinstance(units, bool) or not isinstance(units, int) or units < 1:
+        if isinstance(units, bool) or not isinstance(units, numbers.Integral) or units < 1:
             raise ValueError(f"units must be a positive int, got {units!r}.")
-        self.units = units
+        self.units = int(units)
 
     # What a cell is.
 
@@ -110,6 +116,25 @@ class RTRLCell:
     def from_config(cls, config: dict[str, Any]) -> "RTRLCell":
         return cls(**config)
 
+    def check(self):
+        """Raises ValueError where the declarations of this cell do not fit the contract."""
+        gates, name = self.gates, type(self).__name__
+        if not gates or len(set(gates)) < len(gates) or not all(isinstance(gate, str) for gate in gates):
+            raise ValueError(f"{name}.gates must be a tuple of different names, got {gates!r}.")
+        for gate, (source, _) in self.trace_rotations.items():
+            if gate not in gates or source not in self.stored_gates:
+                raise ValueError(f"{name}.trace_rotations: {gate!r} from {source!r}, where gates are {gates!r}.")
+        parameters = (*self.unit_parameters(), *self.output_parameters(1))
+        for parameter in parameters:
+            if parameter.role not in ROLES:
+                raise ValueError(f"{name}: role of {parameter.name!r} must be one of {ROLES}, got {parameter.role!r}.")
+        for parameter in self.unit_parameters():
+            if tuple(parameter.shape) != (self.units,):
+                raise ValueError(f"{name}: {parameter.name!r} must have shape ({self.units},), got {parameter.shape}.")
+        names = ["kernel", *(parameter.name for parameter in parameters)]
+        if len(set(names)) < len(names):
+            raise ValueError(f"{name}: parameters must have different names, and none 'kernel', got {names[1:]}.")
+
     # Derived names.
 
     @property
@@ -136,9 +161,17 @@ class RTRLCell:
         self._refuse_keras_rnn()
 
 
-def normal(stddev: float, mean: float = 0.0) -> Callable[..., tf.Tensor]:
-    """Normal(mean, stddev) initialiser."""
-    return lambda shape, dtype=None: tf.random.normal(shape, mean, stddev, tf.as_dtype(dtype or tf.float32))
+def real(name: str, value, low: float = -math.inf) -> float:
+    """`value` as a float; ValueError unless it is a finite number above `low`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low < value < math.inf:
+        above = "" if low == -math.inf else f" above {low:g}"
+        raise ValueError(f"{name} must be a finite number{above}, got {value!r}.")
+    return float(value)
+
+
+def normal(stddev: float) -> Callable[..., tf.Tensor]:
+    """Normal(0, stddev) initialiser."""
+    return lambda shape, dtype=None: tf.random.normal(shape, 0.0, stddev, tf.as_dtype(dtype or tf.float32))
 
 
 def zeros(shape, dtype=None) -> tf.Tensor:

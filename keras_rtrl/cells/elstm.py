@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from keras_rtrl.cells.base import Local, Parameter, RTRLCell, glorot_uniform, normal, zeros
+from keras_rtrl.cells.base import Local, Parameter, RTRLCell, glorot_uniform, normal, real, zeros
 
 
 class ELSTMCell(RTRLCell):
@@ -12,21 +12,22 @@ class ELSTMCell(RTRLCell):
 
     Args:
       units: N.
-      forget_bias: added to b_f's initial value; 3 to 8 where memories of hundreds of steps matter.
+      forget_bias: added to b_f's initial value, whatever initialiser made it; 3 to 8 where memories of hundreds of
+        steps matter.
     """
 
     gates = ("f", "z")
 
     def __init__(self, units: int, forget_bias: float = 0.0):
         super().__init__(units)
-        self.forget_bias = float(forget_bias)
+        self.forget_bias = real("forget_bias", forget_bias)
 
     def unit_parameters(self):
         shape = (self.units,)
         return (
             Parameter("w_f", "recurrent", shape, normal(0.1)),
             Parameter("w_z", "recurrent", shape, normal(0.1)),
-            Parameter("b_f", "bias", shape, normal(0.1, self.forget_bias)),
+            Parameter("b_f", "bias", shape, normal(0.1), self.forget_bias),
             Parameter("b_z", "bias", shape, normal(0.1)),
         )
 

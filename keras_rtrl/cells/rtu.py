@@ -4,7 +4,7 @@ import math
 
 import tensorflow as tf
 
-from keras_rtrl.cells.base import Local, Parameter, RTRLCell, lecun_normal
+from keras_rtrl.cells.base import Local, Parameter, RTRLCell, lecun_normal, real
 
 # f and f' as functions of the pre-activation.
 _ACTIVATIONS = {
@@ -47,13 +47,12 @@ class RTUCell(RTRLCell):
             raise ValueError(f"recurrence must be 'linear' or 'nonlinear', got {recurrence!r}.")
         if activation not in _ACTIVATIONS:
             raise ValueError(f"activation must be one of {sorted(_ACTIVATIONS)}, got {activation!r}.")
+        r_min, r_max = real("r_min", r_min), real("r_max", r_max)
         if not 0 <= r_min < r_max <= 1:
             raise ValueError(f"r_min and r_max must satisfy 0 <= r_min < r_max <= 1, got {r_min!r} and {r_max!r}.")
-        if not max_phase > 0:
-            raise ValueError(f"max_phase must be positive, got {max_phase!r}.")
         self.recurrence = recurrence
         self.activation = activation
-        self.r_min, self.r_max, self.max_phase = float(r_min), float(r_max), float(max_phase)
+        self.r_min, self.r_max, self.max_phase = r_min, r_max, real("max_phase", max_phase, low=0)
         if recurrence == "linear":
             self.trace_rotations = {"u2": ("u1", ((0.0, -1.0), (1.0, 0.0)))}
 

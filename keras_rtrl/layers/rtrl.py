@@ -4,9 +4,8 @@ import tensorflow as tf
 
 from keras_rtrl._keras import LEGACY, NO_AUTOCAST, keras, register
 from keras_rtrl.cells import ELSTMCell, RTRLCell, RTUCell
+from keras_rtrl.cells.base import ROLES
 from keras_rtrl.engine import Carry, carry_shapes, chunked, zero_carry
-
-_ROLES = ("kernel", "recurrent", "bias")
 
 for _cell in (ELSTMCell, RTUCell):
     register(_cell)
@@ -41,11 +40,12 @@ class RTRL(keras.layers.Layer):
       kernel_regularizer, recurrent_regularizer, bias_regularizer: as of `keras.layers.LSTM`.
       kernel_constraint, recurrent_constraint, bias_constraint: likewise.
       trace_dtype: dtype of the carry and of the recurrence; None: the wider of float32 and the variable dtype.
+      go_backwards: False; it is here to be refused, as by Bidirectional.
 
     Call arguments:
       sequences: [B, T, D], floating.
       initial_state: the state [B, N, m] alone: no traces are made, and the state alone comes back with `return_state`;
-        or [state, S, r]. Its gradient is zero: a carry is a value.
+        or [state, S, r]. Its gradient is zero: a carry is a value. Refused by a stateful layer, which has its own.
       mask: [B, T] bool. Where false, state and traces pass through and the output of the step before is held.
       training: only False matters, and only where stateful: the inference state is used.
       reset: [B, T] bool, true where a new episode starts with that step: state and traces before it are zeroed.
@@ -75,15 +75,21 @@ class RTRL(keras.layers.Layer):
         recurrent_constraint=None,
         bias_constraint=None,
         trace_dtype=None,
+        go_backwards=False,
         **kwargs,
     ):
         if not isinstance(cell, RTRLCell):
             raise TypeError(f"cell must be a keras_rtrl.cells.RTRLCell, got {type(cell).__name__}: {cell!r}.")
+        cell.check()
+        if go_backwards:
+            raise ValueError("go_backwards must be False, also in Bidirectional: RTRL learns forward in time.")
         if gradient not in chunked.GRADIENTS:
             raise ValueError(f"gradient must be one of {chunked.GRADIENTS}, got {gradient!r}.")
         if trace_dtype not in (None, "float32", "float64"):
             raise ValueError(f"trace_dtype must be None, 'float32' or 'float64', got {trace_dtype!r}.")
         super().__init__(autocast=False, **kwargs)
+        if trace_dtype is not None and tf.as_dtype(trace_dtype).size < tf.as_dtype(self.variable_dtype).size:
+            raise ValueError(f"trace_dtype must not be narrower than the weights' {self.variable_dtype}.")
         self.cell = cell
         self.gradient = gradient
         self.return_sequences = bool(return_sequences)
@@ -98,7 +104,7 @@ class RTRL(keras.layers.Layer):
         }
         for kind, values in given.items():
             module = getattr(keras, f"{kind}s")
-            for role, value in zip(_ROLES, values, strict=True):
+            for role, value in zip(ROLES, values, strict=True):
                 setattr(self, f"{role}_{kind}", module.get(value))
         self.supports_masking = True
         self._input_dim = None
@@ -139,15 +145,24 @@ class RTRL(keras.layers.Layer):
         self._parameters = ("kernel", *(parameter.name for parameter in parameters))
         super().build(sequences_shape)
 
-    def _add(self, name, role, shape, initializer):
+    def _add(self, name, role, shape, initializer, offset=0.0):
+        if hasattr(self, name):
+            raise ValueError(f"cell: a parameter cannot be called {name!r}, which the layer needs for itself.")
         given = getattr(self, f"{role}_initializer")
         if isinstance(given, keras.initializers.Initializer):  # one each, or weights of one shape would be equal
             given = type(given).from_config(given.get_config())
+
+        def initial(shape, dtype=None):
+            try:
+                return (given or initializer)(shape, dtype=dtype) + offset
+            except ValueError as error:
+                raise ValueError(f"{role}_initializer cannot make {name} of shape {tuple(shape)}: {error}") from error
+
         weight = self.add_weight(
             name=name,
             shape=shape,
             dtype=self.variable_dtype,
-            initializer=given or initializer,
+            initializer=initial,
             regularizer=getattr(self, f"{role}_regularizer"),
             constraint=getattr(self, f"{role}_constraint"),
             **NO_AUTOCAST,
@@ -166,7 +181,15 @@ class RTRL(keras.layers.Layer):
             x = tf.where(mask[..., None], x, tf.zeros_like(x))  # padding may hold anything, NaN too
         own = None
         if initial_state is not None:
-            carry = self._check_initial_state(initial_state, x)
+            self._check_initial_state(initial_state, x.shape[0])
+            values = tf.nest.flatten(initial_state)
+            wanted = carry_shapes(self.cell, self._input_dim)
+            carry = Carry(
+                *(
+                    tf.ensure_shape(tf.cast(value, self.trace_dtype), (x.shape[0], *shape))
+                    for value, shape in zip(values, wanted, strict=False)
+                )
+            )
         elif self.stateful:
             own = self._own_carry(x, training)
             carry = Carry(*(tf.convert_to_tensor(v) for v in own))
@@ -223,33 +246,33 @@ class RTRL(keras.layers.Layer):
             raise TypeError(f"{name} must be boolean, got {flags.dtype.name}.")
         return tf.cast(flags, tf.bool)
 
-    def _check_initial_state(self, initial_state, x):
-        values = initial_state if isinstance(initial_state, (list, tuple)) else (initial_state,)
-        wanted = carry_shapes(self.cell, self._input_dim)
+    def _check_initial_state(self, initial_state, batch):
+        if self.stateful:
+            raise ValueError("initial_state must be left out: a stateful layer carries its own; see reset_state().")
+        values = initial_state if isinstance(initial_state, (list, tuple)) else [initial_state]
         if len(values) not in (1, 3):
             raise ValueError(
                 f"initial_state must be the state [B, N, m] alone or [state, S, r], got {len(values)} tensors."
             )
-        carry = []
+        wanted = carry_shapes(self.cell, self._input_dim)
         for name, value, shape in zip(Carry._fields, values, wanted, strict=False):
-            value = tf.convert_to_tensor(value)
-            if not value.shape.is_compatible_with((x.shape[0], *shape)):
-                raise ValueError(
-                    f"initial_state: {name} must have shape {(x.shape[0], *shape)}, got {tuple(value.shape)}."
-                )
-            carry.append(tf.ensure_shape(tf.cast(value, self.trace_dtype), (x.shape[0], *shape)))
-        return Carry(*carry)
+            got = tuple(value.shape) if hasattr(value, "shape") else type(value).__name__
+            if isinstance(got, str) or not tf.TensorShape(got).is_compatible_with((batch, *shape)):
+                raise ValueError(f"initial_state: {name} must have shape {(batch, *shape)}, got {got}.")
+
+    def _check_batch(self, batch):
+        if batch is None:
+            raise ValueError(
+                "stateful=True needs the same known batch size at every call: give keras.Input a batch size, and let "
+                "no batch be smaller (drop_remainder=True)."
+            )
 
     # The carries that a stateful layer keeps.
 
     def _own_carry(self, x, training):
         """Variables of the carry that this call continues: the inference state where training is False."""
         batch = x.shape[0]
-        if batch is None:
-            raise ValueError(
-                "stateful=True needs a known batch size: give keras.Input a batch size, and the dataset's batches "
-                "drop_remainder=True."
-            )
+        self._check_batch(batch)
         kind = "inference" if training is False else "training"
         holder = getattr(self, f"_{kind}_carry")
         if holder is None:
@@ -316,6 +339,10 @@ class RTRL(keras.layers.Layer):
 
         def compute_output_spec(self, sequences, initial_state=None, mask=None, training=None, reset=None):
             self._check_sequences(sequences.shape, sequences.dtype)
+            if initial_state is not None:
+                self._check_initial_state(initial_state, sequences.shape[0])
+            elif self.stateful:
+                self._check_batch(sequences.shape[0])
             carried = 3 if initial_state is None else len(tf.nest.flatten(initial_state))
             shapes = self._output_shapes(sequences.shape, carried)
             if not self.return_state:
@@ -338,10 +365,11 @@ class RTRL(keras.layers.Layer):
             "stateful": self.stateful,
             "zero_output_for_mask": self.zero_output_for_mask,
             "trace_dtype": self._given_trace_dtype,
+            "go_backwards": False,  # Bidirectional asks for it
         }
         for kind in ("initializer", "regularizer", "constraint"):
             serialize = getattr(keras, f"{kind}s").serialize
-            for role in _ROLES:
+            for role in ROLES:
                 value = getattr(self, f"{role}_{kind}")
                 config[f"{role}_{kind}"] = None if value is None else serialize(value)
         return config

@@ -289,6 +289,21 @@ def check_streams(case):
             _close(f"{name} of stream {b} alone against in a batch", got, want[row], 1e-12)
 
 
+def check_output(case):
+    """The declarations fit the contract, the output is as wide as it says, the configuration makes the same cell."""
+    cell = case.cell
+    cell.check()
+    w = {p.name: p.initializer(p.shape, "float64") for p in cell.output_parameters(case.input_dim)}
+    y = cell.output(case.x, tuple(tf.unstack(case.e, axis=-1)), w)
+    wanted = (case.batch, case.steps, cell.output_size)
+    _require(tuple(y.shape) == wanted, f"output has shape {tuple(y.shape)} where output_size says {wanted}")
+    try:
+        again = type(cell).from_config(cell.get_config())
+    except TypeError as error:
+        raise AssertionError(f"from_config(get_config()) fails: {error}") from error
+    _require(again.get_config() == cell.get_config(), "from_config(get_config()) has another configuration")
+
+
 PROOFS = (check_chunk, check_splits, check_history, check_truncations, check_carry_is_a_value)
 
 
@@ -303,6 +318,7 @@ def check_rtrl_cell(cell, seed=0):
       AssertionError: names the first thing that is wrong.
     """
     case = Case(cell, seed)
+    check_output(case)
     check_derivatives(case)
     for proof in PROOFS:
         proof(case)

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 
 from keras_rtrl._keras import LEGACY, keras
-from keras_rtrl.cells import ELSTMCell, RTUCell
+from keras_rtrl.cells import ELSTMCell, Parameter, RTRLCell, RTUCell
 from keras_rtrl.layers import ELSTM, RTRL, RTU
 
 B, T, D, N = 2, 6, 4, 3
@@ -319,6 +319,7 @@ BAD_CALLS = {
     "two states": (dict(sequences=X, initial_state=[X, X]), ValueError, "initial_state must be .* got 2 tensors"),
     "state shape": (dict(sequences=X, initial_state=X), ValueError, "initial_state: state must have shape"),
     "state batch": (dict(sequences=X, initial_state=np.zeros((B + 1, N, 1), "float32")), ValueError, "initial_state"),
+    "no tensor": (dict(sequences=X, initial_state="zeros"), ValueError, "initial_state: state must .* got str"),
     "reset shape": (dict(sequences=X, reset=np.zeros((B, 3), bool)), ValueError, "reset must have shape"),
     "mask shape": (dict(sequences=X, mask=np.zeros((B,), bool)), ValueError, "mask must have shape"),
 }
@@ -337,6 +338,14 @@ def test_bad_calls_get_one_clear_error(bad):
     ("make", "error", "message"),
     [
         (lambda: ELSTM(0), ValueError, "units must be a positive int, got 0"),
+        (lambda: ELSTM(3, forget_bias="x"), ValueError, "forget_bias must be a finite number, got 'x'"),
+        (lambda: RTU(3, r_min="a"), ValueError, "r_min must be a finite number"),
+        (lambda: RTU(3, max_phase=np.inf), ValueError, "max_phase must be a finite number above 0"),
+        (lambda: ELSTM(3, dtype="float64", trace_dtype="float32"), ValueError, "trace_dtype must not be narrower"),
+        (lambda: ELSTM(3, go_backwards=True), ValueError, "forward in time"),
+        (lambda: keras.layers.Bidirectional(ELSTM(3)), ValueError, "forward in time"),
+        (lambda: ELSTM(3, recurrent_initializer="orthogonal")(X), ValueError, "recurrent_initializer cannot make w_f"),
+        (lambda: ELSTM(3, stateful=True)(X, initial_state=np.zeros((B, 3, 1))), ValueError, "must be left out"),
         (lambda: ELSTM(3, gradient="bptt"), ValueError, "gradient must be one of"),
         (lambda: ELSTM(3, trace_dtype="float16"), ValueError, "trace_dtype"),
         (lambda: RTU(3, recurrence="quadratic"), ValueError, "recurrence must be"),
@@ -361,6 +370,61 @@ def test_stateful_needs_one_known_batch(rng):
     unknown = tf.function(other, input_signature=[tf.TensorSpec((None, T, D))])
     with pytest.raises(ValueError, match="known batch size"):
         unknown(X)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: ELSTM(5)(keras.Input((6, 3)), initial_state=keras.Input((7, 1))), ValueError, "state must have shape"),
+        (lambda: ELSTM(5)(keras.Input((6, 3), dtype="int32")), TypeError, "must be floating, got int32"),
+        (lambda: ELSTM(5, stateful=True)(keras.Input((6, 3))), ValueError, "known batch size"),
+    ],
+)
+def test_functional_models_are_checked_when_they_are_built(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+class Named(RTRLCell):
+    """A cell with one per-unit parameter, declared as asked."""
+
+    gates = ("u",)
+
+    def __init__(self, parameter, width=3):
+        super().__init__(3)
+        self.parameter, self.width = parameter, width
+
+    def unit_parameters(self):
+        return (self.parameter,)
+
+    def phi(self, state, u, c):
+        return (0.5 * state[0] + u["u"],)
+
+
+def parameter(name="b", role="bias", shape=(3,)):
+    return Parameter(name, role, shape, tf.zeros)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RTRL(Named(parameter(role="gain"))), "role of 'b' must be one of"),
+        (lambda: RTRL(Named(parameter(shape=(3, 1)))), r"'b' must have shape \(3,\)"),
+        (lambda: RTRL(Named(parameter(name="kernel"))), "different names, and none 'kernel'"),
+        (lambda: RTRL(Named(parameter(name="gradient")))(X), "cannot be called 'gradient'"),
+        (lambda: RTRL(RTRLCell(3)), "gates must be a tuple of different names"),
+    ],
+)
+def test_cells_that_break_the_contract_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_forget_bias_is_added_to_a_given_initialiser():
+    layer = ELSTM(3, forget_bias=5.0, bias_initializer="zeros")
+    layer.build((None, None, D))
+    np.testing.assert_array_equal(np.array(layer.b_f), 5.0)
+    np.testing.assert_array_equal(np.array(layer.b_z), 0.0)
 
 
 def test_second_order_gradient_is_refused(rng):

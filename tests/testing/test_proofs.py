@@ -28,8 +28,8 @@ class WithoutTheta(RTUCell):
 class WrongRotation(RTUCell):
     """The trace of W2 turned the other way."""
 
-    def __init__(self, units):
-        super().__init__(units)
+    def __init__(self, units, **kwargs):
+        super().__init__(units, **kwargs)
         self.trace_rotations = {"u2": ("u1", ((0.0, 1.0), (-1.0, 0.0)))}
 
 
