@@ -2,7 +2,7 @@
 
 import sys
 
-from keras_rtrl.train.cli import main
+from keras_rtrl_cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -55,7 +55,7 @@ def run(condition, seed):
         return
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "run"
-        command = [sys.executable, "-m", "keras_rtrl.train.cli", "train", "tmaze_r2ac"]
+        command = [sys.executable, "-m", "keras_rtrl_cli", "train", "tmaze_r2ac"]
         command += ["--frames", str(frames), "--seed", str(seed), "--out", str(out)]
         for binding in [f"environment.options = {{'corridor': {corridor}}}", *bindings]:
             command += ["--gin", binding]

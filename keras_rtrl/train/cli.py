@@ -1,15 +1,13 @@
 """The command `keras-rtrl`."""
 
 import argparse
-import contextlib
 import datetime
 import os
 import sys
 
-# TF-Agents needs tf-keras. Importing the package has chosen a Keras by now: `main` starts anew where it was Keras 3.
-_LEGACY_FROM_THE_START = os.environ.get("TF_USE_LEGACY_KERAS") == "1"
-os.environ["TF_USE_LEGACY_KERAS"] = "1"
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from keras_rtrl._tf_agents import require_legacy_keras
+
+require_legacy_keras()
 
 from keras_rtrl.train import config  # noqa: E402
 from keras_rtrl.train.run_folder import UsageError, check_writable, new_run, open_run  # noqa: E402
@@ -21,8 +19,6 @@ def main(argv=None):
     0: done (or the limit of --minutes reached). 1: training diverged. 2: bad input. 128 + n: ended by signal n, after a
     checkpoint.
     """
-    if argv is None and "tensorflow" in sys.modules and not _LEGACY_FROM_THE_START:  # too late to choose tf-keras
-        os.execv(sys.executable, [sys.executable, "-m", "keras_rtrl.train.cli", *sys.argv[1:]])
     args = _parser().parse_args(argv)
     args.command = ["keras-rtrl", *(sys.argv[1:] if argv is None else argv)]
     try:
@@ -87,10 +83,10 @@ def _train(args):
         bindings.append(f"train.frames = {args.frames}")
     if args.seed is not None:
         bindings.append(f"train.seed = {args.seed}")
-    with _quiet_imports():
-        import gin
+    import gin
 
-        from keras_rtrl.train import loop
+    from keras_rtrl.train import loop
+
     config.load(source, [*bindings, *args.gin])
     if not args.resume:
         preset = os.path.splitext(os.path.basename(args.preset))[0]
@@ -113,8 +109,8 @@ def _train(args):
 
 def _evaluate(args):
     run = open_run(args.folder)
-    with _quiet_imports():
-        from keras_rtrl.train import evaluate, loop  # noqa: F401  loop: its settings are in the run's configuration
+    from keras_rtrl.train import evaluate, loop  # noqa: F401  loop: its settings are in the run's configuration
+
     config.load(run.config)
     result = evaluate.evaluate(run, args.episodes, args.seed, args.video)
     for number, (game_return, length) in enumerate(zip(result["returns"], result["lengths"], strict=True), 1):
@@ -126,8 +122,8 @@ def _evaluate(args):
 def _export(args):
     run = open_run(args.folder)
     check_writable(args.target)
-    with _quiet_imports():
-        from keras_rtrl.train import building, evaluate, export, loop  # noqa: F401
+    from keras_rtrl.train import building, evaluate, export, loop  # noqa: F401
+
     config.load(run.config)
     export.save(evaluate.load_network(run, building.environment(seed=0, streams=1)), args.target)
     print(f"policy: {args.target}")
@@ -147,10 +143,9 @@ def _info(args):
             print(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
             print(f"{package} is not installed")
-    with _quiet_imports():
-        import tensorflow as tf
+    import tensorflow as tf
 
-        devices = tf.config.list_physical_devices()
+    devices = tf.config.list_physical_devices()
     for device in devices:
         details = tf.config.experimental.get_device_details(device) if device.device_type == "GPU" else {}
         print(f"device {device.name.removeprefix('/physical_device:')} {details.get('device_name', '')}".rstrip())
@@ -180,28 +175,3 @@ def _positive_float(text):
     if not value > 0:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
-
-
-@contextlib.contextmanager
-def _quiet_imports():
-    """Keeps the notices that TensorFlow and gym print while imported off the screen, unless importing fails."""
-    import tempfile
-
-    sys.stderr.flush()
-    screen = os.dup(2)
-    with tempfile.TemporaryFile() as notices:
-        os.dup2(notices.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            notices.seek(0)
-            os.write(screen, notices.read())
-            raise
-        finally:
-            sys.stderr.flush()
-            os.dup2(screen, 2)
-            os.close(screen)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
