@@ -35,7 +35,7 @@ $(STAMP): setup.cfg pyproject.toml
 
 # exec: Ctrl-C reaches the trainer alone, and make waits for its last checkpoint. pdeathsig: killing make ends it too.
 train: $(STAMP)  ## train (an agent on Atari Breakout by default) and leave a run folder
-	@TF_USE_LEGACY_KERAS=1 TF_CPP_MIN_LOG_LEVEL=3 exec setpriv --pdeathsig TERM $(BIN)/keras-rtrl train $(if $(RESUME),--resume "$(RESUME)",$(PRESET)) $(TRAIN_OPTIONS)
+	@exec setpriv --pdeathsig TERM $(BIN)/keras-rtrl train $(if $(RESUME),--resume "$(RESUME)",$(PRESET)) $(TRAIN_OPTIONS)
 
 test: test-keras3 test-tf-keras  ## run all fast tests, under Keras 3 and under tf-keras
 
