@@ -7,7 +7,7 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-if os.environ.get("TF_USE_LEGACY_KERAS") != "1":
+if os.environ.get("TF_USE_LEGACY_KERAS") not in ("1", "true", "True"):
     # TF-Agents runs on tf-keras only.
     collect_ignore = ["environments", "networks", "agents", "drivers", "train"]
 
