@@ -6,6 +6,8 @@ from tf_agents.drivers import driver
 from tf_agents.environments import py_environment, tf_environment
 from tf_agents.trajectories import trajectory
 
+from keras_rtrl._checks import whole_number
+
 
 class RolloutDriver(driver.Driver):
     """Steps a batched environment T times a call and gives each observer one Trajectory [B, T + 1].
@@ -26,13 +28,12 @@ class RolloutDriver(driver.Driver):
           observers: callables of one Trajectory of tensors [B, T + 1, ...], each theirs to keep.
 
         Raises:
-          ValueError: num_steps below 1, an environment that is not batched.
+          ValueError: num_steps that is no whole number of at least 1, an environment that is not batched.
           TypeError: an environment of neither kind.
         """
-        if int(num_steps) != num_steps or num_steps < 1:
-            raise ValueError(f"num_steps must be a whole number of at least 1, got {num_steps}")
+        num_steps = whole_number("num_steps", num_steps)
         super().__init__(env, policy, observers=list(observers))
-        self._num_steps = int(num_steps)
+        self._num_steps = num_steps
         self._time_step = None
         self._policy_state = None
         if isinstance(env, tf_environment.TFEnvironment):
@@ -60,7 +61,8 @@ class RolloutDriver(driver.Driver):
         Args:
           time_step: TimeStep to begin with; None goes on from where the last call ended (at first, from the
             environment's current time step).
-          policy_state: state of the policy before that time step; None as above (at first, the initial state).
+          policy_state: state of the policy before that time step; None goes on from where the last call ended if
+            time_step is None too, and is the initial state at first and with a given time_step.
 
         Returns:
           (time_step, policy_state) after the rollout, arguments of the next call.

@@ -9,6 +9,7 @@ import tensorflow as tf
 from tf_agents.keras_layers import dynamic_unroll_layer
 
 from keras_rtrl import layers
+from keras_rtrl._checks import whole_number
 from keras_rtrl._keras import keras
 
 
@@ -53,10 +54,10 @@ def make_core(name, units, gradient, options):
     """Makes the core `name`: "elstm", "rtu" or "lstm"; `options` go to the layer (to the LSTM cell).
 
     Raises:
-      ValueError: unknown name, units below 1, or a gradient mode that the core does not have.
+      ValueError: unknown name, units that are no whole number of at least 1, or a gradient mode that the core does not
+        have.
     """
-    if int(units) != units or units < 1:
-        raise ValueError(f"units must be a whole number of at least 1, got {units}")
+    units = whole_number("units", units)
     if name == "lstm":
         return LSTMCore(units, gradient, options)
     rtrl_layers = {"elstm": layers.ELSTM, "rtu": layers.RTU}

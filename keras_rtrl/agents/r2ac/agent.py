@@ -7,6 +7,7 @@ from tf_agents.agents import tf_agent
 from tf_agents.policies import greedy_policy
 from tf_agents.trajectories import time_step as ts
 
+from keras_rtrl._checks import whole_number
 from keras_rtrl.agents.r2ac import losses
 from keras_rtrl.agents.r2ac.config import R2ACConfig
 from keras_rtrl.agents.r2ac.policy import R2ACPolicy
@@ -40,10 +41,9 @@ class R2ACAgent(tf_agent.TFAgent):
           train_step_counter: int64 variable, counts calls of train(); None for the global step.
 
         Raises:
-          ValueError: num_streams below 1.
+          ValueError: num_streams that is no whole number of at least 1.
         """
-        if int(num_streams) != num_streams or num_streams < 1:
-            raise ValueError(f"num_streams must be a whole number of at least 1, got {num_streams}")
+        num_streams = whole_number("num_streams", num_streams)
         network.create_variables()
         collect_policy = R2ACPolicy(time_step_spec, action_spec, network, name="collect_policy")
         super().__init__(
@@ -56,7 +56,7 @@ class R2ACAgent(tf_agent.TFAgent):
         )
         self._network = network
         self._optimizer = optimizer
-        self._num_streams = int(num_streams)
+        self._num_streams = num_streams
         self._config = config or R2ACConfig()
         frozen = set() if self._config.train_core else {v.ref() for v in network.core_variables}
         self._trained = tuple(v for v in network.trainable_variables if v.ref() not in frozen)
@@ -75,6 +75,11 @@ class R2ACAgent(tf_agent.TFAgent):
     def network(self):
         """The actor-critic network."""
         return self._network
+
+    @property
+    def optimizer(self):
+        """The optimiser."""
+        return self._optimizer
 
     @property
     def carry(self):

@@ -1,0 +1,22 @@
+"""Checks of arguments that several parts share."""
+
+import math
+import numbers
+
+
+def number(name, value, low=None, above=None):
+    """Returns `value` as a float; raises ValueError unless it is finite and at least `low`, or above `above`."""
+    bound = f" of at least {low}" if low is not None else f" above {above}" if above is not None else ""
+    fits = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not fits or (low is not None and value < low) or (above is not None and value <= above):
+        raise ValueError(f"{name} must be a number{bound}, got {value!r}")
+    return float(value)
+
+
+def whole_number(name, value, low=1, high=None):
+    """Returns `value` as an int; raises ValueError unless it is a whole number from `low` to `high`."""
+    fits = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not fits or value != int(value) or value < low or (high is not None and value > high):
+        bound = "" if high is None else f" and at most {high}"
+        raise ValueError(f"{name} must be a whole number of at least {low}{bound}, got {value!r}")
+    return int(value)
