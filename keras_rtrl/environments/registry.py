@@ -42,8 +42,7 @@ def make(name, num_envs=1, seed=None, **options):
         raise ValueError(f"num_envs must be an int of at least 1, got {num_envs!r}.")
     if seed is not None and (not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or not 0 <= seed < 2**63):
         raise ValueError(f"seed must be None or an int of at least 0 and below 2**63, got {seed!r}.")
-    module = next(module for prefix, module in _FAMILIES if name.startswith(prefix))
-    build = importlib.import_module(f"keras_rtrl.environments.{module}").make
+    build = importlib.import_module(f"keras_rtrl.environments.{family(name)}").make
     parameters = inspect.signature(build).parameters.values()
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
@@ -51,6 +50,11 @@ def make(name, num_envs=1, seed=None, **options):
             if option not in known:
                 raise ValueError(f"{name} has no option {option!r}; its options are {', '.join(known)}.")
     return build(name, int(num_envs), None if seed is None else int(seed), **options)
+
+
+def family(name):
+    """The module of this package that builds the environment `name`; it alone knows whether there is such a one."""
+    return next(module for prefix, module in _FAMILIES if name.startswith(prefix))
 
 
 def unknown_name(name, names):

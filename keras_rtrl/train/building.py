@@ -26,8 +26,13 @@ def environment(seed, streams=None, evaluation=False, name=gin.REQUIRED, num_env
     Raises:
       UsageError: a name or an option that `make` does not know.
     """
+    if options is not None and not isinstance(options, dict):
+        raise UsageError(f"environment.options must be a dict, got {options!r}")
     options = dict(options or {})
-    if evaluation and name.startswith("ALE/"):
+    for option in options:
+        if not isinstance(option, str) or option in ("name", "num_envs", "seed"):
+            raise UsageError(f"environment.options must hold options of the environment alone, got {option!r}")
+    if evaluation and str(name).startswith("ALE/"):
         options["training"] = False
     try:
         return environments.with_history(environments.make(name, num_envs=streams or num_envs, seed=seed, **options))

@@ -1,9 +1,13 @@
 """Checkpoints of a whole run: written atomically, never with a number that is not finite."""
 
+import contextlib
 import json
 
 import numpy as np
 import tensorflow as tf
+
+from keras_rtrl.train.config import one_line
+from keras_rtrl.train.run_folder import UsageError
 
 _COUNTED = ("frames", "updates", "games", "seconds", "recent_returns", "running_returns")
 
@@ -42,8 +46,8 @@ class Checkpoints:
     """
 
     def __init__(self, run, counters, agent, state):
-        self._counters = counters
-        self._watched = [*agent.network.variables, *agent.carry, *state]
+        self._run, self._counters = run, counters
+        self._watched = [*agent.network.variables, *agent.optimizer.variables, *agent.carry, *state]
         checkpoint = tf.train.Checkpoint(network=agent.network, agent=agent, state=list(state), counters=counters)
         self._checkpoint = checkpoint
         self._manager = tf.train.CheckpointManager(checkpoint, run.checkpoints, max_to_keep=2)
@@ -60,8 +64,9 @@ class Checkpoints:
         self._saved = self._counters.updates
 
     def restore(self):
-        """Restores the newest checkpoint; it must hold every variable."""
-        self._checkpoint.restore(self._manager.latest_checkpoint).assert_existing_objects_matched()
+        """Restores the newest checkpoint; raises UsageError where it does not hold every variable."""
+        with _as_usage_error(self._run):
+            self._checkpoint.restore(self._manager.latest_checkpoint).assert_existing_objects_matched()
 
 
 def saved_updates(run):
@@ -71,6 +76,17 @@ def saved_updates(run):
 
 
 def restore_network(run, network):
-    """Restores a network's weights alone from the newest checkpoint of a run."""
+    """Restores a network's weights alone from the newest checkpoint of a run; raises UsageError where they misfit."""
     path = tf.train.latest_checkpoint(run.checkpoints)
-    tf.train.Checkpoint(network=network).restore(path).expect_partial().assert_existing_objects_matched()
+    with _as_usage_error(run):
+        tf.train.Checkpoint(network=network).restore(path).expect_partial().assert_existing_objects_matched()
+
+
+@contextlib.contextmanager
+def _as_usage_error(run):
+    try:
+        yield
+    except (AssertionError, ValueError, IndexError, tf.errors.OpError) as error:
+        reason = one_line(error)
+        reason = reason if len(reason) <= 200 else f"{reason[:200]}..."
+        raise UsageError(f"{run.checkpoints}: broken, or of another configuration ({reason})") from error

@@ -26,6 +26,11 @@ def main(argv=None):
     except UsageError as error:
         print(f"keras-rtrl: error: {config.one_line(error)}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if not str(error).startswith("Required bindings"):  # gin's, for a setting without a value
+            raise
+        print(f"keras-rtrl: error: configuration: {config.one_line(error)}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:  # outside the training loop, where there is nothing to save
         return 130
 
@@ -36,26 +41,28 @@ def _parser():
 
     train = commands.add_parser("train", help="train an agent and leave a run folder")
     train.set_defaults(run=_train)
-    train.add_argument("preset", nargs="?", metavar="PRESET", help=f"{', '.join(config.presets())}, or a gin file")
-    train.add_argument("--game", metavar="NAME", help='environment; "Pong" means ALE/Pong-v5')
+    train.add_argument(
+        "preset", nargs="?", type=_name, metavar="PRESET", help=f"{', '.join(config.presets())}, or a gin file"
+    )
+    train.add_argument("--game", type=_name, metavar="NAME", help='environment; "Pong" means ALE/Pong-v5')
     train.add_argument("--frames", type=_positive_int, metavar="N", help="environment frames (Atari: 4 an agent step)")
-    train.add_argument("--seed", type=_natural, metavar="N")
-    train.add_argument("--out", metavar="RUN", help="run folder (default: runs/<preset>-<game>-<time>)")
-    train.add_argument("--resume", metavar="RUN", help="go on with this run instead of starting one")
+    train.add_argument("--seed", type=_seed, metavar="N")
+    train.add_argument("--out", type=_name, metavar="RUN", help="run folder (default: runs/<preset>-<game>-<time>)")
+    train.add_argument("--resume", type=_name, metavar="RUN", help="go on with this run instead of starting one")
     train.add_argument("--gin", action="append", default=[], metavar="BINDING", help='such as "train.rollout = 10"')
     train.add_argument("--minutes", type=_positive_float, metavar="M", help="stop after M minutes, with a checkpoint")
 
     evaluate = commands.add_parser("evaluate", help="play whole games greedily")
     evaluate.set_defaults(run=_evaluate)
-    evaluate.add_argument("folder", metavar="RUN")
+    evaluate.add_argument("folder", type=_name, metavar="RUN")
     evaluate.add_argument("--episodes", type=_positive_int, default=30, metavar="N")
-    evaluate.add_argument("--seed", type=_natural, default=1, metavar="N")
-    evaluate.add_argument("--video", metavar="FILE", help="write the first game to an .mp4, .avi or .gif")
+    evaluate.add_argument("--seed", type=_seed, default=1, metavar="N")
+    evaluate.add_argument("--video", type=_name, metavar="FILE", help="write the first game to an .mp4 or .avi")
 
     export = commands.add_parser("export", help="write the policy as a SavedModel that needs TensorFlow alone")
     export.set_defaults(run=_export)
-    export.add_argument("folder", metavar="RUN")
-    export.add_argument("target", metavar="DIR")
+    export.add_argument("folder", type=_name, metavar="RUN")
+    export.add_argument("target", type=_name, metavar="DIR")
 
     info = commands.add_parser("info", help="print versions and devices")
     info.set_defaults(run=_info)
@@ -63,7 +70,7 @@ def _parser():
 
 
 def _train(args):
-    if args.resume:
+    if args.resume is not None:
         for option in ("preset", "game", "seed", "out"):
             if getattr(args, option) is not None:
                 value = getattr(args, option)
@@ -74,29 +81,33 @@ def _train(args):
         if args.preset is None:
             raise UsageError(f"name a preset ({', '.join(config.presets())}) or a gin file, or --resume a run")
         source = config.find(args.preset)
-        if args.out:
+        if args.out is not None:
             run = new_run(args.out)
+    from keras_rtrl.environments import registry
+    from keras_rtrl.train import loop
+
     bindings = []
-    if args.game:
-        bindings.append(f"environment.name = {_environment_name(args.game)!r}")
-    if args.frames:
+    if args.game is not None:
+        name = _environment_name(args.game)
+        bindings.append(f"environment.name = {name!r}")
+        config.load(source)
+        if registry.family(name) != registry.family(config.text("environment.name", name)):
+            bindings.append("environment.options = None")  # the preset's are another family's
+    if args.frames is not None:
         bindings.append(f"train.frames = {args.frames}")
     if args.seed is not None:
         bindings.append(f"train.seed = {args.seed}")
-    import gin
-
-    from keras_rtrl.train import loop
-
     config.load(source, [*bindings, *args.gin])
-    if not args.resume:
+    facts = {}
+    if args.resume is None:
         preset = os.path.splitext(os.path.basename(args.preset))[0]
-        if not args.out:
-            game = str(gin.query_parameter("environment.name")).split("/")[-1].rsplit("-v", 1)[0]
+        if args.out is None:
+            game = config.text("environment.name", "").split("/")[-1].rsplit("-v", 1)[0]
             run = new_run(os.path.join("runs", f"{preset}-{game}-{datetime.datetime.now():%Y%m%d-%H%M%S}"))
-        run.write_record(command=args.command, preset=preset)
+        facts = {"command": args.command, "preset": preset}
     print(f"run folder: {run.path}", flush=True)
     try:
-        result = loop.train(run, resume=bool(args.resume), minutes=args.minutes)
+        result = loop.train(run, resume=args.resume is not None, minutes=args.minutes, facts=facts)
     except loop.Diverged as error:
         print(f"keras-rtrl: training stopped: {config.one_line(error)}", file=sys.stderr)
         return 1
@@ -156,22 +167,29 @@ def _environment_name(game):
     return game if "/" in game or "-v" in game else f"ALE/{game}-v5"
 
 
+def _name(text):
+    if not text:
+        raise argparse.ArgumentTypeError("is empty")
+    return text
+
+
 def _positive_int(text):
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
+    return _checked(int, text, lambda value: value >= 1, "a whole number of at least 1")
 
 
-def _natural(text):
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return value
+def _seed(text):
+    return _checked(int, text, lambda value: 0 <= value < 2**32, f"a whole number from 0 to {2**32 - 1}")
 
 
 def _positive_float(text):
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return _checked(float, text, lambda value: value > 0, "a number above 0")
+
+
+def _checked(kind, text, fits, expected):
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not fits(value):
+        raise argparse.ArgumentTypeError(f"must be {expected}, got {text!r}")
     return value

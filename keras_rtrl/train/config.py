@@ -34,8 +34,17 @@ def load(path, bindings=()):
         gin.parse_config_file(path)
         for binding in bindings:
             gin.parse_config(binding)
-    except (ValueError, SyntaxError, OSError, TypeError) as error:
+        gin.finalize()  # finds macros without a value
+    except (ValueError, SyntaxError, OSError, TypeError, ImportError) as error:
         raise UsageError(f"configuration: {one_line(error)}") from error
+
+
+def text(setting, default):
+    """The value of a setting as a string, `default` where nothing sets it."""
+    try:
+        return str(gin.query_parameter(setting))
+    except ValueError:
+        return default
 
 
 def save(path):

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import tempfile
 
 import numpy as np
 import tensorflow as tf
@@ -11,7 +12,7 @@ from keras_rtrl.train import building, checkpoints
 from keras_rtrl.train.export import PolicyModule
 from keras_rtrl.train.run_folder import UsageError, write_json
 
-_VIDEO_FORMATS = (".mp4", ".avi", ".gif")
+_VIDEO_FORMATS = (".mp4", ".avi")
 
 
 def load_network(run, env):
@@ -28,7 +29,7 @@ def evaluate(run, episodes=30, seed=1, video=None):
       run: RunFolder; its configuration must be loaded.
       episodes: number of games, at least 1.
       seed: int, of the environment.
-      video: path of an .mp4, .avi or .gif for the first game, None for none. Needs image observations.
+      video: path of an .mp4 or .avi for the first game, None for none. Needs image observations.
 
     Returns:
       dict: mean, std, returns and lengths (agent steps) by game. Written to evaluation.json too.
@@ -41,7 +42,7 @@ def evaluate(run, episodes=30, seed=1, video=None):
     streams = min(episodes, 16)
     quota = [episodes // streams + (stream < episodes % streams) for stream in range(streams)]
     env = building.environment(seed, streams=streams, evaluation=True)
-    recorder = Video(video, env) if video else None
+    recorder = Video(video, env) if video is not None else None
     games = [[] for _ in range(streams)]
     steps = _play(env, PolicyModule(load_network(run, env)))
     for observation, finished in steps:
@@ -102,8 +103,12 @@ class Video:
         if spec.dtype != np.uint8 or len(spec.shape) != 3:
             raise UsageError(f"no video: the observations are no images ({spec.shape}, {np.dtype(spec.dtype).name})")
         try:
-            with open(path, "wb"):
-                pass
+            if os.path.exists(path):
+                with open(path, "ab"):  # neither truncates nor writes
+                    pass
+            else:
+                with tempfile.TemporaryFile(dir=os.path.dirname(path) or "."):
+                    pass
         except OSError as error:
             raise UsageError(f"{path}: cannot write this file ({error.strerror})") from error
         self._path, self._suffix, self._frames = path, suffix, []
@@ -114,12 +119,6 @@ class Video:
 
     def close(self, frames_per_second=15):
         frames = [frame.repeat(4, axis=0).repeat(4, axis=1) for frame in self._frames]
-        if self._suffix == ".gif":
-            from PIL import Image
-
-            first, *rest = [Image.fromarray(frame) for frame in frames]
-            first.save(self._path, save_all=True, append_images=rest, duration=1000 // frames_per_second, loop=0)
-            return
         import cv2
 
         code = cv2.VideoWriter_fourcc(*("mp4v" if self._suffix == ".mp4" else "MJPG"))

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import os
 import signal
 import time
 
@@ -11,6 +12,7 @@ import tf_keras
 from tf_agents.environments import py_environment
 from tqdm import tqdm
 
+from keras_rtrl._checks import number, whole_number
 from keras_rtrl.train import building, checkpoints, config, export, metrics
 from keras_rtrl.train import optimizers as _optimizers  # noqa: F401  registers them with gin
 from keras_rtrl.train.config import one_line
@@ -24,11 +26,12 @@ class Diverged(ArithmeticError):
     """A loss, a gradient or a weight that is not finite; training has stopped and the last good checkpoint stands."""
 
 
-@gin.configurable("train", module="keras_rtrl", denylist=["run", "resume", "minutes"])
+@gin.configurable("train", module="keras_rtrl", denylist=["run", "resume", "minutes", "facts"])
 def train(
     run,
     resume=False,
     minutes=None,
+    facts=None,
     frames=gin.REQUIRED,
     rollout=20,
     optimizer=gin.REQUIRED,
@@ -48,6 +51,7 @@ def train(
       run: RunFolder to write to.
       resume: whether to go on from its newest checkpoint.
       minutes: wall-clock limit of this call, None for none.
+      facts: dict, what else run.json shall hold, None for nothing.
       frames: environment frames of the whole run (Atari: 4 an agent step).
       rollout: T, agent steps of a stream between two updates.
       optimizer: class of tf-keras optimiser, called with the schedule of the learning rate.
@@ -66,15 +70,19 @@ def train(
       UsageError: settings that do not fit, before anything is written.
       Diverged: a loss that is not finite.
     """
-    for name, value in dict(
-        frames=frames,
-        rollout=rollout,
-        log_updates=log_updates,
-        checkpoint_minutes=checkpoint_minutes,
-        return_window=return_window,
-    ).items():
-        if not value > 0:
-            raise UsageError(f"train.{name} must be above 0, got {value}")
+    try:
+        frames = whole_number("train.frames", frames)
+        rollout = whole_number("train.rollout", rollout)
+        log_updates = whole_number("train.log_updates", log_updates)
+        return_window = whole_number("train.return_window", return_window)
+        seed = whole_number("train.seed", seed, 0, 2**32 - 1)
+        learning_rate = number("train.learning_rate", learning_rate, low=0)
+        final_learning_rate = number("train.final_learning_rate", final_learning_rate, low=0)
+        checkpoint_minutes = number("train.checkpoint_minutes", checkpoint_minutes, above=0)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if not isinstance(optimizer, type) or not issubclass(optimizer, tf_keras.optimizers.Optimizer):
+        raise UsageError(f"train.optimizer must be a class of tf-keras optimiser such as @Adam, got {optimizer!r}")
     started = time.monotonic()
     tf_keras.utils.set_random_seed(seed)
     env = building.environment(seed)
@@ -97,9 +105,10 @@ def train(
         saver.restore()
         if isinstance(env, py_environment.PyEnvironment):
             agent.reset_carry()
+    os.makedirs(run.path, exist_ok=True)
     config.save(run.config)
     saver.save()
-    run.write_record(status="running", frames=counters.frames, updates=counters.updates)
+    run.write_record(**(facts or {}), status="running", frames=counters.frames, updates=counters.updates)
     log = metrics.Metrics(run, counters.updates)
     earlier, diverged, last_saved = counters.seconds, None, time.monotonic()
     losses, row_started = [], (time.monotonic(), counters.frames)
@@ -152,6 +161,7 @@ def train(
         if diverged is not None:
             saver.restore()
         log.close()
+        metrics.trim(run, counters.updates)
         metrics.plot(run, _title(run))
         export.save(agent.network, run.policy)
         done = diverged is None and counters.updates >= total_updates

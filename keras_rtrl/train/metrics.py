@@ -35,8 +35,7 @@ class Metrics:
     """
 
     def __init__(self, run, updates=0):
-        rows = [row for row in read(run.metrics) if int(row["updates"]) <= updates]
-        write_text(run.metrics, "".join(_line(row) for row in [dict(zip(COLUMNS, COLUMNS, strict=True)), *rows]))
+        trim(run, updates)
         self._file = open(run.metrics, "a", encoding="utf-8")
         self._writer = tf.summary.create_file_writer(run.events)
 
@@ -53,6 +52,12 @@ class Metrics:
     def close(self):
         self._file.close()
         self._writer.close()
+
+
+def trim(run, updates):
+    """Drops the rows of metrics.csv past an update; makes the file where there is none."""
+    rows = [row for row in read(run.metrics) if int(row["updates"]) <= updates]
+    write_text(run.metrics, "".join(_line(row) for row in [dict(zip(COLUMNS, COLUMNS, strict=True)), *rows]))
 
 
 def _line(row):

@@ -1,8 +1,11 @@
 """The folder of one run: where its files lie, and whether a path is one."""
 
+import glob
 import json
 import os
 import tempfile
+
+import tensorflow as tf
 
 import keras_rtrl
 
@@ -59,11 +62,15 @@ def open_run(path):
         raise UsageError(f"{path}: no such run folder")
     if not run.holds_run():
         raise UsageError(f"{path}: not a run folder (it needs config.gin and a checkpoint in checkpoints/)")
+    state = tf.train.get_checkpoint_state(run.checkpoints)
+    newest = state.model_checkpoint_path if state else os.path.join(run.checkpoints, "checkpoint")
+    if not (os.path.isfile(f"{newest}.index") and glob.glob(f"{glob.escape(newest)}.data-*")):
+        raise UsageError(f"{path}: its newest checkpoint is broken ({newest} lacks its index or its data)")
     return run
 
 
 def new_run(path):
-    """Makes the folder of a new run. Raises UsageError where it holds a run already or cannot be written."""
+    """The RunFolder of a new run, still to be made. Raises UsageError where it holds a run or cannot be written."""
     run = RunFolder(path)
     if run.holds_run():
         raise UsageError(f"{path}: holds a run already; go on with it by --resume {path}, or choose another --out")
@@ -72,13 +79,17 @@ def new_run(path):
 
 
 def check_writable(path):
-    """Makes the folder `path` where it is missing; raises UsageError where files cannot be made in it."""
+    """Raises UsageError where the folder `path` cannot be made, or files in it. Leaves nothing behind."""
+    existing = os.path.abspath(path)
+    while not os.path.lexists(existing):
+        existing = os.path.dirname(existing)
     try:
-        os.makedirs(path, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
+        with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        raise UsageError(f"{path}: cannot write into this folder ({error.strerror or error})") from error
+        # what /proc answers to a new file would read as if the folder were missing
+        reason = "it takes no files" if isinstance(error, FileNotFoundError) else error.strerror or error
+        raise UsageError(f"{path}: cannot write into this folder ({existing}: {reason})") from error
 
 
 def write_text(path, text):

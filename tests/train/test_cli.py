@@ -1,6 +1,7 @@
 """Bad input: one line on stderr, exit code 2, no traceback, and nothing written."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -41,7 +42,7 @@ def test_neither_preset_nor_run(error):
 
 def test_unknown_game_names_a_close_one(error, tmp_path):
     assert "ALE/Pong-v5" in error("train", "atari_r2ac_cpu", "--game", "Pomg", "--out", "new")
-    assert not (tmp_path / "new" / "checkpoints").exists()
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(
@@ -55,10 +56,66 @@ def test_unknown_game_names_a_close_one(error, tmp_path):
         ('environment.options = {"corridors": 3}', "corridors"),
         ('ActorCriticNetwork.core = "gru"', "gru"),
         ("R2ACConfig.gamma = 2.0", "gamma"),
+        ("train.rollout = 2.5", "train.rollout"),
+        ("train.rollout = 'a'", "train.rollout"),
+        ("train.frames = None", "train.frames"),
+        ("train.frames = 'a'", "train.frames"),
+        ("train.seed = -1", "train.seed"),
+        ("train.seed = 'a'", "train.seed"),
+        ("train.seed = 4294967296", "train.seed"),
+        ("train.learning_rate = 'a'", "train.learning_rate"),
+        ("train.learning_rate = -1", "train.learning_rate"),
+        ("train.optimizer = 3", "train.optimizer"),
+        ("train.optimizer = 'adam'", "train.optimizer"),
+        ("train.log_updates = 2.5", "train.log_updates"),
+        ("train.return_window = 1.5", "train.return_window"),
+        ("environment.options = 5", "environment.options"),
+        ("environment.options = {'seed': 3}", "seed"),
+        ("ActorCriticNetwork.units = 'a'", "units"),
+        ("import nothere", "nothere"),
+        ("train.rollout = %N", "N"),
     ],
 )
-def test_bad_setting_is_named(error, binding, names):
+def test_bad_setting_is_named(error, tmp_path, binding, names):
     assert names in error("train", "tmaze_r2ac", "--out", "new", "--gin", binding)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("out", [[], ["--out", "new"]])
+@pytest.mark.parametrize(
+    ("lines", "names"),
+    [("train.frames = 10", "name"), ('environment.name = "TMaze-v0"\ntrain.optimizer = 3', "frames")],
+)
+def test_own_gin_file_that_lacks_a_setting(error, tmp_path, lines, names, out):
+    (tmp_path / "mine.gin").write_text(lines + ("" if "optimizer" in lines else "\ntrain.optimizer = @Adam"))
+    assert names in error("train", "mine.gin", *out)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.gin"]
+
+
+@pytest.mark.parametrize("words", [["evaluate"], ["export"], ["train", "--resume"]])
+@pytest.mark.parametrize("part", ["index", "data-00000-of-00001"])
+@pytest.mark.parametrize("damage", ["missing", "empty"])
+def test_broken_checkpoint(error, tmaze_run, tmp_path, words, part, damage):
+    shutil.copytree(tmaze_run, tmp_path / "run")
+    for file in (tmp_path / "run" / "checkpoints").glob(f"*.{part}"):
+        file.unlink() if damage == "missing" else file.write_bytes(b"")
+    assert "broken" in error(*words, "run", *(["target"] if words == ["export"] else []))
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_resuming_with_another_network(error, tmaze_run, tmp_path):
+    shutil.copytree(tmaze_run, tmp_path / "run")
+    before = (tmp_path / "run" / "config.gin").read_text()
+    assert "another configuration" in error("train", "--resume", "run", "--gin", "ActorCriticNetwork.units = 9")
+    assert (tmp_path / "run" / "config.gin").read_text() == before
+
+
+@pytest.mark.parametrize(("game", "names"), [("Nope", "ALE/Nope-v5"), ("TMaze-v7", "TMaze-v7")])
+def test_game_is_named_where_the_preset_has_options_of_another(error, tmp_path, game, names):
+    text = error("train", "tmaze_r2ac", "--game", game)
+    assert names in text
+    assert "corridor" not in text
+    assert not list(tmp_path.iterdir())
 
 
 def test_gin_file_with_an_unknown_name(error, tmp_path):
@@ -91,13 +148,27 @@ def test_folder_that_holds_a_run_is_left_alone(error, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "words", [["--frames", "0"], ["--frames", "many"], ["--seed", "-1"], ["--minutes", "0"], ["--x"]]
+    "words",
+    [
+        ["--frames", "0"],
+        ["--frames", "many"],
+        ["--seed", "-1"],
+        ["--seed", "4294967296"],
+        ["--minutes", "0"],
+        ["--game", ""],
+        ["--out", ""],
+        ["--resume", ""],
+        ["--x"],
+    ],
 )
 def test_bad_arguments(words, capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main(["train", "tmaze_r2ac", *words])
     assert exit_.value.code == 2
-    assert "Traceback" not in capsys.readouterr().err
+    text = capsys.readouterr().err
+    assert "Traceback" not in text
+    assert "error: " in text
+    assert "_" not in text.splitlines()[-1]  # no name of a function
 
 
 def command(*words, **options):
