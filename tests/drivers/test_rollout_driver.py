@@ -154,8 +154,9 @@ def test_a_policy_without_state():
 def test_bad_arguments():
     env = make_env("py")
     policy = CountingPolicy(env)
-    with pytest.raises(ValueError, match="num_steps"):
-        RolloutDriver(env, policy, 0)
+    for bad in (0, 2.5, None, "a"):
+        with pytest.raises(ValueError, match="num_steps"):
+            RolloutDriver(env, policy, bad)
     with pytest.raises(TypeError, match="PyEnvironment or a TFEnvironment"):
         RolloutDriver("CartPole", policy, 1)
     with pytest.raises(TypeError, match="rollout"):
