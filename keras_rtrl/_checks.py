@@ -9,7 +9,7 @@ def number(name, value, low=None, above=None):
     bound = f" of at least {low}" if low is not None else f" above {above}" if above is not None else ""
     fits = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
     if not fits or (low is not None and value < low) or (above is not None and value <= above):
-        raise ValueError(f"{name} must be a number{bound}, got {value!r}")
+        raise ValueError(f"{name} must be a finite number{bound}, got {value!r}")
     return float(value)
 
 

@@ -3,6 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
+from keras_rtrl._checks import whole_number
+
 
 def stream_chunks(sequences, targets, batch_size, chunk):
     """Chunks of long sequences in stream order, for `model.fit` with stateful layers.
@@ -25,8 +27,7 @@ def stream_chunks(sequences, targets, batch_size, chunk):
       ValueError: lengths or counts that do not fit.
     """
     for name, value in (("batch_size", batch_size), ("chunk", chunk)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(f"{name} must be a positive int, got {value!r}.")
+        whole_number(name, value)
     for name, value in (("sequences", sequences), ("targets", targets)):
         if not np.iterable(value):
             raise ValueError(f"{name} must be an array or a list of arrays, got {value!r}.")

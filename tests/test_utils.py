@@ -38,8 +38,8 @@ X = np.zeros((4, 10, 3))
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((X, X, 0, 5), "batch_size must be a positive int, got 0"),
-        ((X, X, 2, 2.5), "chunk must be a positive int, got 2.5"),
+        ((X, X, 0, 5), "batch_size must be a whole number of at least 1, got 0"),
+        ((X, X, 2, 2.5), "chunk must be a whole number of at least 1, got 2.5"),
         ((X, X[:3], 2, 5), "targets must have one array a sequence: got 3 for 4"),
         ((X, X[:, :9], 2, 5), r"targets\[0\] must have one target a step, 10"),
         ((X, X, 5, 5), "at least batch_size = 5 in number, got 4"),

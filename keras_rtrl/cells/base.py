@@ -1,12 +1,12 @@
 """The contract of a cell: one element-wise function, from which the engine makes exact RTRL."""
 
-import math
-import numbers
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import tensorflow as tf
+
+from keras_rtrl._checks import whole_number
 
 ROLES = ("kernel", "recurrent", "bias")
 
@@ -66,9 +66,7 @@ class RTRLCell:
     trace_rotations: Mapping[str, tuple[str, tuple]] = MappingProxyType({})
 
     def __init__(self, units: int):
-        if isinstance(units, bool) or not isinstance(units, numbers.Integral) or units < 1:
-            raise ValueError(f"units must be a positive int, got {units!r}.")
-        self.units = int(units)
+        self.units = whole_number("units", units)
 
     # What a cell is.
 
@@ -159,14 +157,6 @@ class RTRLCell:
 
     def call(self, *args, **kwargs):
         self._refuse_keras_rnn()
-
-
-def real(name: str, value, low: float = -math.inf) -> float:
-    """`value` as a float; ValueError unless it is a finite number above `low`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low < value < math.inf:
-        above = "" if low == -math.inf else f" above {low:g}"
-        raise ValueError(f"{name} must be a finite number{above}, got {value!r}.")
-    return float(value)
 
 
 def normal(stddev: float) -> Callable[..., tf.Tensor]:

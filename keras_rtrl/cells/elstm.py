@@ -2,7 +2,8 @@
 
 import tensorflow as tf
 
-from keras_rtrl.cells.base import Local, Parameter, RTRLCell, glorot_uniform, normal, real, zeros
+from keras_rtrl._checks import number
+from keras_rtrl.cells.base import Local, Parameter, RTRLCell, glorot_uniform, normal, zeros
 
 
 class ELSTMCell(RTRLCell):
@@ -20,7 +21,7 @@ class ELSTMCell(RTRLCell):
 
     def __init__(self, units: int, forget_bias: float = 0.0):
         super().__init__(units)
-        self.forget_bias = real("forget_bias", forget_bias)
+        self.forget_bias = number("forget_bias", forget_bias)
 
     def unit_parameters(self):
         shape = (self.units,)

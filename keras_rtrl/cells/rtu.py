@@ -4,7 +4,8 @@ import math
 
 import tensorflow as tf
 
-from keras_rtrl.cells.base import Local, Parameter, RTRLCell, lecun_normal, real
+from keras_rtrl._checks import number
+from keras_rtrl.cells.base import Local, Parameter, RTRLCell, lecun_normal
 
 # f and f' as functions of the pre-activation.
 _ACTIVATIONS = {
@@ -47,12 +48,12 @@ class RTUCell(RTRLCell):
             raise ValueError(f"recurrence must be 'linear' or 'nonlinear', got {recurrence!r}.")
         if activation not in _ACTIVATIONS:
             raise ValueError(f"activation must be one of {sorted(_ACTIVATIONS)}, got {activation!r}.")
-        r_min, r_max = real("r_min", r_min), real("r_max", r_max)
+        r_min, r_max = number("r_min", r_min), number("r_max", r_max)
         if not 0 <= r_min < r_max <= 1:
             raise ValueError(f"r_min and r_max must satisfy 0 <= r_min < r_max <= 1, got {r_min!r} and {r_max!r}.")
         self.recurrence = recurrence
         self.activation = activation
-        self.r_min, self.r_max, self.max_phase = r_min, r_max, real("max_phase", max_phase, low=0)
+        self.r_min, self.r_max, self.max_phase = r_min, r_max, number("max_phase", max_phase, above=0)
         if recurrence == "linear":
             self.trace_rotations = {"u2": ("u1", ((0.0, -1.0), (1.0, 0.0)))}
 

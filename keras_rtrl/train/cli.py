@@ -4,6 +4,7 @@ import argparse
 import datetime
 import os
 import sys
+import warnings
 
 from keras_rtrl._tf_agents import require_legacy_keras
 
@@ -19,6 +20,8 @@ def main(argv=None):
     0: done (or the limit of --minutes reached). 1: training diverged. 2: bad input. 128 + n: ended by signal n, after a
     checkpoint.
     """
+    # TF-Agents compares with () and [] by "is"; AutoGraph's copy of it makes Python say so over the progress bar.
+    warnings.filterwarnings("ignore", '"is( not)?" with', SyntaxWarning)
     args = _parser().parse_args(argv)
     args.command = ["keras-rtrl", *(sys.argv[1:] if argv is None else argv)]
     try:

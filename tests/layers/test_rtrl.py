@@ -337,7 +337,7 @@ def test_bad_calls_get_one_clear_error(bad):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: ELSTM(0), ValueError, "units must be a positive int, got 0"),
+        (lambda: ELSTM(0), ValueError, "units must be a whole number of at least 1, got 0"),
         (lambda: ELSTM(3, forget_bias="x"), ValueError, "forget_bias must be a finite number, got 'x'"),
         (lambda: RTU(3, r_min="a"), ValueError, "r_min must be a finite number"),
         (lambda: RTU(3, max_phase=np.inf), ValueError, "max_phase must be a finite number above 0"),
