@@ -104,14 +104,18 @@ def report():
             style = {"color": colours[kind], "linestyle": "-" if condition.startswith("RTU") else "--"}
             x = np.mean([steps for steps, _ in curves.values()], axis=0) / 1e6
             rights = 100 * np.array([right for _, right in curves.values()])
-            axis.plot(x, np.median(rights, axis=0), label=condition.split(",")[0], **style)
+            name = condition.split(",")[0]
+            if len(rights) < 3:  # a median of two would show what neither did
+                axis.plot(x, rights.T, label=[name, *[None] * (len(rights) - 1)], **style)
+                continue
+            axis.plot(x, np.median(rights, axis=0), label=name, **style)
             axis.fill_between(x, rights.min(0), rights.max(0), color=colours[kind], alpha=0.15, linewidth=0)
     for axis, title in zip(axes, ("corridor 40", "corridor 1000"), strict=True):
         axis.axhline(50, color="k", linewidth=0.5)
         axis.set(xlabel="agent steps (millions)", title=f"T-maze, {title}, rollouts of 10", ylim=(0, 102))
         if axis.lines[1:]:
             axis.legend(loc="lower center", fontsize=8, ncol=2)
-    axes[0].set_ylabel("right choices, %\n(median and range of seeds)")
+    axes[0].set_ylabel("right choices, %\n(left: median and range of seeds)")
     figure.tight_layout()
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(FIGURE, dpi=130)
