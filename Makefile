@@ -47,7 +47,7 @@ test-tf-keras: $(STAMP)
 	@echo "== tf-keras: everything"
 	@TF_USE_LEGACY_KERAS=1 $(PYTEST)
 
-test-slow: $(STAMP)  ## run the learning tests (an hour or more)
+test-slow: $(STAMP)  ## run the learning tests (minutes)
 	TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest -m slow
 
 lint: $(STAMP)  ## check the style with ruff
