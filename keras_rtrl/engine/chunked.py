@@ -52,12 +52,16 @@ def run(cell, kernel, rho, x, carry, reset=None, mask=None, gradient="rtrl", tra
         x, kernel, *units = (tf.stop_gradient(value) for value in (x, kernel, *units))
         rho = dict(zip(names, units, strict=True))
         forward = _Forward(cell, kernel, rho, x, old, reset, mask)
-        final = _final_traces(cell, x, old, forward) if traces else ()
+        # What the traces need serves the gradient too. Else it is made there, in whatever graph the gradient is traced.
+        local = forward.local() if traces else None
+        final = _final_traces(cell, x, old, forward, local) if traces else ()
 
         @tf.custom_gradient
         def first_order(*cotangents):
             cotangents = tuple(tf.stop_gradient(e) for e in cotangents)
-            return _backward(cell, x, kernel, old, forward, cotangents, gradient), _refuse_second_order
+            found = forward.local() if local is None else local
+            gradients = _backward(cell, x, kernel, old, forward, found, cotangents, gradient)
+            return gradients, lambda *_: _refuse_second_order(forward.states)
 
         def grad(*cotangents):
             # Of the traces' cotangents nothing is used: the carry is a value.
@@ -71,12 +75,17 @@ def run(cell, kernel, rho, x, carry, reset=None, mask=None, gradient="rtrl", tra
     return states, Carry(last, *outputs[cell.components :])
 
 
-def _refuse_second_order(*_):
-    raise TypeError("The RTRL gradient of a recurrent layer cannot itself be differentiated.")
+def _refuse_second_order(states):
+    message = "The RTRL gradient of a recurrent layer cannot itself be differentiated."
+    if tf.executing_eagerly():
+        raise TypeError(message)
+    # TensorFlow traces this for any function under nested tapes, so only running it may fail; XLA drops assertions.
+    with tf.control_dependencies([tf.debugging.Assert(False, [message])]):
+        return tuple(tf.fill(tf.shape(s), tf.constant(float("nan"), s.dtype)) for s in states)
 
 
 class _Forward:
-    """The states of a chunk, and its local derivatives once they are asked for."""
+    """The states of a chunk, and its local derivatives."""
 
     def __init__(self, cell, kernel, rho, x, carry, reset, mask):
         self._cell, self._rho = cell, rho
@@ -97,38 +106,35 @@ class _Forward:
 
         _, self.states = scan(step, start, (self._u, self._k, self._mask))
         self._start = start
-        self._local = None
 
     def local(self):
         """J, a and v of every step, each entry [T, B, N], with resets and masks applied."""
-        if self._local is None:
-            previous = tuple(tf.concat([s0[None], s[:-1]], 0) for s0, s in zip(self._start, self.states, strict=True))
-            k, keep = self._k, self._mask
-            if k is not None:
-                previous = tuple(k * s for s in previous)
-            J, a, v = local_derivatives(self._cell, previous, self._u, self._rho, self._c)
-            like = self.states[0]
-            J = dense(J, like)
-            if k is not None:
-                J = tuple(tuple(k * entry for entry in row) for row in J)
-            if keep is not None:
-                passed = tf.ones_like(like) if k is None else k * tf.ones_like(like)
-                zero = tf.zeros_like(like)
-                J = tuple(
-                    tuple(tf.where(keep, entry, passed if i == j else zero) for j, entry in enumerate(row))
-                    for i, row in enumerate(J)
-                )
-                a, v = (
-                    {n: tuple(None if e is None else tf.where(keep, e, zero) for e in vec) for n, vec in block.items()}
-                    for block in (a, v)
-                )
-            self._local = J, a, v
-        return self._local
+        previous = tuple(tf.concat([s0[None], s[:-1]], 0) for s0, s in zip(self._start, self.states, strict=True))
+        k, keep = self._k, self._mask
+        if k is not None:
+            previous = tuple(k * s for s in previous)
+        J, a, v = local_derivatives(self._cell, previous, self._u, self._rho, self._c)
+        like = self.states[0]
+        J = dense(J, like)
+        if k is not None:
+            J = tuple(tuple(k * entry for entry in row) for row in J)
+        if keep is not None:
+            passed = tf.ones_like(like) if k is None else k * tf.ones_like(like)
+            zero = tf.zeros_like(like)
+            J = tuple(
+                tuple(tf.where(keep, entry, passed if i == j else zero) for j, entry in enumerate(row))
+                for i, row in enumerate(J)
+            )
+            a, v = (
+                {n: tuple(None if e is None else tf.where(keep, e, zero) for e in vec) for n, vec in block.items()}
+                for block in (a, v)
+            )
+        return J, a, v
 
 
-def _backward(cell, x, kernel, carry, forward, cotangents, gradient):
+def _backward(cell, x, kernel, carry, forward, local, cotangents, gradient):
     """Gradients with respect to x, the kernel and each per-unit parameter."""
-    J, a, v = forward.local()
+    J, a, v = local
     through_history = gradient == "rtrl" and carry.S is not None
     if gradient == "instant":
         adjoint = tuple(cotangents)
@@ -159,9 +165,9 @@ def _backward(cell, x, kernel, carry, forward, cotangents, gradient):
     return (d_x, d_kernel, *d_unit)
 
 
-def _final_traces(cell, x, carry, forward):
+def _final_traces(cell, x, carry, forward, local):
     """S_T and r_T: the suffix products Q_t backward, then one batched GEMM."""
-    J, a, v = forward.local()
+    J, a, v = local
 
     def step(suffix, J_t):
         return matmul(suffix, J_t), suffix

@@ -436,3 +436,44 @@ def test_second_order_gradient_is_refused(rng):
         norm = tf.reduce_sum(gradient**2)
     with pytest.raises(TypeError, match="cannot itself be differentiated"):
         outer.gradient(norm, variables(layer)[0])
+
+
+@pytest.mark.parametrize("traces", [False, True])
+def test_functions_under_nested_and_persistent_tapes(traces):
+    layer = ELSTM(N, return_state=traces)
+    layer.build((None, None, D))
+
+    @tf.function
+    def loss(x):
+        y = layer(x)
+        return tf.reduce_sum((y[0] if traces else y) ** 2)
+
+    with tf.GradientTape() as tape:
+        value = loss(X + 1)
+    expected = tape.gradient(value, variables(layer)[0])
+    with tf.GradientTape(persistent=True) as outer:
+        with tf.GradientTape() as inner:
+            value = loss(X + 1)
+        np.testing.assert_array_equal(inner.gradient(value, variables(layer)[0]), expected)
+    for _ in range(2):
+        np.testing.assert_array_equal(outer.gradient(value, variables(layer)[0]), expected)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_second_order_gradient_in_a_function_gives_no_number(jit_compile):
+    layer = ELSTM(N)
+    layer.build((None, None, D))
+
+    @tf.function(jit_compile=jit_compile)
+    def second_order(x):
+        with tf.GradientTape() as outer:
+            with tf.GradientTape() as inner:
+                loss = tf.reduce_sum(layer(x) ** 2)
+            norm = tf.reduce_sum(inner.gradient(loss, variables(layer)[0]) ** 2)
+        return outer.gradient(norm, variables(layer)[0])
+
+    if jit_compile:  # XLA drops assertions
+        assert np.isnan(second_order(X + 1)).all()
+    else:
+        with pytest.raises(tf.errors.InvalidArgumentError, match="cannot itself be differentiated"):
+            second_order(X + 1)
