@@ -1,0 +1,152 @@
+// Streaming: one step of the recurrence with its input product, and the trace update fused with its contraction.
+#ifndef KERAS_RTRL_CPU_STREAMING_H_
+#define KERAS_RTRL_CPU_STREAMING_H_
+
+#include "traces.h"
+
+namespace keras_rtrl {
+inline namespace KERAS_RTRL_LEVEL {
+
+template <class Cell, class T>
+struct Streaming {
+  typedef Vec<T> V;
+  typedef Chunk<Cell, T> Call;
+  static constexpr int m = Cell::components, G = Cell::gates, P = Cell::parameters, stored = Cell::stored;
+  static constexpr int L = V::lanes;
+  static constexpr int kLocal = m * m + stored * m + P * m;  // rows of what forward() leaves for update()
+
+  static void forward(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const T* x, const T* kernel,
+                      const T* state0, T* state, T* local) {
+    const Call call(*chunk);
+    const int64_t N = call.N, blocks = ratio_up(N, kTile<T>);
+    for_each(pool, blocks, call.B * call.D * G * kTile<T> / 8 + kTile<T>, [&](int64_t item) {
+      const int64_t n0 = item * kTile<T>, count = smaller(kTile<T>, N - n0);
+      alignas(64) T c[Cell::coefficients * kTile<T>], u[G * kRows * kTile<T>];
+      call.prepare(n0, count, c, kTile<T>);
+      const T* columns = kernel + n0;
+      int64_t width = N;
+      if (count < kTile<T>) {  // a whole tile would read past the end
+        T* padded = scratch<T>(call.D * G * kTile<T>);
+        for (int64_t row = 0; row < call.D * G; ++row)
+          for (int64_t j = 0; j < count; j += L)
+            V::load(kernel + row * N + n0 + j, smaller(L, count - j)).store(padded + row * kTile<T> + j);
+        columns = padded;
+        width = kTile<T>;
+      }
+      for (int64_t b0 = 0; b0 < call.B; b0 += kRows) {
+        const int64_t streams = smaller(kRows, call.B - b0);
+        for (int g = 0; g < G; ++g)
+          with_rows(streams, [&](auto constant) {
+            constexpr int n = decltype(constant)::value;
+            V sums[n][kVectors];
+            multiply<n>(x + b0 * call.D, call.D, 1, columns + g * width, G * width, call.D, sums);
+            for (int i = 0; i < n; ++i)
+              for (int j = 0; j < kVectors; ++j) sums[i][j].store(u + (g * kRows + i) * kTile<T> + j * L);
+          });
+        for (int64_t i = 0; i < streams; ++i) step(call, b0 + i, n0, count, c, u + i * kTile<T>, state0, state, local);
+      }
+    });
+  }
+
+  static KERAS_RTRL_FN void step(const Call& call, int64_t b, int64_t n0, int64_t count, const T* c, const T* u,
+                                 const T* state0, T* state, T* local) {
+    const bool reset = call.resets(b, 0);
+    for (int64_t j = 0; j < count; j += L) {
+      const int64_t n = n0 + j, live = smaller(L, count - j), at = (b * call.N + n) * m;
+      V s[m], pre[G], k[Cell::coefficients], next[m];
+      Interleaved<T, m>::load(state0 + at, live, s);
+      if (reset)
+        for (int i = 0; i < m; ++i) s[i] = V(0);
+      load_rows(u + j, kRows * kTile<T>, pre);
+      load_rows(c + j, kTile<T>, k);
+      Cell::step(s, k, pre, next);
+      Local<Cell, V> d;
+      Cell::local(s, next, pre, k, d);
+      Interleaved<T, m>::store(state + at, live, next);
+      T* to = local + b * kLocal * call.N + n;
+      for (int i = 0; i < m; ++i)
+        for (int l = 0; l < m; ++l, to += call.N) (reset ? V(0) : d.J[i][l]).store(to, live);
+      for (int g = 0; g < stored; ++g)
+        for (int i = 0; i < m; ++i, to += call.N) d.a[g][i].store(to, live);
+      for (int p = 0; p < P; ++p)
+        for (int i = 0; i < m; ++i, to += call.N) d.v[p][i].store(to, live);
+    }
+  }
+
+  static KERAS_RTRL_FN void advance(const V (&J)[m][m], const V (&driven)[m], V (&s)[m]) {
+    V next[m];
+    for (int i = 0; i < m; ++i) {
+      next[i] = driven[i];
+      for (int k = 0; k < m; ++k) next[i] = next[i] + J[i][k] * s[k];
+    }
+    for (int i = 0; i < m; ++i) s[i] = next[i];
+  }
+
+  static void update(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, int64_t K, const T* x,
+                     const T* local, const T* cotangents, T* S, T* r, T* d_kernel, T* d_rho) {
+    const Call call(*chunk);
+    const int64_t N = call.N, columns = call.columns(), rows = 4, items = ratio_up(call.D, rows);
+    for_each(pool, items + 1, call.B * rows * columns / 4, [&](int64_t item) {
+      for (int64_t b = 0; b < call.B; ++b) {
+        const T* from = local + b * kLocal * N;
+        const int64_t d0 = item * rows, d1 = smaller(d0 + rows, call.D);
+        for (int64_t n = 0; n < N; n += L) {
+          const int64_t live = smaller(L, N - n);
+          V J[m][m];
+          for (int i = 0; i < m; ++i) load_rows(from + i * m * N + n, N, live, J[i]);
+          if (item == items) {
+            update_r(call, b, n, live, J, from + (m * m + stored * m) * N, K, cotangents, r, d_rho);
+            continue;
+          }
+          V a[stored][m];
+          for (int g = 0; g < stored; ++g) load_rows(from + (m * m + g * m) * N + n, N, live, a[g]);
+          for (int64_t d = d0; d < d1; ++d) {
+            const V input(x[b * call.D + d]);
+            V kept[stored][m], all[G][m];
+            for (int g = 0; g < stored; ++g) {
+              T* const to = S + (b * call.D + d) * columns + (g * N + n) * m;
+              V driven[m];
+              for (int i = 0; i < m; ++i) driven[i] = input * a[g][i];
+              Interleaved<T, m>::load(to, live, kept[g]);
+              advance(J, driven, kept[g]);
+              Interleaved<T, m>::store(to, live, kept[g]);
+            }
+            Cell::expand(kept, all);
+            for (int64_t k = 0; k < K; ++k) {
+              V e[m];
+              Interleaved<T, m>::load(cotangents + ((k * call.B + b) * N + n) * m, live, e);
+              for (int g = 0; g < G; ++g)
+                add(b, Traces<Cell, T>::Scan::dot(e, all[g]), d_kernel + ((k * call.D + d) * G + g) * N + n, live);
+            }
+          }
+        }
+      }
+    });
+  }
+
+  // The first stream writes, the others add.
+  static KERAS_RTRL_FN void add(int64_t b, const V& value, T* to, int64_t live) {
+    (b ? V::load(to, live) + value : value).store(to, live);
+  }
+
+  static KERAS_RTRL_FN void update_r(const Call& call, int64_t b, int64_t n, int64_t live, const V (&J)[m][m],
+                                     const T* v, int64_t K, const T* cotangents, T* r, T* d_rho) {
+    for (int p = 0; p < P; ++p) {
+      T* const to = r + ((b * P + p) * call.N + n) * m;
+      V driven[m], trace[m], e[m];
+      load_rows(v + p * m * call.N + n, call.N, live, driven);
+      Interleaved<T, m>::load(to, live, trace);
+      advance(J, driven, trace);
+      Interleaved<T, m>::store(to, live, trace);
+      for (int64_t k = 0; k < K; ++k) {
+        Interleaved<T, m>::load(cotangents + ((k * call.B + b) * call.N + n) * m, live, e);
+        add(b, Traces<Cell, T>::Scan::dot(e, trace), d_rho + (k * P + p) * call.N + n, live);
+      }
+    }
+  }
+};
+
+}  // namespace KERAS_RTRL_LEVEL
+}  // namespace keras_rtrl
+
+#endif  // KERAS_RTRL_CPU_STREAMING_H_

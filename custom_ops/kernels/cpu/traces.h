@@ -1,0 +1,232 @@
+// The chunk trace step and the contraction of the traces.
+//
+// S_T = (Q_1 J_1) S_0 + x' (Q a) is a GEMM a stream with S read and written in its epilogue. An item is a block of
+// units of one stream: its suffix products are made first, as panels of kTile columns that stay in the cache; then the
+// tiles of S are computed, rows outside, panels inside.
+#ifndef KERAS_RTRL_CPU_TRACES_H_
+#define KERAS_RTRL_CPU_TRACES_H_
+
+#include "gemm.h"
+#include "scans.h"
+
+namespace keras_rtrl {
+inline namespace KERAS_RTRL_LEVEL {
+
+constexpr int64_t kSteps = 128;  // longer chunks are composed of such: the panels stay in the cache
+
+template <class Cell, class T>
+struct Traces {
+  typedef Vec<T> V;
+  typedef Chunk<Cell, T> Call;
+  typedef Scans<Cell, T> Scan;
+  static constexpr int m = Cell::components, G = Cell::gates, P = Cell::parameters, stored = Cell::stored;
+  static constexpr int L = V::lanes;
+  static constexpr int64_t kRow = Scan::kRow;
+  static constexpr int64_t kPanels = kBlock * m / kTile<T>;  // of one gate of a block
+
+  // What the suffix scan of one block leaves for the tiles, for at most kSteps steps.
+  struct Block {
+    alignas(64) T c[Cell::coefficients * kRow];
+    alignas(64) T product[m * m * kRow];
+    alignas(64) T r[P * m * kRow];
+    alignas(64) T diagonal[m * kRow], cross[m * kRow];  // of the product, interleaved as S is
+    alignas(64) T panels[stored * kPanels * kSteps * kTile<T>];
+  };
+
+  static KERAS_RTRL_FN T* panel(Block& block, int gate, int64_t index, int64_t steps) {
+    return block.panels + (gate * kPanels + index) * steps * kTile<T>;
+  }
+
+  static void make_block(const Call& call, const T* state0, const T* saved, const T* const* states, int64_t b,
+                         int64_t t0, int64_t t1, int64_t n0, int64_t count, Block& block) {
+    const int64_t steps = t1 - t0;
+    Scan::suffix(call, state0, saved, states, block.c, b, t0, t1, n0, count, block.product, block.r,
+                 [&](int64_t t, int gate, int64_t j, int64_t, const V(&x)[m]) {
+                   const int64_t column = j * m;
+                   T* to = panel(block, gate, column / kTile<T>, steps) + (t - t0) * kTile<T> + column % kTile<T>;
+                   Interleaved<T, m>::store(to, L, x);
+                 });
+    for (int64_t j = 0; j < count; j += L) {
+      V diagonal[m], cross[m];
+      for (int i = 0; i < m; ++i) {
+        diagonal[i] = V::load(block.product + (i * m + i) * kRow + j);
+        cross[i] = V::load(block.product + (i * m + (m - 1 - i)) * kRow + j);
+      }
+      Interleaved<T, m>::store(block.diagonal + j * m, L, diagonal);
+      Interleaved<T, m>::store(block.cross + j * m, L, cross);
+    }
+  }
+
+  // Swaps the two components of each unit.
+  static KERAS_RTRL_FN V swapped(const V& x) {
+    typename V::Mask order;
+    for (int i = 0; i < L; ++i) order[i] = i ^ 1;
+    return __builtin_shuffle(x.v, order);
+  }
+
+  // Rows [d, d + rows) of S for the columns of a block, from those of S0 (may be NULL: zeros, or S itself).
+  static KERAS_RTRL_FN void tiles(const Call& call, Block& block, const T* x, int64_t steps, int64_t n0, int64_t count,
+                                  int64_t d, int64_t rows, const T* S0, T* S) {
+    const int64_t columns = call.columns(), width = count * m;
+    for (int gate = 0; gate < stored; ++gate) {
+      for (int64_t index = 0; index * kTile<T> < width; ++index) {
+        const int64_t first = index * kTile<T>, live = smaller(kTile<T>, width - first);
+        const int64_t at = d * columns + (gate * call.N + n0) * m + first;
+        const T* from = S0 ? S0 + at : nullptr;
+        const T* B = panel(block, gate, index, steps);
+        with_rows(rows, [&](auto constant) {
+          constexpr int n = decltype(constant)::value;
+          if (from)
+            for (int i = 0; i < n; ++i)
+              for (int64_t j = 0; j < live; j += 64 / sizeof(T)) __builtin_prefetch(from + i * columns + j);
+          V sums[n][kVectors];
+          multiply<n>(x + d, 1, call.D, B, kTile<T>, steps, sums);
+#pragma GCC unroll 8
+          for (int i = 0; i < n; ++i)
+#pragma GCC unroll 8
+            for (int j = 0; j < kVectors; ++j) {
+              const int64_t column = j * L, left = live - column;
+              if (left <= 0) continue;
+              V value = sums[i][j];
+              if (from) {
+                const V old = V::load(from + i * columns + column, left);
+                value = value + V::load(block.diagonal + first + column) * old;
+                if (m == 2) value = value + V::load(block.cross + first + column) * swapped(old);
+              }
+              value.store(S + at + i * columns + column, left);
+            }
+        });
+      }
+    }
+  }
+
+  // r of one block of stream b after the steps of its suffix products; r0 NULL: zeros.
+  static KERAS_RTRL_FN void advance_r(const Call& call, Block& block, int64_t b, int64_t n0, int64_t count,
+                                      const T* r0, T* r) {
+    for (int p = 0; p < P; ++p)
+      for (int64_t j = 0; j < count; j += L) {
+        const int64_t live = smaller(L, count - j), at = ((b * P + p) * call.N + n0 + j) * m;
+        V sum[m], old[m];
+        load_rows(block.r + p * m * kRow + j, kRow, sum);
+        if (r0) {
+          Interleaved<T, m>::load(r0 + at, live, old);
+          for (int i = 0; i < m; ++i)
+            for (int k = 0; k < m; ++k) sum[i] = sum[i] + V::load(block.product + (i * m + k) * kRow + j) * old[k];
+        }
+        Interleaved<T, m>::store(r + at, live, sum);
+      }
+  }
+
+  // Units an item takes along: as many as kBlock allows, but work for every thread.
+  static int64_t block_units(const Call& call, const keras_rtrl_pool* pool, int64_t others) {
+    const int64_t grain = kTile<T> / m, wanted = pool ? ratio_up(2 * pool->threads, others) : 1;
+    return smaller(kBlock, ratio_up(ratio_up(call.N, wanted), grain) * grain);
+  }
+
+  static void trace(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const T* x, const T* state0,
+                    const T* saved, const T* const* states, const T* S0, const T* r0, T* S, T* r) {
+    const Call call(*chunk);
+    const int64_t units = block_units(call, pool, call.B), blocks = ratio_up(call.N, units);
+    const int64_t cost = call.time * units * m * stored * call.D / 32;
+    for_each(pool, call.B * blocks, cost, [&](int64_t item) {
+      const int64_t b = item / blocks, n0 = item % blocks * units, count = smaller(units, call.N - n0);
+      const int64_t stream = b * call.D * call.columns();
+      Block& block = *scratch<Block>(1);
+      call.prepare(n0, count, block.c, kRow);
+      for (int64_t t0 = 0; t0 < call.time; t0 += kSteps) {
+        const int64_t t1 = smaller(t0 + kSteps, call.time);
+        const T* const S_before = t0 ? S + stream : S0 ? S0 + stream : nullptr;
+        make_block(call, state0, saved, states, b, t0, t1, n0, count, block);
+        for (int64_t d = 0; d < call.D; d += kRows)
+          tiles(call, block, x + (b * call.time + t0) * call.D, t1 - t0, n0, count, d, smaller(kRows, call.D - d),
+                S_before, S + stream);
+        advance_r(call, block, b, n0, count, t0 ? r : r0, r);
+      }
+    });
+  }
+
+  // Adds q . S of row d, all gates, to d_kernel's; q is that of one stream, [N, m].
+  static KERAS_RTRL_FN void contract_row(const Call& call, int64_t n0, int64_t count, const T* q, const T* S,
+                                         T* d_kernel) {
+    for (int64_t j = 0; j < count; j += L) {
+      const int64_t n = n0 + j, live = smaller(L, count - j);
+      V e[m], kept[stored][m], all[G][m];
+      Interleaved<T, m>::load(q + n * m, live, e);
+      for (int g = 0; g < stored; ++g) Interleaved<T, m>::load(S + (g * call.N + n) * m, live, kept[g]);
+      Cell::expand(kept, all);
+      for (int g = 0; g < G; ++g) {
+        T* to = d_kernel + g * call.N + n;
+        (V::load(to, live) + Scan::dot(e, all[g])).store(to, live);
+      }
+    }
+  }
+
+  static KERAS_RTRL_FN void contract_r(const Call& call, int64_t b, int64_t n0, int64_t count, const T* q, const T* r,
+                                       T* d_rho) {
+    for (int p = 0; p < P; ++p)
+      for (int64_t j = 0; j < count; j += L) {
+        const int64_t n = n0 + j, live = smaller(L, count - j);
+        V e[m], trace[m];
+        Interleaved<T, m>::load(q + (b * call.N + n) * m, live, e);
+        Interleaved<T, m>::load(r + ((b * P + p) * call.N + n) * m, live, trace);
+        T* to = d_rho + p * call.N + n;
+        (V::load(to, live) + Scan::dot(e, trace)).store(to, live);
+      }
+  }
+
+  static void contract(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const T* start, const T* S0,
+                       const T* r0, T* d_kernel, T* d_rho) {
+    const Call call(*chunk);
+    const int64_t rows = 8, items = ratio_up(call.D, rows), columns = call.columns();
+    for_each(pool, items + 1, call.B * rows * columns / 4, [&](int64_t item) {
+      for (int64_t b = 0; b < call.B; ++b) {
+        if (item == items) {
+          contract_r(call, b, 0, call.N, start, r0, d_rho);
+          continue;
+        }
+        for (int64_t d = item * rows; d < smaller((item + 1) * rows, call.D); ++d)
+          contract_row(call, 0, call.N, start + b * call.N * m, S0 + (b * call.D + d) * columns,
+                       d_kernel + d * G * call.N);
+      }
+    });
+  }
+
+  static void trace_contract(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const T* x, const T* state0,
+                             const T* saved, const T* const* states, const T* start, T* S, T* r, T* d_kernel,
+                             T* d_rho) {
+    const Call call(*chunk);
+    // Streams are summed inside an item. The rows are divided too where there are few units.
+    const int64_t units = block_units(call, pool, 1), blocks = ratio_up(call.N, units);
+    const int64_t wanted = pool ? ratio_up(2 * pool->threads, blocks) : 1;
+    const int64_t rows = ratio_up(ratio_up(call.D, wanted), kRows) * kRows, parts = ratio_up(call.D, rows);
+    const int64_t cost = call.B * call.time * units * m * stored * rows / 32;
+    for_each(pool, blocks * parts, cost, [&](int64_t item) {
+      const int64_t n0 = item / parts * units, count = smaller(units, call.N - n0);
+      const int64_t d0 = item % parts * rows, d1 = smaller(d0 + rows, call.D);
+      Block& block = *scratch<Block>(1);
+      call.prepare(n0, count, block.c, kRow);
+      for (int64_t b = 0; b < call.B; ++b) {
+        T* const stream = S + b * call.D * call.columns();
+        if (d0 == 0) contract_r(call, b, n0, count, start, r, d_rho);
+        for (int64_t t0 = 0; t0 < call.time; t0 += kSteps) {
+          const int64_t t1 = smaller(t0 + kSteps, call.time);
+          make_block(call, state0, saved, states, b, t0, t1, n0, count, block);
+          for (int64_t d = d0; d < d1; d += kRows) {
+            const int64_t live = smaller(kRows, d1 - d);
+            if (t0 == 0)
+              for (int64_t i = d; i < d + live; ++i)
+                contract_row(call, n0, count, start + b * call.N * m, stream + i * call.columns(),
+                             d_kernel + i * G * call.N);
+            tiles(call, block, x + (b * call.time + t0) * call.D, t1 - t0, n0, count, d, live, stream, stream);
+          }
+          if (d0 == 0) advance_r(call, block, b, n0, count, r, r);
+        }
+      }
+    });
+  }
+};
+
+}  // namespace KERAS_RTRL_LEVEL
+}  // namespace keras_rtrl
+
+#endif  // KERAS_RTRL_CPU_TRACES_H_
