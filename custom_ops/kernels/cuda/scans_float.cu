@@ -1,0 +1,13 @@
+#include "scans.cuh"
+
+namespace keras_rtrl {
+inline namespace KERAS_RTRL_LEVEL {
+
+#define KERAS_RTRL_INSTANTIATE(...)                                                          \
+  template int forward<__VA_ARGS__, float>(const ForwardScan<float>&, void*); \
+  template int adjoint<__VA_ARGS__, float>(const AdjointScan<float>&, void*); \
+  template int suffix<__VA_ARGS__, float>(const SuffixScan<float>&, void*);
+KERAS_RTRL_FOR_EACH_CELL(KERAS_RTRL_INSTANTIATE)
+
+}  // namespace KERAS_RTRL_LEVEL
+}  // namespace keras_rtrl

@@ -1,0 +1,16 @@
+#include "streaming.cuh"
+
+namespace keras_rtrl {
+inline namespace KERAS_RTRL_LEVEL {
+
+#define KERAS_RTRL_INSTANTIATE(...) template int streaming_forward<__VA_ARGS__, float>(const StreamingStep<float>&, void*);
+KERAS_RTRL_FOR_EACH_CELL(KERAS_RTRL_INSTANTIATE)
+#undef KERAS_RTRL_INSTANTIATE
+
+#define KERAS_RTRL_INSTANTIATE(...)                                       \
+  template int advance<__VA_ARGS__, float>(const Sweep<float>&, void*); \
+  template int contract<__VA_ARGS__, float>(const Sweep<float>&, void*);
+KERAS_RTRL_FOR_EACH_TRACES(KERAS_RTRL_INSTANTIATE)
+
+}  // namespace KERAS_RTRL_LEVEL
+}  // namespace keras_rtrl

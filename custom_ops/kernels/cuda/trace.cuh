@@ -1,0 +1,221 @@
+// The chunk trace step, S = (Q_1 J_1) S0 + x' (Q a): for each stream a product of x' [D, T] and driven [T, G' N m], in
+// plain arithmetic of the traces' type, that starts from the old traces times their factor instead of zeros.
+//
+// A block of four warps makes a tile of S. A thread holds kRows x (2 packs) of it; x and driven go through shared
+// memory kDepth steps at a time, the next ones on their way while these are used. A warp whose rows all lie beyond D
+// computes nothing: D is often one or two more than a power of two.
+#ifndef KERAS_RTRL_CUDA_TRACE_CUH_
+#define KERAS_RTRL_CUDA_TRACE_CUH_
+
+#include "pack.cuh"
+
+namespace keras_rtrl {
+inline namespace KERAS_RTRL_LEVEL {
+
+constexpr int kTraceThreads = 128, kDepth = 8;
+
+// A tile: 4 warps x 2 half-warps x Rows rows, 16 threads x 2 packs columns of one stored gate.
+template <class T, int Rows>
+struct Tile {
+  static constexpr int rows = 8 * Rows, columns = 32 * kPack<T>;
+};
+// The contraction holds as many sums again as the product does.
+constexpr int kTraceRows = 8, kContractRows = 4;
+
+// Blocks that trace_contract should have at least; with fewer tiles, streams are shared out among blocks.
+constexpr int64_t kEnoughBlocks = 512;
+
+template <class C, class T, int Rows>
+int64_t tiles(int64_t inputs, int64_t units) {
+  using Tile = Tile<T, Rows>;
+  return ceil_div(inputs, Tile::rows) * C::stored * ceil_div(units * C::components, Tile::columns);
+}
+
+template <class C, class T, int Rows, bool Contract>
+__global__ void __launch_bounds__(kTraceThreads, 3) trace_kernel(const TraceStep<T> p) {
+  using Tile = Tile<T, Rows>;
+  constexpr int W = kPack<T>, m = C::components, U = W / m, outputs = kOutputs<C>;
+  constexpr int kLoadsX = kDepth * Tile::rows / kTraceThreads, kLoadsDriven = kDepth * 32 / kTraceThreads;
+  __shared__ alignas(16) T x_tile[2][kDepth][Tile::rows];
+  __shared__ alignas(16) T driven_tile[2][kDepth][Tile::columns];
+
+  const int64_t D = p.chunk.inputs, N = p.chunk.units, time = p.chunk.time, columns = N * m;
+  const int64_t across = ceil_div(columns, Tile::columns), down = ceil_div(D, Tile::rows);
+  const int64_t tile = blockIdx.x / (C::stored * across), strip = blockIdx.x % (C::stored * across);
+  const int64_t group = tile / down, d0 = tile % down * Tile::rows;
+  const int64_t gate = strip / across, c0 = strip % across * Tile::columns;
+
+  const int thread = threadIdx.x, warp = thread / 32, tx = thread % 16;
+  const int row = (warp * 2 + thread % 32 / 16) * Rows;  // of the tile, this thread's first
+  const bool active = d0 + warp * 2 * Rows < D;
+
+  const int64_t share = Contract ? ceil_div(p.chunk.batch, p.groups) : 1;
+  const int64_t end = (group + 1) * share < p.chunk.batch ? (group + 1) * share : p.chunk.batch;
+  T sums[Contract ? Rows : 1][2][U][outputs] = {};
+
+  for (int64_t b = group * share; b < end; ++b) {
+    // The old traces, times their factor and contracted.
+    T tile_sum[Rows][2][W];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int64_t c = c0 + (h * 16 + tx) * W, left = columns - c;
+      T factor[U][m][m] = {};
+      Pack<T, W> e = {};
+      if (p.S0 && left > 0) {
+        // W numbers a pack, and U m m = W m numbers of factors.
+#pragma unroll
+        for (int i = 0; i < m; ++i) {
+          const Pack<T, W> pack = load<W>(p.product + (b * columns + c) * m + i * W, left * m - i * W, p.whole);
+#pragma unroll
+          for (int j = 0; j < W; ++j) (&factor[0][0][0])[i * W + j] = pack.v[j];
+        }
+        if constexpr (Contract) e = load<W>(p.start + b * columns + c, left, p.whole);
+      }
+#pragma unroll
+      for (int r = 0; r < Rows; ++r) {
+        const int64_t d = d0 + row + r;
+        Pack<T, W> old = {};
+        if (p.S0 && d < D && left > 0)
+          old = load<W>(p.S0 + ((b * D + d) * C::stored + gate) * columns + c, left, p.whole);
+#pragma unroll
+        for (int u = 0; u < U; ++u) {
+#pragma unroll
+          for (int i = 0; i < m; ++i) {
+            tile_sum[r][h][u * m + i] = T(0);
+#pragma unroll
+            for (int j = 0; j < m; ++j) tile_sum[r][h][u * m + i] += factor[u][i][j] * old.v[u * m + j];
+          }
+          if constexpr (Contract) {
+            T unit_e[m], unit_S[m];
+#pragma unroll
+            for (int i = 0; i < m; ++i) unit_e[i] = e.v[u * m + i], unit_S[i] = old.v[u * m + i];
+            add_contraction<C>(unit_e, unit_S, sums[r][h][u]);
+          }
+        }
+      }
+    }
+
+    // The product.
+    T x_next[kLoadsX];
+    Pack<T, W> driven_next[kLoadsDriven];
+    const auto fetch = [&](int64_t t0) {
+#pragma unroll
+      for (int i = 0; i < kLoadsX; ++i) {
+        const int item = thread + i * kTraceThreads, k = item / Tile::rows, d = item % Tile::rows;
+        x_next[i] = t0 + k < time && d0 + d < D ? p.x[(b * time + t0 + k) * D + d0 + d] : T(0);
+      }
+#pragma unroll
+      for (int i = 0; i < kLoadsDriven; ++i) {
+        const int item = thread + i * kTraceThreads, k = item / 32;
+        const int64_t c = c0 + item % 32 * W;
+        driven_next[i] = {};
+        if (t0 + k < time && c < p.row)
+          driven_next[i] = load<W>(p.driven + ((b * time + t0 + k) * C::stored + gate) * p.row + c, W, true);
+      }
+    };
+    const auto put = [&](int buffer) {
+#pragma unroll
+      for (int i = 0; i < kLoadsX; ++i) (&x_tile[buffer][0][0])[thread + i * kTraceThreads] = x_next[i];
+#pragma unroll
+      for (int i = 0; i < kLoadsDriven; ++i)
+        store<W>(&driven_tile[buffer][0][0] + (thread + i * kTraceThreads) * W, driven_next[i], W, true);
+    };
+    fetch(0);
+    put(0);
+    __syncthreads();
+    int buffer = 0;
+    for (int64_t t0 = 0; t0 < time; t0 += kDepth) {
+      const bool more = t0 + kDepth < time;
+      if (more) fetch(t0 + kDepth);
+      if (active) {
+#pragma unroll
+        for (int k = 0; k < kDepth; ++k) {
+          Pack<T, W> x_k[Rows / W], driven_k[2];
+#pragma unroll
+          for (int i = 0; i < Rows / W; ++i) x_k[i] = load<W>(&x_tile[buffer][k][row + i * W], W, true);
+#pragma unroll
+          for (int h = 0; h < 2; ++h) driven_k[h] = load<W>(&driven_tile[buffer][k][(h * 16 + tx) * W], W, true);
+#pragma unroll
+          for (int r = 0; r < Rows; ++r)
+#pragma unroll
+            for (int h = 0; h < 2; ++h)
+#pragma unroll
+              for (int i = 0; i < W; ++i) tile_sum[r][h][i] += x_k[r / W].v[r % W] * driven_k[h].v[i];
+        }
+      }
+      if (more) put(buffer ^ 1);
+      __syncthreads();
+      buffer ^= 1;
+    }
+
+#pragma unroll
+    for (int r = 0; r < Rows; ++r)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int64_t d = d0 + row + r, c = c0 + (h * 16 + tx) * W;
+        if (d >= D || c >= columns) continue;
+        Pack<T, W> pack;
+#pragma unroll
+        for (int i = 0; i < W; ++i) pack.v[i] = tile_sum[r][h][i];
+        store<W>(p.S + ((b * D + d) * C::stored + gate) * columns + c, pack, columns - c, p.whole);
+      }
+  }
+
+  if constexpr (Contract) {
+#pragma unroll
+    for (int r = 0; r < Rows; ++r)
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+#pragma unroll
+        for (int u = 0; u < U; ++u)
+#pragma unroll
+          for (int o = 0; o < outputs; ++o) {
+            const int64_t d = d0 + row + r, n = (c0 + (h * 16 + tx) * W) / m + u;
+            if (d >= D || n >= N) continue;
+            const int64_t at = (d * C::gates + (outputs == 1 ? gate : o)) * N + n;
+            if (p.groups > 1)
+              p.partial[group * D * C::gates * N + at] = sums[r][h][u][o];
+            else
+              p.d_kernel[at] += sums[r][h][u][o];
+          }
+  }
+}
+
+// d_kernel += the groups' sums, in their order.
+template <class C, class T>
+__global__ void __launch_bounds__(256) reduce_kernel(const TraceStep<T> p) {
+  const int64_t size = p.chunk.inputs * C::gates * p.chunk.units;
+  const int64_t item = blockIdx.x * int64_t(256) + threadIdx.x;
+  if (item >= size) return;
+  T sum = p.d_kernel[item];
+  for (int64_t group = 0; group < p.groups; ++group) sum += p.partial[group * size + item];
+  p.d_kernel[item] = sum;
+}
+
+template <class C, class T>
+int trace(const TraceStep<T>& step, void* stream) {
+  return launch(trace_kernel<C, T, kTraceRows, false>,
+                tiles<C, T, kTraceRows>(step.chunk.inputs, step.chunk.units) * step.chunk.batch, kTraceThreads, stream,
+                step);
+}
+
+template <class C, class T>
+int64_t trace_groups(const keras_rtrl_chunk& chunk) {
+  const int64_t groups = ceil_div(kEnoughBlocks, tiles<C, T, kContractRows>(chunk.inputs, chunk.units));
+  // Not one empty group: ceil_div twice.
+  return ceil_div(chunk.batch, ceil_div(chunk.batch, groups < chunk.batch ? groups : chunk.batch));
+}
+
+template <class C, class T>
+int trace_contract(const TraceStep<T>& step, void* stream) {
+  const int error =
+      launch(trace_kernel<C, T, kContractRows, true>,
+             tiles<C, T, kContractRows>(step.chunk.inputs, step.chunk.units) * step.groups, kTraceThreads, stream, step);
+  if (error || step.groups == 1) return error;
+  return launch(reduce_kernel<C, T>, ceil_div(step.chunk.inputs * C::gates * step.chunk.units, 256), 256, stream, step);
+}
+
+}  // namespace KERAS_RTRL_LEVEL
+}  // namespace keras_rtrl
+
+#endif  // KERAS_RTRL_CUDA_TRACE_CUH_

@@ -1,0 +1,48 @@
+// A stand-in for CUDA's header: the CUDA sources compiled as C++ run on the CPU, in host memory.
+//
+// It shows the kernels' logic (indices, tails, barriers, orders of sums), not the hardware: nothing of timing, memory
+// alignment, the device's arithmetic or races between warps. Blocks run one after another. The threads of a block run
+// as coroutines, from barrier to barrier, in ascending order or, after cuda_emulation_reverse(1), in descending order:
+// a missing barrier gives another result in one of the two.
+#ifndef KERAS_RTRL_TEST_CUDA_EMULATION_H_
+#define KERAS_RTRL_TEST_CUDA_EMULATION_H_
+
+#include <functional>
+#include <stdint.h>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+// Blocks run one at a time, so one copy is enough.
+#define __shared__ static
+#define CUDART_VERSION 0
+#define __CUDA_ARCH_LIST__ emulation
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+
+extern dim3 gridDim, blockDim, blockIdx, threadIdx;
+void __syncthreads();
+
+enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorInvalidConfiguration = 9 };
+using cudaStream_t = struct CUstream_st*;
+struct cudaLaunchConfig_t {
+  dim3 gridDim, blockDim;
+  size_t dynamicSmemBytes;
+  cudaStream_t stream;
+};
+
+cudaError_t cuda_emulation_launch(const cudaLaunchConfig_t& config, const std::function<void()>& thread);
+extern "C" void cuda_emulation_reverse(int on);
+
+template <class... Parameters, class... Arguments>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
+                               const Arguments&... arguments) {
+  return cuda_emulation_launch(*config, [&] { kernel(arguments...); });
+}
+
+#endif  // KERAS_RTRL_TEST_CUDA_EMULATION_H_
