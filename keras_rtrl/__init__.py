@@ -5,6 +5,7 @@
 """
 
 from keras_rtrl import cells, engine, layers, testing, utils
+from keras_rtrl.engine import native
 
 __version__ = "0.1.0"
-__all__ = ["cells", "engine", "layers", "testing", "utils"]
+__all__ = ["cells", "engine", "layers", "native", "testing", "utils"]
