@@ -5,12 +5,14 @@ PRESET ?= atari_r2ac_cpu
 
 BIN := .venv/bin
 STAMP := .venv/.installed
-PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal
+NATIVE := keras_rtrl/_native/libkeras_rtrl.so
+NATIVE_SOURCES := $(shell find custom_ops -name test -prune -o -type f -print)
+PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(if $(IMPLEMENTATION),--implementation $(IMPLEMENTATION))
 TRAIN_OPTIONS = $(if $(GAME),--game "$(GAME)") $(if $(FRAMES),--frames "$(FRAMES)") $(if $(SEED),--seed "$(SEED)") \
 	$(if $(OUT),--out "$(OUT)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-keras3 test-tf-keras test-slow lint bazel clean
+.PHONY: help setup train test test-keras3 test-tf-keras test-slow test-kernels cuda lint bazel clean
 
 help:  ## show this list
 	@echo "Targets:"
@@ -18,8 +20,9 @@ help:  ## show this list
 		while IFS=@ read -r target text; do printf '%-22s%s\n' "$$target" "$$text"; done
 	@echo "Training: make train GAME=Pong FRAMES=2000000; also PRESET=, SEED=, OUT=, RESUME=run folder."
 	@echo "Ctrl-C ends a training run after a checkpoint."
+	@echo "Tests with the native op switched off for every layer: make test IMPLEMENTATION=tf."
 
-setup: $(STAMP)  ## make .venv and install the package with everything it needs
+setup: $(STAMP) $(NATIVE)  ## make .venv and install the package with everything it needs
 
 $(STAMP): setup.cfg pyproject.toml
 	@test -x $(BIN)/python || { \
@@ -33,22 +36,44 @@ $(STAMP): setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[atari,dev]'
 	@touch $@
 
+# Without the tools there is nothing to wait for: layers run on the twin.
+$(NATIVE): $(STAMP) $(NATIVE_SOURCES)
+	@if command -v cmake >/dev/null && command -v $${CXX:-c++} >/dev/null; then \
+		cmake -S custom_ops -B build/native -D KERAS_RTRL_PYTHON="$(CURDIR)/$(BIN)/python" >/dev/null && \
+		cmake --build build/native --target op --parallel $(JOBS) && \
+		cmake --install build/native --prefix $(@D) --strip >/dev/null && touch $@; \
+	else \
+		echo "note: no native op without CMake and a C++ compiler; layers will run on plain TensorFlow"; \
+	fi
+
 # exec: Ctrl-C reaches the trainer alone, and make waits for its last checkpoint. pdeathsig: killing make ends it too.
-train: $(STAMP)  ## train (an agent on Atari Breakout by default) and leave a run folder
+train: $(STAMP) $(NATIVE)  ## train (an agent on Atari Breakout by default) and leave a run folder
 	@exec setpriv --pdeathsig TERM $(BIN)/keras-rtrl train $(if $(RESUME),--resume "$(RESUME)",$(PRESET)) $(TRAIN_OPTIONS)
 
 test: test-keras3 test-tf-keras  ## run all fast tests, under Keras 3 and under tf-keras
 
-test-keras3: $(STAMP)
+test-keras3: $(STAMP) $(NATIVE)
 	@echo "== Keras 3: all but the TF-Agents side"
 	@TF_USE_LEGACY_KERAS=0 $(PYTEST)
 
-test-tf-keras: $(STAMP)
+test-tf-keras: $(STAMP) $(NATIVE)
 	@echo "== tf-keras: everything"
 	@TF_USE_LEGACY_KERAS=1 $(PYTEST)
 
-test-slow: $(STAMP)  ## run the learning tests (minutes)
+test-slow: $(STAMP) $(NATIVE)  ## run the learning tests (minutes)
 	TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest -m slow
+
+test-kernels:  ## build the kernels' C++ test and run it, then again with ASan and UBSan
+	cmake -S custom_ops -B build/kernels -D KERAS_RTRL_CUDA=OFF
+	cmake --build build/kernels --parallel $(JOBS)
+	ctest --test-dir build/kernels --output-on-failure
+	cmake -S custom_ops -B build/sanitized -D KERAS_RTRL_CUDA=OFF -D KERAS_RTRL_SANITIZE=ON
+	cmake --build build/sanitized --parallel $(JOBS)
+	ctest --test-dir build/sanitized --output-on-failure
+
+cuda:  ## compile the CUDA kernels for every architecture
+	cmake -S custom_ops -B build/cuda -D KERAS_RTRL_CUDA=ON
+	cmake --build build/cuda --target cuda_kernels --parallel $(JOBS)
 
 lint: $(STAMP)  ## check the style with ruff
 	$(BIN)/ruff check .

@@ -1,4 +1,5 @@
-"""Which folders are collected under which Keras, a quiet TensorFlow, and no gin settings left for the next file."""
+"""Which folders are collected under which Keras, a quiet TensorFlow, no gin settings left for the next file, and the
+native op on or off."""
 
 import os
 import sys
@@ -17,3 +18,16 @@ def _clear_gin():
     yield
     if "gin" in sys.modules:
         sys.modules["gin"].clear_config()
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--implementation", choices=("auto", "tf"), default="auto", help="tf: no layer of this process runs natively"
+    )
+
+
+def pytest_configure(config):
+    if config.getoption("--implementation") == "tf":
+        from keras_rtrl.engine import native
+
+        native.why_not = lambda cell, dtype: "this run of the tests has it switched off"
