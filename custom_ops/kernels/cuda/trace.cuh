@@ -36,8 +36,8 @@ __global__ void __launch_bounds__(kTraceThreads, 3) trace_kernel(const TraceStep
   using Tile = Tile<T, Rows>;
   constexpr int W = kPack<T>, m = C::components, U = W / m, outputs = kOutputs<C>;
   constexpr int kLoadsX = kDepth * Tile::rows / kTraceThreads, kLoadsDriven = kDepth * 32 / kTraceThreads;
-  __shared__ alignas(16) T x_tile[2][kDepth][Tile::rows];
-  __shared__ alignas(16) T driven_tile[2][kDepth][Tile::columns];
+  alignas(16) __shared__ T x_tile[2][kDepth][Tile::rows];
+  alignas(16) __shared__ T driven_tile[2][kDepth][Tile::columns];
 
   const int64_t D = p.chunk.inputs, N = p.chunk.units, time = p.chunk.time, columns = N * m;
   const int64_t across = ceil_div(columns, Tile::columns), down = ceil_div(D, Tile::rows);

@@ -1,0 +1,228 @@
+"""Checks every function of the kernels against the reference, in new arrays and in place, twice bit for bit."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.gpu import reference
+from benchmarks.gpu.kernels import Array
+from benchmarks.gpu.reference import CELLS
+
+# Largest error over largest value.
+TOLERANCES = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-12}
+
+
+class Shape(NamedTuple):
+    """B streams, T steps, D inputs, N units; `cut`: resets and masks; `offset`: traces off the aligned address."""
+
+    batch: int
+    time: int
+    inputs: int
+    units: int
+    cut: bool = True
+    offset: int = 0
+
+
+SMALL_SHAPES = (
+    Shape(1, 1, 1, 1, cut=False),
+    Shape(3, 5, 7, 5),
+    Shape(2, 17, 33, 12),
+    Shape(9, 8, 66, 36, cut=False),
+    Shape(2, 9, 13, 16, offset=1),
+)
+# Large enough that streams are shared out among blocks in every way.
+LARGE_SHAPES = (
+    Shape(600, 2, 5, 3),
+    Shape(17, 9, 200, 600),
+    Shape(3, 2, 200, 4800),
+    Shape(1, 128, 64, 192),
+    Shape(32, 100, 257, 512),
+)
+
+
+class Problem:
+    """Random inputs of every function at a shape, and what they should give."""
+
+    def __init__(self, kernels, name, dtype, shape, seed=0):
+        self.kernels, self.name, self.cell, self.dtype, self.shape = kernels, name, CELLS[name], np.dtype(dtype), shape
+        self._rng = np.random.default_rng(seed)
+        B, T, D, N = shape[:4]
+        G, stored, m, P = self.cell[:4]
+        self.reset = self.mask = None
+        if shape.cut:
+            self.reset, self.mask = self._rng.random((B, T)) < 0.15, self._rng.random((B, T)) < 0.8
+        self.rho = self._normal(P, N, scale=0.5)
+        self.u, self.x, self.kernel = self._normal(B, T, G, N), self._normal(B, T, D), self._normal(D, G, N, scale=D**-0.5)
+        self.state0, self.start = self._normal(B, N, m), self._normal(B, N, m)
+        self.S0, self.r0 = self._normal(B, D, stored, N, m), self._normal(B, P, N, m)
+        self.e = self._normal(B, T, N, m)
+        self.d_kernel, self.d_rho = self._normal(D, G, N), self._normal(P, N)
+        self.expected = reference.Chunk(self.cell, self.u, self.rho, self.state0, self.reset, self.mask)
+        self.chunk = self.make_chunk(T, self.reset, self.mask)
+
+    def cotangents(self, K):
+        return self._normal(K, *self.state0.shape)
+
+    def make_chunk(self, time, reset, mask):
+        B, _, D, N = self.shape[:4]
+        flags = [None if f is None else Array(self.kernels.memory, f.astype(np.uint8), np.uint8) for f in (reset, mask)]
+        return self.kernels.chunk(self.name, self.dtype, B, time, D, N, [self.put(row) for row in self.rho], *flags)
+
+    def put(self, value, offset=0):
+        return Array(self.kernels.memory, value, self.dtype, offset)
+
+    def traces(self, value):
+        """An array of the traces' kind: off the aligned address where the shape says so."""
+        return self.put(value, self.shape.offset)
+
+    def _normal(self, *shape, scale=1.0):
+        # Numbers of the kernels' type, so that the errors are those of the arithmetic alone.
+        return self._rng.normal(0, scale, shape).astype(self.dtype).astype(np.float64)
+
+
+def check(kernels, name, dtype, shape, cotangents=(1, 2, 5)):
+    """Largest error over tolerance by function. Raises RuntimeError on two results that differ in a bit."""
+    problem = Problem(kernels, name, dtype, shape)
+    errors = {}
+    for function in (_forward_adjoint, _trace, _contract, _streaming_forward):
+        errors.update(function(problem))
+    for K in cotangents:
+        errors.update(_streaming_update(problem, K))
+    return errors
+
+
+def _compare(problem, what, runs):
+    """runs: (got, expected) by quantity, for each of several runs that must agree bit for bit."""
+    first, *others = runs
+    worst = 0.0
+    for quantity, (got, expected) in first.items():
+        for other in others:
+            if not np.array_equal(got, other[quantity][0], equal_nan=True):
+                raise RuntimeError(f"{what} of {problem.name}: two runs differ in {quantity} at {problem.shape}.")
+        scale = np.abs(expected).max(initial=1e-30)
+        error = np.abs(got - expected).max(initial=0.0) / scale
+        worst = max(worst, error if np.isfinite(error) else np.inf)
+    return {what: worst / TOLERANCES[problem.dtype]}
+
+
+def _scan(problem, in_place):
+    """Runs the forward scan; (saved, states, last)."""
+    B, T, _, N = problem.shape[:4]
+    u = problem.put(problem.u)
+    saved = u if in_place else problem.put(u.shape)
+    states = [problem.put((B, T, N)) for _ in range(problem.cell.components)]
+    last = problem.put(problem.state0.shape)
+    problem.kernels.call("forward", problem.chunk, problem.put(problem.state0), u, saved, states, last)
+    return saved, states, last
+
+
+def _forward_adjoint(problem):
+    expected = problem.expected
+    found = {"forward": [], "adjoint": [], "adjoint (instant)": []}
+    for in_place in (False, True, False):
+        saved, states, last = _scan(problem, in_place)
+        found["forward"].append({
+            "states": (np.stack([s.numpy() for s in states], axis=-1), expected.states),
+            "last": (last.numpy(), expected.states[:, -1]),
+        })  # fmt: skip
+        kept = saved.numpy()
+        for what, instant in (("adjoint", 0), ("adjoint (instant)", 1)):
+            saved = problem.put(kept)
+            du = saved if in_place else problem.put(saved.shape)
+            d_rho, start = problem.put((problem.shape.batch, *problem.rho.shape)), problem.put(problem.state0.shape)
+            # In one of the two the second component, where there is one, has no cotangents.
+            e = problem.e * (np.arange(problem.cell.components) < 2 - instant)
+            given = [problem.put(np.ascontiguousarray(e_i)) if e_i.any() else None for e_i in np.moveaxis(e, -1, 0)]
+            state0 = problem.put(problem.state0)
+            problem.kernels.call(
+                "adjoint", problem.chunk, state0, saved, states, given, instant, du, d_rho, start
+            )
+            want = expected.adjoint(e, instant)
+            got = (array.numpy() for array in (du, d_rho, start))
+            found[what].append(dict(zip(("du", "d_rho", "start"), zip(got, want, strict=True), strict=True)))
+    return {what: error for name, runs in found.items() for what, error in _compare(problem, name, runs).items()}
+
+
+def _trace(problem):
+    saved, states, _ = _scan(problem, in_place=True)
+    x, state0, start = (problem.put(value) for value in (problem.x, problem.state0, problem.start))
+    chunk, call = problem.chunk, problem.kernels.call
+    want = dict(zip("Sr", problem.expected.traces(problem.x, problem.S0, problem.r0), strict=True))
+    zeros = np.zeros_like(problem.S0), np.zeros_like(problem.r0)
+    want_fresh = dict(zip("Sr", problem.expected.traces(problem.x, *zeros), strict=True))
+    more = reference.contract(problem.cell, problem.start, problem.S0, problem.r0)
+    want_sums = {"d_kernel": problem.d_kernel + more[0], "d_rho": problem.d_rho + more[1]}
+
+    def run(kind):
+        scratch = problem.kernels.scratch(chunk)
+        S0, r0 = problem.traces(problem.S0), problem.traces(problem.r0)
+        if kind == "contract":
+            sums = {"d_kernel": problem.put(problem.d_kernel), "d_rho": problem.put(problem.d_rho)}
+            arguments = (state0, saved, states, start, S0, r0, *sums.values())
+            call("trace_contract", chunk, x, *arguments, scratch=scratch)
+            return {name: array.numpy() for name, array in {"S": S0, "r": r0, **sums}.items()}
+        S, r = (S0, r0) if kind == "in place" else (problem.traces(S0.shape), problem.traces(r0.shape))
+        old = (None, None) if kind == "from zeros" else (S0, r0)
+        call("trace", chunk, x, state0, saved, states, *old, S, r, scratch=scratch)
+        return {"S": S.numpy(), "r": r.numpy()}
+
+    def compare(what, kinds, want):
+        return _compare(problem, what, [{n: (got, want[n]) for n, got in run(kind).items()} for kind in kinds])
+
+    return {
+        **compare("trace", ("new arrays", "in place", "new arrays"), want),
+        **compare("trace (from zeros)", ("from zeros", "from zeros"), want_fresh),
+        **compare("trace_contract", ("contract", "contract"), {**want, **want_sums}),
+    }
+
+
+def _contract(problem):
+    want = reference.contract(problem.cell, problem.start, problem.S0, problem.r0)
+    runs = []
+    for _ in range(2):
+        sums = problem.put(problem.d_kernel), problem.put(problem.d_rho)
+        arguments = (problem.put(problem.start), problem.traces(problem.S0), problem.traces(problem.r0), *sums)
+        problem.kernels.call("contract", problem.chunk, *arguments)
+        d_kernel, d_rho = (array.numpy() for array in sums)
+        runs.append({"d_kernel": (d_kernel, problem.d_kernel + want[0]), "d_rho": (d_rho, problem.d_rho + want[1])})
+    return _compare(problem, "contract", runs)
+
+
+def _one_step(problem):
+    """The streaming step's chunk and what is expected of it: the first input, the first resets."""
+    reset = None if problem.reset is None else np.ascontiguousarray(problem.reset[:, :1])
+    u = np.einsum("bd,dgn->bgn", problem.x[:, 0], problem.kernel)[:, None]
+    return problem.make_chunk(1, reset, None), reference.Chunk(problem.cell, u, problem.rho, problem.state0, reset, None)
+
+
+def _streaming_forward(problem):
+    chunk, expected = _one_step(problem)
+    runs = []
+    for in_place in (False, True, False):
+        state0 = problem.put(problem.state0)
+        state, local = state0 if in_place else problem.put(state0.shape), problem.put(expected.local().shape)
+        arguments = (problem.put(problem.x[:, 0]), problem.put(problem.kernel), state0, state, local)
+        problem.kernels.call("streaming_forward", chunk, *arguments)
+        runs.append({"state": (state.numpy(), expected.states[:, 0]), "local": (local.numpy(), expected.local())})
+    return _compare(problem, "streaming_forward", runs)
+
+
+def _streaming_update(problem, K):
+    chunk, expected = _one_step(problem)
+    e = problem.cotangents(K)
+    traces = expected.traces(problem.x[:, :1], problem.S0, problem.r0)
+    sums = [np.stack(of) for of in zip(*(reference.contract(problem.cell, e_k, *traces) for e_k in e), strict=True)]
+    runs = []
+    for _ in range(2):
+        S, r, d_kernel, d_rho = arrays = (
+            problem.traces(problem.S0),
+            problem.traces(problem.r0),
+            problem.put(sums[0].shape),
+            problem.put(sums[1].shape),
+        )
+        inputs = problem.put(problem.x[:, 0]), problem.put(expected.local()), problem.put(e)
+        problem.kernels.call("streaming_update", chunk, K, *inputs, S, r, d_kernel, d_rho)
+        got = (array.numpy() for array in arrays)
+        pairs = zip(got, (*traces, *sums), strict=True)
+        runs.append(dict(zip(("S", "r", "d_kernel", "d_rho"), pairs, strict=True)))
+    return _compare(problem, f"streaming_update (K = {K})", runs)
