@@ -13,6 +13,9 @@ struct Streaming {
   typedef Chunk<Cell, T> Call;
   static constexpr int m = Cell::components, G = Cell::gates, P = Cell::parameters, stored = Cell::stored;
   static constexpr int L = V::lanes;
+  // Rows of S an item takes, and of these the ones that share the loads of J, a and e.
+  static constexpr int64_t kUpdateRows = 8;
+  static constexpr int kTogether = 4;
   static constexpr int kLocal = m * m + stored * m + P * m;  // rows of what forward() leaves for update()
 
   static void forward(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const T* x, const T* kernel,
@@ -85,43 +88,56 @@ struct Streaming {
   static void update(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, int64_t K, const T* x,
                      const T* local, const T* cotangents, T* S, T* r, T* d_kernel, T* d_rho) {
     const Call call(*chunk);
-    const int64_t N = call.N, columns = call.columns(), rows = 4, items = ratio_up(call.D, rows);
-    for_each(pool, items + 1, call.B * rows * columns / 4, [&](int64_t item) {
+    const int64_t N = call.N, items = ratio_up(call.D, kUpdateRows);
+    for_each(pool, items + 1, call.B * kUpdateRows * call.columns() / 4, [&](int64_t item) {
       for (int64_t b = 0; b < call.B; ++b) {
-        const T* from = local + b * kLocal * N;
-        const int64_t d0 = item * rows, d1 = smaller(d0 + rows, call.D);
-        for (int64_t n = 0; n < N; n += L) {
-          const int64_t live = smaller(L, N - n);
-          V J[m][m];
-          for (int i = 0; i < m; ++i) load_rows(from + i * m * N + n, N, live, J[i]);
-          if (item == items) {
-            update_r(call, b, n, live, J, from + (m * m + stored * m) * N, K, cotangents, r, d_rho);
-            continue;
-          }
-          V a[stored][m];
-          for (int g = 0; g < stored; ++g) load_rows(from + (m * m + g * m) * N + n, N, live, a[g]);
-          for (int64_t d = d0; d < d1; ++d) {
-            const V input(x[b * call.D + d]);
-            V kept[stored][m], all[G][m];
-            for (int g = 0; g < stored; ++g) {
-              T* const to = S + (b * call.D + d) * columns + (g * N + n) * m;
-              V driven[m];
-              for (int i = 0; i < m; ++i) driven[i] = input * a[g][i];
-              Interleaved<T, m>::load(to, live, kept[g]);
-              advance(J, driven, kept[g]);
-              Interleaved<T, m>::store(to, live, kept[g]);
-            }
-            Cell::expand(kept, all);
-            for (int64_t k = 0; k < K; ++k) {
-              V e[m];
-              Interleaved<T, m>::load(cotangents + ((k * call.B + b) * N + n) * m, live, e);
-              for (int g = 0; g < G; ++g)
-                add(b, Traces<Cell, T>::Scan::dot(e, all[g]), d_kernel + ((k * call.D + d) * G + g) * N + n, live);
-            }
-          }
+        if (item == items) {
+          for (int64_t n = 0; n < N; n += L) update_r(call, b, n, K, local, cotangents, r, d_rho);
+          continue;
         }
+        const int64_t d1 = smaller((item + 1) * kUpdateRows, call.D);
+        int64_t d = item * kUpdateRows;
+        for (; d + kTogether <= d1; d += kTogether)
+          update_rows<kTogether>(call, b, d, K, x, local, cotangents, S, d_kernel);
+        for (; d < d1; ++d) update_rows<1>(call, b, d, K, x, local, cotangents, S, d_kernel);
       }
     });
+  }
+
+  // Rows [d, d + rows) of stream b.
+  template <int rows>
+  static KERAS_RTRL_FN void update_rows(const Call& call, int64_t b, int64_t d, int64_t K, const T* x, const T* local,
+                                        const T* cotangents, T* S, T* d_kernel) {
+    const int64_t N = call.N, columns = call.columns();
+    const T* const from = local + b * kLocal * N;
+    T* const traces = S + (b * call.D + d) * columns;
+    V input[rows];
+    for (int i = 0; i < rows; ++i) input[i] = V(x[b * call.D + d + i]);
+    for (int64_t n = 0; n < N; n += L) {
+      const int64_t live = smaller(L, N - n);
+      V J[m][m], a[stored][m], kept[rows][stored][m];
+      for (int i = 0; i < m; ++i) load_rows(from + i * m * N + n, N, live, J[i]);
+      for (int g = 0; g < stored; ++g) load_rows(from + (m * m + g * m) * N + n, N, live, a[g]);
+      for (int i = 0; i < rows; ++i)
+        for (int g = 0; g < stored; ++g) {
+          T* const to = traces + i * columns + (g * N + n) * m;
+          V driven[m];
+          for (int c = 0; c < m; ++c) driven[c] = input[i] * a[g][c];
+          Interleaved<T, m>::load(to, live, kept[i][g]);
+          advance(J, driven, kept[i][g]);
+          Interleaved<T, m>::store(to, live, kept[i][g]);
+        }
+      for (int64_t k = 0; k < K; ++k) {
+        V e[m];
+        Interleaved<T, m>::load(cotangents + ((k * call.B + b) * N + n) * m, live, e);
+        for (int i = 0; i < rows; ++i) {
+          V all[G][m];
+          Cell::expand(kept[i], all);
+          T* const to = d_kernel + (k * call.D + d + i) * G * N + n;
+          for (int g = 0; g < G; ++g) add(b, Traces<Cell, T>::Scan::dot(e, all[g]), to + g * N, live);
+        }
+      }
+    }
   }
 
   // The first stream writes, the others add.
@@ -129,18 +145,22 @@ struct Streaming {
     (b ? V::load(to, live) + value : value).store(to, live);
   }
 
-  static KERAS_RTRL_FN void update_r(const Call& call, int64_t b, int64_t n, int64_t live, const V (&J)[m][m],
-                                     const T* v, int64_t K, const T* cotangents, T* r, T* d_rho) {
+  static KERAS_RTRL_FN void update_r(const Call& call, int64_t b, int64_t n, int64_t K, const T* local,
+                                     const T* cotangents, T* r, T* d_rho) {
+    const int64_t N = call.N, live = smaller(L, N - n);
+    const T* const from = local + b * kLocal * N + n;
+    V J[m][m];
+    for (int i = 0; i < m; ++i) load_rows(from + i * m * N, N, live, J[i]);
     for (int p = 0; p < P; ++p) {
-      T* const to = r + ((b * P + p) * call.N + n) * m;
+      T* const to = r + ((b * P + p) * N + n) * m;
       V driven[m], trace[m], e[m];
-      load_rows(v + p * m * call.N + n, call.N, live, driven);
+      load_rows(from + (m * m + stored * m + p * m) * N, N, live, driven);
       Interleaved<T, m>::load(to, live, trace);
       advance(J, driven, trace);
       Interleaved<T, m>::store(to, live, trace);
       for (int64_t k = 0; k < K; ++k) {
-        Interleaved<T, m>::load(cotangents + ((k * call.B + b) * call.N + n) * m, live, e);
-        add(b, Traces<Cell, T>::Scan::dot(e, trace), d_rho + (k * P + p) * call.N + n, live);
+        Interleaved<T, m>::load(cotangents + ((k * call.B + b) * N + n) * m, live, e);
+        add(b, Traces<Cell, T>::Scan::dot(e, trace), d_rho + (k * P + p) * N + n, live);
       }
     }
   }
