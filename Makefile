@@ -87,5 +87,5 @@ bazel: $(STAMP)  ## build and test with Bazel, offline
 	bazel test --test_env=KERAS_RTRL_PYTHON="$(CURDIR)/$(BIN)/python" //...
 
 clean:  ## remove the virtual environment and all caches; run folders stay
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist ./*.egg-info
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist keras_rtrl/_native ./*.egg-info
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -67,7 +67,7 @@ def _parser():
     export.add_argument("folder", type=_name, metavar="RUN")
     export.add_argument("target", type=_name, metavar="DIR")
 
-    info = commands.add_parser("info", help="print versions and devices")
+    info = commands.add_parser("info", help="print versions, devices and what there is of the native op")
     info.set_defaults(run=_info)
     return parser
 
@@ -163,7 +163,26 @@ def _info(args):
     for device in devices:
         details = tf.config.experimental.get_device_details(device) if device.device_type == "GPU" else {}
         print(f"device {device.name.removeprefix('/physical_device:')} {details.get('device_name', '')}".rstrip())
+    _print_native(keras_rtrl.native.info())
     return 0
+
+
+def _print_native(native):
+    if not native["built"]:
+        print(f"native op: none: {native['why_not']}")
+        return
+    print(f"native op: built for TensorFlow {native['tensorflow_built_for']}, {native['path']}")
+    print(f"native op: {native['simd']} on CPUs; kernels {', '.join(native['cells'])}")
+    if native["cuda"] is None:
+        print("native op: no CUDA kernels")
+    else:
+        print(
+            f"native op: CUDA {native['cuda']} for {native['cuda_architectures']}; "
+            f"TensorFlow's CUDA {native['tensorflow_cuda']}"
+        )
+    for name, reason in native["devices"].items():
+        if reason is not None:
+            print(f"native op: not on {name}: {reason}")
 
 
 def _environment_name(game):
