@@ -52,7 +52,8 @@ class Problem:
         if shape.cut:
             self.reset, self.mask = self._rng.random((B, T)) < 0.15, self._rng.random((B, T)) < 0.8
         self.rho = self._normal(P, N, scale=0.5)
-        self.u, self.x, self.kernel = self._normal(B, T, G, N), self._normal(B, T, D), self._normal(D, G, N, scale=D**-0.5)
+        self.u, self.x = self._normal(B, T, G, N), self._normal(B, T, D)
+        self.kernel = self._normal(D, G, N, scale=D**-0.5)
         self.state0, self.start = self._normal(B, N, m), self._normal(B, N, m)
         self.S0, self.r0 = self._normal(B, D, stored, N, m), self._normal(B, P, N, m)
         self.e = self._normal(B, T, N, m)
@@ -134,9 +135,7 @@ def _forward_adjoint(problem):
             e = problem.e * (np.arange(problem.cell.components) < 2 - instant)
             given = [problem.put(np.ascontiguousarray(e_i)) if e_i.any() else None for e_i in np.moveaxis(e, -1, 0)]
             state0 = problem.put(problem.state0)
-            problem.kernels.call(
-                "adjoint", problem.chunk, state0, saved, states, given, instant, du, d_rho, start
-            )
+            problem.kernels.call("adjoint", problem.chunk, state0, saved, states, given, instant, du, d_rho, start)
             want = expected.adjoint(e, instant)
             got = (array.numpy() for array in (du, d_rho, start))
             found[what].append(dict(zip(("du", "d_rho", "start"), zip(got, want, strict=True), strict=True)))
@@ -192,7 +191,8 @@ def _one_step(problem):
     """The streaming step's chunk and what is expected of it: the first input, the first resets."""
     reset = None if problem.reset is None else np.ascontiguousarray(problem.reset[:, :1])
     u = np.einsum("bd,dgn->bgn", problem.x[:, 0], problem.kernel)[:, None]
-    return problem.make_chunk(1, reset, None), reference.Chunk(problem.cell, u, problem.rho, problem.state0, reset, None)
+    expected = reference.Chunk(problem.cell, u, problem.rho, problem.state0, reset, None)
+    return problem.make_chunk(1, reset, None), expected
 
 
 def _streaming_forward(problem):

@@ -17,45 +17,36 @@ def build_cuda(folder: Path, capability: str) -> Path:
     """Compiles the kernels for one compute capability ("90") and returns the library."""
     if shutil.which("nvcc") is None:
         raise SystemExit("error: no nvcc on the PATH; name a library built elsewhere with --library")
-    target = folder / f"libkeras_rtrl_cuda_{capability}.so"
-    _compile(
-        ["nvcc", "-std=c++17", "-O3", "--threads=0", f"-gencode=arch=compute_{capability},code=sm_{capability}"]
-        + [f'-DKERAS_RTRL_CUDA_ARCHITECTURES="sm_{capability}"', "-Xcompiler=-fPIC", "-shared", "-o", str(target)]
-        + sorted(map(str, (SOURCES / "cuda").glob("*.cu"))),
-        target,
-    )
-    return target
+    flags = f"-std=c++17 -O3 --threads=0 -gencode=arch=compute_{capability},code=sm_{capability} -Xcompiler=-fPIC"
+    name = f'-DKERAS_RTRL_CUDA_ARCHITECTURES="sm_{capability}"'
+    return _compile(["nvcc", *flags.split(), name], _cuda_sources(), folder / f"libkeras_rtrl_cuda_{capability}.so")
 
 
-def build_emulated(folder: Path) -> Path:
+def build_emulated(folder: Path, sources: Path = SOURCES) -> Path:
     """Compiles the CUDA kernels as C++, to run on the CPU (custom_ops/kernels/test/cuda_emulation)."""
-    target, emulation = folder / "libkeras_rtrl_cuda_emulated.so", SOURCES / "test" / "cuda_emulation"
-    _compile(
-        ["g++", "-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-fPIC", "-shared"]
-        + [f"-I{emulation}", "-o", str(target), "-x", "c++", *sorted(map(str, (SOURCES / "cuda").glob("*.cu")))]
-        + [str(emulation / "cuda_emulation.cc")],
-        target,
-    )
-    return target
+    emulation = SOURCES / "test" / "cuda_emulation"
+    flags = f"-std=c++17 -O2 -Wall -Wextra -Werror -Wno-unknown-pragmas -fPIC -I{emulation} -x c++"
+    inputs = [*_cuda_sources(sources), emulation / "cuda_emulation.cc"]
+    return _compile(["g++", *flags.split()], inputs, folder / "libkeras_rtrl_cuda_emulated.so")
 
 
 def build_cpu(folder: Path) -> Path:
     """Compiles the CPU kernels for the baseline instruction set."""
-    target = folder / "libkeras_rtrl_cpu.so"
-    _compile(
-        ["g++", "-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fPIC", "-shared"]
-        + ["-DKERAS_RTRL_LEVEL=baseline", "-o", str(target)]
-        + [str(SOURCES / "cpu" / name) for name in ("kernels.cc", "level.cc")],
-        target,
-    )
-    return target
+    flags = "-std=c++17 -O3 -fno-math-errno -fno-trapping-math -ffp-contract=fast -fPIC -DKERAS_RTRL_LEVEL=baseline"
+    inputs = [SOURCES / "cpu" / name for name in ("kernels.cc", "level.cc")]
+    return _compile(["g++", *flags.split()], inputs, folder / "libkeras_rtrl_cpu.so")
 
 
-def _compile(command, target):
+def _cuda_sources(sources=SOURCES):
+    return sorted((sources / "cuda").glob("*.cu"))
+
+
+def _compile(command, inputs, target):
     target.parent.mkdir(parents=True, exist_ok=True)
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = subprocess.run([*command, "-shared", "-o", target, *inputs], capture_output=True, text=True)
     if result.returncode:
         raise SystemExit(f"error: {command[0]} could not compile the kernels:\n{result.stdout}{result.stderr}")
+    return target
 
 
 class HostMemory:
@@ -100,7 +91,7 @@ class Array:
         self.pointer = self._pointer + self._before
         content = np.full(self._size, 255, np.uint8)  # all bits set: a NaN
         if not empty:
-            content[self._before : self._before + self.nbytes] = np.ascontiguousarray(value, self.dtype).view(np.uint8).ravel()
+            content[self._before : self._before + self.nbytes].view(self.dtype)[:] = value.ravel()
         memory.write(self._pointer, content)
 
     def numpy(self):

@@ -1,0 +1,107 @@
+"""Builds the CUDA kernels, checks them against float64 numpy and times them on the GPU present.
+
+Needs no TensorFlow: numpy, a CUDA driver, and nvcc or a library built elsewhere; cuBLAS and JAX where they are found.
+
+    python -m benchmarks.gpu --out gpu.json
+"""
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.gpu import checks, jax_steps, timings
+from benchmarks.gpu.device import CudaDevice
+from benchmarks.gpu.kernels import HostMemory, Kernels, build_cpu, build_cuda
+from benchmarks.gpu.reference import CELLS
+
+BUILD = Path(__file__).parents[2] / "build" / "gpu"
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("--library", type=Path, help="kernels built elsewhere; default: build them, in build/gpu")
+    parser.add_argument("--out", type=Path, help="where to write the results as JSON")
+    parser.add_argument("--cpu", action="store_true", help="check the CPU kernels instead, and time nothing")
+    options = parser.parse_args()
+    if options.library and not options.library.is_file():
+        parser.error(f"argument --library: there is no file {options.library}")
+
+    # cuBLAS in plain float32, whatever the environment says.
+    os.environ.update(NVIDIA_TF32_OVERRIDE="0", CUBLAS_EMULATE_SINGLE_PRECISION="0")
+    results = {"numpy": np.__version__, "machine": platform.machine()}
+    if options.cpu:
+        library = options.library or build_cpu(BUILD)
+        kernels = Kernels(library.resolve(), HostMemory(), cuda=False)
+    else:
+        device = CudaDevice()
+        library = options.library or build_cuda(BUILD, device.capability)
+        kernels = Kernels(library.resolve(), device, cuda=True)
+        results["device"] = device.describe()
+        results["kernels"] = {"architectures": kernels.architectures(), "cuda_version": kernels.cuda_version()}
+        print("{name}, compute capability {compute_capability}".format(**results["device"]))
+        print(f"kernels for {kernels.architectures()}, CUDA {kernels.cuda_version()}")
+
+    results["checks"] = run_checks(kernels)
+    failed = [check for check in results["checks"] if not check["passed"]]
+    if not options.cpu:
+        jax = jax_steps.load()
+        results["jax"] = jax.__version__ if jax else None
+        results["chunk"] = timings.chunk(kernels, jax)
+        results["streaming"] = timings.streaming(kernels, jax)
+        print_timings(results)
+    if options.out:
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
+    if failed:
+        print(f"{len(failed)} of {len(results['checks'])} checks failed", file=sys.stderr)
+    return bool(failed)
+
+
+def run_checks(kernels):
+    """Every cell and dtype at every shape; the largest shape in float32 for two cells, to save time."""
+    print(f"\n{'cell':14}{'dtype':9}{'B, T, D, N':20}{'largest error / tolerance':27}of")
+    results = []
+    dtypes, shapes, largest = ("float32", "float64"), checks.SMALL_SHAPES + checks.LARGE_SHAPES, checks.LARGE_SHAPES[-1]
+    for shape, name, dtype in itertools.product(shapes, CELLS, dtypes):
+        if shape == largest and (name, dtype) not in (("elstm", "float32"), ("rtu_linear", "float32")):
+            continue
+        result = {"cell": name, "dtype": dtype, "shape": shape._asdict()}
+        try:
+            errors = checks.check(kernels, name, dtype, shape)
+            worst = max(errors, key=errors.get)
+            result.update(errors_over_tolerance=errors, passed=errors[worst] <= 1)
+            text = f"{errors[worst]:<27.3g}{worst}{'' if result['passed'] else '   FAILED'}"
+        except RuntimeError as error:
+            result.update(error=str(error), passed=False)
+            text = f"FAILED: {error}"
+        print(f"{name:14}{dtype:9}{', '.join(map(str, shape[:4])):20}{text}", flush=True)
+        results.append(result)
+    return results
+
+
+def print_timings(results):
+    chunk = results["chunk"]
+    print(f"\nChunk, {chunk['cell']}, {chunk['shape']}, traces of {chunk['trace_bytes'] / 1e6:.1f} MB; median us")
+    for name, value in chunk.items():
+        if isinstance(value, dict) and "median" in value:
+            print(f"  {name:20}{value['median'] * 1e6:10.1f}")
+    for name, ratio in chunk.get("over_product_and_copy", {}).items():
+        print(f"  {name} / (cuBLAS + one read and one write of S): {ratio:.2f}")
+    print("\nStreaming update: rate as 2 |S| bytes, beside copying |S|")
+    for stream in results["streaming"]:
+        shape = ", ".join(f"{name} {value}" for name, value in stream["shape"].items())
+        rates = f"{stream['bytes_per_second'] / 1e9:8.0f} GB/s of {stream['copy']['bytes_per_second'] / 1e9:.0f}"
+        size = f"{stream['trace_bytes'] / 2**20:6.0f} MiB"
+        text = f"  {stream['cell']:12}{shape:32}{size}{rates}: {stream['share_of_copy']:.0%}"
+        times = f"update {stream['update']['median'] * 1e6:.1f} us, forward {stream['forward']['median'] * 1e6:.1f} us"
+        jax = f", JAX's step {stream['jax']['median'] * 1e6:.1f} us" if "jax" in stream else ""
+        print(f"{text}; {times}{jax}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
