@@ -7,6 +7,9 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 NATIVE := keras_rtrl/_native/libkeras_rtrl.so
 NATIVE_SOURCES := $(shell find custom_ops -name test -prune -o -type f -print)
+# The GPUs at hand, or three where there is none: all would take longer than the rest of the build. Wheels get all.
+GPUS = $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | awk '/^[0-9]+$$/ && $$1 >= 75' | sort -u)
+ARCHITECTURES = $(if $(GPUS),$(subst $() ,;,$(addsuffix -real,$(GPUS))),80-real;90-real;120)
 PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(if $(IMPLEMENTATION),--implementation $(IMPLEMENTATION))
 TRAIN_OPTIONS = $(if $(GAME),--game "$(GAME)") $(if $(FRAMES),--frames "$(FRAMES)") $(if $(SEED),--seed "$(SEED)") \
 	$(if $(OUT),--out "$(OUT)")
@@ -39,7 +42,8 @@ $(STAMP): setup.cfg pyproject.toml
 # Without the tools there is nothing to wait for: layers run on the twin.
 $(NATIVE): $(STAMP) $(NATIVE_SOURCES)
 	@if command -v cmake >/dev/null && command -v $${CXX:-c++} >/dev/null; then \
-		cmake -S custom_ops -B build/native -D KERAS_RTRL_PYTHON="$(CURDIR)/$(BIN)/python" >/dev/null && \
+		cmake -S custom_ops -B build/native -D KERAS_RTRL_PYTHON="$(CURDIR)/$(BIN)/python" \
+			-D KERAS_RTRL_CUDA_ARCHITECTURES="$(ARCHITECTURES)" >/dev/null && \
 		cmake --build build/native --target op --parallel $(JOBS) && \
 		cmake --install build/native --prefix $(@D) --strip >/dev/null && touch $@; \
 	else \
