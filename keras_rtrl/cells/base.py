@@ -59,11 +59,14 @@ class RTRLCell:
       components: m, real numbers of state a unit.
       trace_rotations: {gate: (source gate, M)}: the trace of `gate` is at all times the matrix M [m, m] times that of
         the source. Only the sources' traces are stored.
+      native: name of the kernels in `custom_ops/` that compute this cell; None: plain TensorFlow does. A subclass that
+        changes the recurrence does not inherit it.
     """
 
     gates: tuple[str, ...] = ()
     components: int = 1
     trace_rotations: Mapping[str, tuple[str, tuple]] = MappingProxyType({})
+    native: str | None = None
 
     def __init__(self, units: int):
         self.units = whole_number("units", units)

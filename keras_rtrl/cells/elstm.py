@@ -18,6 +18,7 @@ class ELSTMCell(RTRLCell):
     """
 
     gates = ("f", "z")
+    native = "elstm"
 
     def __init__(self, units: int, forget_bias: float = 0.0):
         super().__init__(units)

@@ -57,6 +57,12 @@ class RTUCell(RTRLCell):
         if recurrence == "linear":
             self.trace_rotations = {"u2": ("u1", ((0.0, -1.0), (1.0, 0.0)))}
 
+    @property
+    def native(self):
+        if self.recurrence == "linear":
+            return "rtu_linear"
+        return "rtu_identity" if self.activation == "linear" else f"rtu_{self.activation}"
+
     kernel_initializer = staticmethod(lecun_normal)
 
     def unit_parameters(self):

@@ -1,11 +1,12 @@
 """Exact RTRL over a chunk of T steps at once (rtrl-math.md, section 3).
 
 Outputs, gradients and final traces equal those of `reference`; traces are read and written once a chunk, whatever T.
-Inside, arrays are time-major [T, B, N] and a state is a tuple of its m components.
+Two implementations: the native op, and its twin in plain TensorFlow, which defines it.
 """
 
 import tensorflow as tf
 
+from keras_rtrl.engine import native
 from keras_rtrl.engine.carry import (
     Carry,
     carry_shapes,
@@ -20,7 +21,7 @@ from keras_rtrl.engine.carry import (
 GRADIENTS = ("rtrl", "tbptt", "instant")
 
 
-def run(cell, kernel, rho, x, carry, reset=None, mask=None, gradient="rtrl", traces=None):
+def run(cell, kernel, rho, x, carry, reset=None, mask=None, gradient="rtrl", traces=None, implementation="auto"):
     """States of a chunk, differentiable with respect to `x`, `kernel` and `rho`, and the carry after it.
 
     Args:
@@ -35,6 +36,7 @@ def run(cell, kernel, rho, x, carry, reset=None, mask=None, gradient="rtrl", tra
         (inside the step).
       traces: whether the carry returned has traces; None: where the carry given has them. True with a carry that has
         none starts from zero traces.
+      implementation: "auto", "tf" or "native"; see `native.choose`.
 
     Returns:
       The state as a tuple of m tensors [B, T, N], and the carry after step T. Cotangents of the carry's traces are
@@ -45,22 +47,19 @@ def run(cell, kernel, rho, x, carry, reset=None, mask=None, gradient="rtrl", tra
     traces = carry.S is not None if traces is None else traces
     old = Carry(*(None if value is None else tf.stop_gradient(value) for value in carry))
     names = cell.unit_names
+    make = _Native if native.choose(implementation, cell, x.dtype) else _Twin
 
     @tf.custom_gradient
     def chunk(x, kernel, *units):
         # Tapes must not record the loops inside: under nested tapes XLA cannot compile what they would make of them.
         x, kernel, *units = (tf.stop_gradient(value) for value in (x, kernel, *units))
-        rho = dict(zip(names, units, strict=True))
-        forward = _Forward(cell, kernel, rho, x, old, reset, mask)
-        # What the traces need serves the gradient too. Else it is made there, in whatever graph the gradient is traced.
-        local = forward.local() if traces else None
-        final = _final_traces(cell, x, old, forward, local) if traces else ()
+        forward = make(cell, kernel, dict(zip(names, units, strict=True)), x, old, reset, mask)
+        final = forward.final_traces() if traces else ()
 
         @tf.custom_gradient
         def first_order(*cotangents):
             cotangents = tuple(tf.stop_gradient(e) for e in cotangents)
-            found = forward.local() if local is None else local
-            gradients = _backward(cell, x, kernel, old, forward, found, cotangents, gradient)
+            gradients = forward.gradients(cotangents, gradient)
             return gradients, lambda *_: _refuse_second_order(forward.states)
 
         def grad(*cotangents):
@@ -70,8 +69,8 @@ def run(cell, kernel, rho, x, carry, reset=None, mask=None, gradient="rtrl", tra
         return (*forward.states, *final), grad
 
     outputs = chunk(x, kernel, *(rho[name] for name in names))
-    states = tuple(tf.transpose(s, (1, 0, 2)) for s in outputs[: cell.components])
-    last = tf.stack([s[-1] for s in outputs[: cell.components]], axis=-1)
+    states = tuple(outputs[: cell.components])
+    last = tf.stack([s[:, -1] for s in states], axis=-1)
     return states, Carry(last, *outputs[cell.components :])
 
 
@@ -84,15 +83,47 @@ def _refuse_second_order(states):
         return tuple(tf.fill(tf.shape(s), tf.constant(float("nan"), s.dtype)) for s in states)
 
 
-class _Forward:
-    """The states of a chunk, and its local derivatives."""
+class _Native:
+    """A chunk by the native op."""
 
     def __init__(self, cell, kernel, rho, x, carry, reset, mask):
-        self._cell, self._rho = cell, rho
+        self._cell, self._kernel, self._rho, self._x, self._carry = cell, kernel, rho, x, carry
+        self._flags = (reset, mask)
+        saved, states, _ = native.forward(cell, x @ kernel, rho, carry.state, reset, mask)
+        # Functions under nested tapes ask for the gradients of what the backward pass takes from the forward pass.
+        self._saved, self.states = tf.stop_gradient(saved), tuple(tf.stop_gradient(s) for s in states)
+
+    def final_traces(self):
+        """S and r after the chunk."""
+        old = self._carry
+        return native.trace(
+            self._cell, self._x, self._saved, self.states, self._rho, old.state, old.S, old.r, *self._flags
+        )
+
+    def gradients(self, cotangents, gradient):
+        """Gradients with respect to x, the kernel and each per-unit parameter."""
+        cell, x, old = self._cell, self._x, self._carry
+        du, d_rho, start = native.adjoint(
+            cell, self._saved, self.states, cotangents, self._rho, old.state, *self._flags, gradient == "instant"
+        )
+        d_kernel = tf.tensordot(x, du, ((0, 1), (0, 1)))
+        if gradient == "rtrl" and old.S is not None:
+            d_kernel, d_rho = native.contract(cell, start, old.S, old.r, d_kernel, d_rho)
+        else:
+            d_rho = tf.reduce_sum(d_rho, 0)
+        d_x = tf.matmul(du, self._kernel, transpose_b=True)
+        return (d_x, d_kernel, *tf.unstack(d_rho, len(cell.unit_names)))
+
+
+class _Twin:
+    """A chunk in plain TensorFlow. Inside, arrays are time-major [T, B, N] and a state is a tuple of its components."""
+
+    def __init__(self, cell, kernel, rho, x, carry, reset, mask):
+        self._cell, self._kernel, self._rho, self._x, self._carry = cell, kernel, rho, x, carry
         self._k = None if reset is None else tf.cast(~tf.transpose(reset), x.dtype)[..., None]  # [T, B, 1]
         self._mask = None if mask is None else tf.transpose(mask)[..., None]
-        self.x = tf.transpose(x, (1, 0, 2))
-        self._u = dict(zip(cell.gates, tf.split(self.x @ kernel, len(cell.gates), axis=-1), strict=True))
+        u = tf.transpose(x, (1, 0, 2)) @ kernel
+        self._u = dict(zip(cell.gates, tf.split(u, len(cell.gates), axis=-1), strict=True))
         self._c = cell.coefficients(rho)
         start = tuple(tf.unstack(carry.state, axis=-1))
 
@@ -104,17 +135,20 @@ class _Forward:
                 new = tuple(tf.where(keep, n, s) for n, s in zip(new, state, strict=True))
             return new, new
 
-        _, self.states = scan(step, start, (self._u, self._k, self._mask))
+        _, self._states = scan(step, start, (self._u, self._k, self._mask))
         self._start = start
+        self._local = None
+        self.states = tuple(_swap(s) for s in self._states)
 
-    def local(self):
+    def _derivatives(self):
         """J, a and v of every step, each entry [T, B, N], with resets and masks applied."""
-        previous = tuple(tf.concat([s0[None], s[:-1]], 0) for s0, s in zip(self._start, self.states, strict=True))
+        states = self._states
+        previous = tuple(tf.concat([s0[None], s[:-1]], 0) for s0, s in zip(self._start, states, strict=True))
         k, keep = self._k, self._mask
         if k is not None:
             previous = tuple(k * s for s in previous)
         J, a, v = local_derivatives(self._cell, previous, self._u, self._rho, self._c)
-        like = self.states[0]
+        like = states[0]
         J = dense(J, like)
         if k is not None:
             J = tuple(tuple(k * entry for entry in row) for row in J)
@@ -131,68 +165,74 @@ class _Forward:
             )
         return J, a, v
 
+    def final_traces(self):
+        """S and r after the chunk: the suffix products Q_t backward, then one batched GEMM."""
+        cell, x, old = self._cell, self._x, self._carry
+        # Serves the gradient too. Without traces it is made there, in whatever graph the gradient is traced.
+        self._local = J, a, v = self._derivatives()
 
-def _backward(cell, x, kernel, carry, forward, local, cotangents, gradient):
-    """Gradients with respect to x, the kernel and each per-unit parameter."""
-    J, a, v = local
-    through_history = gradient == "rtrl" and carry.S is not None
-    if gradient == "instant":
-        adjoint = tuple(cotangents)
-    else:
-        # l_t = e_t + J_{t+1}' l_{t+1}; what is carried is J_{t+1}' l_{t+1}, at the end J_1' l_1.
-        def step(carried, now):
-            e, J_t = now
-            adjoint_t = tuple(e_i + z for e_i, z in zip(e, carried, strict=True))
-            return matvec_transposed(J_t, adjoint_t), adjoint_t
+        def step(suffix, J_t):
+            return matmul(suffix, J_t), suffix
 
-        zero = tuple(tf.zeros_like(e[0]) for e in cotangents)
-        start, adjoint = scan(step, zero, (tuple(cotangents), J), reverse=True)
+        like = self._states[0]
+        one, zero = tf.ones_like(like[0]), tf.zeros_like(like[0])
+        m = range(cell.components)
+        P, Q = scan(step, tuple(tuple(one if i == j else zero for j in m) for i in m), J, reverse=True)
 
-    by_gate = dict(a)
-    for gate, (source, rotation) in cell.trace_rotations.items():
-        by_gate[gate] = matvec(_constant(rotation), a[source])
-    zero = tf.zeros_like(adjoint[0])
-    du = tf.concat([_or(dot(adjoint, by_gate[gate]), zero) for gate in cell.gates], axis=-1)  # [T, B, G N]
-    d_kernel = tf.tensordot(forward.x, du, ((0, 1), (0, 1)))
-    d_x = tf.transpose(tf.matmul(du, kernel, transpose_b=True), (1, 0, 2))
-    d_unit = [tf.reduce_sum(_or(dot(adjoint, v[name]), zero), (0, 1)) for name in cell.unit_names]
-    if through_history:
-        d_kernel += _contract(cell, start, carry.S)
-        q = tf.stack(start, axis=-1)
-        if d_unit:
-            history = tf.unstack(tf.reduce_sum(q[:, None] * carry.r, (0, -1)))
-            d_unit = [d + h for d, h in zip(d_unit, history, strict=True)]
-    return (d_x, d_kernel, *d_unit)
+        def stack(blocks):  # [T, B, blocks, N, m]
+            return tf.stack([tf.stack(dense(matvec(Q, block), like), axis=-1) for block in blocks], axis=2)
+
+        batch = tf.shape(x)[0]
+        shapes = carry_shapes(cell, x.shape[-1])
+        driven = stack([a[gate] for gate in cell.stored_gates])
+        driven = tf.reshape(driven, (tf.shape(driven)[0], batch, -1))
+        S = tf.reshape(tf.matmul(x, _swap(driven), transpose_a=True), (batch, *shapes.S))
+        if cell.unit_names:
+            r = tf.reduce_sum(stack([v[name] for name in cell.unit_names]), axis=0)
+        else:
+            r = tf.zeros((batch, *shapes.r), x.dtype)
+        if old.S is not None:
+            S += apply_block(P, old.S)
+            r += apply_block(P, old.r)
+        return S, r
+
+    def gradients(self, cotangents, gradient):
+        """Gradients with respect to x, the kernel and each per-unit parameter."""
+        cell, x, old = self._cell, self._x, self._carry
+        J, a, v = self._derivatives() if self._local is None else self._local
+        cotangents = tuple(_swap(e) for e in cotangents)
+        if gradient == "instant":
+            adjoint = cotangents
+        else:
+            # l_t = e_t + J_{t+1}' l_{t+1}; what is carried is J_{t+1}' l_{t+1}, at the end J_1' l_1.
+            def step(carried, now):
+                e, J_t = now
+                adjoint_t = tuple(e_i + z for e_i, z in zip(e, carried, strict=True))
+                return matvec_transposed(J_t, adjoint_t), adjoint_t
+
+            zero = tuple(tf.zeros_like(e[0]) for e in cotangents)
+            start, adjoint = scan(step, zero, (cotangents, J), reverse=True)
+
+        by_gate = dict(a)
+        for gate, (source, rotation) in cell.trace_rotations.items():
+            by_gate[gate] = matvec(_constant(rotation), a[source])
+        zero = tf.zeros_like(adjoint[0])
+        du = _swap(tf.concat([_or(dot(adjoint, by_gate[gate]), zero) for gate in cell.gates], axis=-1))  # [B, T, G N]
+        d_kernel = tf.tensordot(x, du, ((0, 1), (0, 1)))
+        d_x = tf.matmul(du, self._kernel, transpose_b=True)
+        d_unit = [tf.reduce_sum(_or(dot(adjoint, v[name]), zero), (0, 1)) for name in cell.unit_names]
+        if gradient == "rtrl" and old.S is not None:
+            d_kernel += _contract(cell, start, old.S)
+            q = tf.stack(start, axis=-1)
+            if d_unit:
+                history = tf.unstack(tf.reduce_sum(q[:, None] * old.r, (0, -1)))
+                d_unit = [d + h for d, h in zip(d_unit, history, strict=True)]
+        return (d_x, d_kernel, *d_unit)
 
 
-def _final_traces(cell, x, carry, forward, local):
-    """S_T and r_T: the suffix products Q_t backward, then one batched GEMM."""
-    J, a, v = local
-
-    def step(suffix, J_t):
-        return matmul(suffix, J_t), suffix
-
-    like = forward.states[0]
-    one, zero = tf.ones_like(like[0]), tf.zeros_like(like[0])
-    m = range(cell.components)
-    P, Q = scan(step, tuple(tuple(one if i == j else zero for j in m) for i in m), J, reverse=True)
-
-    def stack(blocks):  # [T, B, blocks, N, m]
-        return tf.stack([tf.stack(dense(matvec(Q, block), like), axis=-1) for block in blocks], axis=2)
-
-    batch = tf.shape(x)[0]
-    shapes = carry_shapes(cell, x.shape[-1])
-    driven = stack([a[gate] for gate in cell.stored_gates])
-    driven = tf.reshape(driven, (tf.shape(driven)[0], batch, -1))
-    S = tf.reshape(tf.matmul(x, tf.transpose(driven, (1, 0, 2)), transpose_a=True), (batch, *shapes.S))
-    if cell.unit_names:
-        r = tf.reduce_sum(stack([v[name] for name in cell.unit_names]), axis=0)
-    else:
-        r = tf.zeros((batch, *shapes.r), x.dtype)
-    if carry.S is not None:
-        S += apply_block(P, carry.S)
-        r += apply_block(P, carry.r)
-    return S, r
+def _swap(x):
+    """Batch-major from time-major and back: the first two of three dimensions."""
+    return tf.transpose(x, (1, 0, 2))
 
 
 def apply_block(block, trace):

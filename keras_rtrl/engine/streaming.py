@@ -9,22 +9,25 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from keras_rtrl.cells.base import Local
+from keras_rtrl.engine import native
 from keras_rtrl.engine.carry import Carry, dense, local_derivatives, matvec_transposed
 from keras_rtrl.engine.chunked import apply_block
 
 
 class Pending(NamedTuple):
-    """What `forward` leaves for `update`: the new state and the step's input and local derivatives."""
+    """What `forward` leaves for `update`: the new state, the step's input, and its local derivatives.
+
+    `local` is one tensor [B, L, N] where the native op made it.
+    """
 
     cell: object
     state: tf.Tensor
     x: tf.Tensor
-    J: tuple
-    a: dict
-    v: dict
+    local: Local | tf.Tensor
 
 
-def forward(cell, params, carry: Carry, x, reset=None) -> tuple[tf.Tensor, Pending]:
+def forward(cell, params, carry: Carry, x, reset=None, implementation="auto") -> tuple[tf.Tensor, Pending]:
     """One step of the recurrence.
 
     Args:
@@ -33,23 +36,29 @@ def forward(cell, params, carry: Carry, x, reset=None) -> tuple[tf.Tensor, Pendi
       carry: `Carry` before the step; variables, if `update` is to follow.
       x: inputs [B, D].
       reset: [B] bool, true where a new episode starts with x; or None.
+      implementation: "auto", "tf" or "native", of this step and its `update`; see `native.choose`.
 
     Returns:
       The new state [B, N, m], a value that no gradient goes through, and what `update` needs.
     """
+    x = tf.convert_to_tensor(x)
     rho = {name: tf.convert_to_tensor(params[name]) for name in cell.unit_names}
+    kernel, state = tf.convert_to_tensor(params["kernel"]), tf.convert_to_tensor(carry.state)
+    if native.choose(implementation, cell, x.dtype):
+        new, local = native.streaming_forward(cell, x, kernel, rho, state, reset)
+        return tf.stop_gradient(new), Pending(cell, new, x, local)
     c = cell.coefficients(rho)
-    state = tuple(tf.unstack(tf.convert_to_tensor(carry.state), axis=-1))
+    state = tuple(tf.unstack(state, axis=-1))
     k = None if reset is None else tf.cast(~reset, x.dtype)[:, None]
     if k is not None:
         state = tuple(k * s for s in state)
-    u = dict(zip(cell.gates, tf.split(x @ params["kernel"], len(cell.gates), axis=-1), strict=True))
+    u = dict(zip(cell.gates, tf.split(x @ kernel, len(cell.gates), axis=-1), strict=True))
     new = tf.stop_gradient(tf.stack(cell.phi(state, u, c), axis=-1))
     J, a, v = local_derivatives(cell, state, u, rho, c)
     J = dense(J, state[0])
     if k is not None:
         J = tuple(tuple(k * entry for entry in row) for row in J)
-    return new, Pending(cell, new, x, J, a, v)
+    return new, Pending(cell, new, x, Local(J, a, v))
 
 
 def update(carry: Carry, pending: Pending, cotangents) -> dict[str, tf.Tensor]:
@@ -63,9 +72,14 @@ def update(carry: Carry, pending: Pending, cotangents) -> dict[str, tf.Tensor]:
     Returns:
       The K gradients, summed over streams: {"kernel": [K, D, G N], name: [K, N] for each per-unit parameter}.
     """
-    cell, _, x, J, a, v = pending
+    cell, state, x, local = pending
+    carry.state.assign(state)
+    if not isinstance(local, Local):
+        d_kernel, d_rho = native.streaming_update(cell, carry.S, carry.r, x, local, tf.convert_to_tensor(cotangents))
+        units = tf.unstack(d_rho, len(cell.unit_names), axis=1)
+        return {"kernel": d_kernel, **dict(zip(cell.unit_names, units, strict=True))}
+    J, a, v = local
     like = J[0][0]
-    carry.state.assign(pending.state)
     driven = tf.stack([tf.stack(dense(a[gate], like), axis=-1) for gate in cell.stored_gates], axis=1)  # [B, G', N, m]
     S = carry.S.assign(apply_block(J, tf.convert_to_tensor(carry.S)) + x[:, :, None, None, None] * driven[:, None])
     S = tf.convert_to_tensor(S)

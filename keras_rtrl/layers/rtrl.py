@@ -5,7 +5,7 @@ import tensorflow as tf
 from keras_rtrl._keras import LEGACY, NO_AUTOCAST, keras, register
 from keras_rtrl.cells import ELSTMCell, RTRLCell, RTUCell
 from keras_rtrl.cells.base import ROLES
-from keras_rtrl.engine import Carry, carry_shapes, chunked, zero_carry
+from keras_rtrl.engine import Carry, carry_shapes, chunked, native, zero_carry
 
 for _cell in (ELSTMCell, RTUCell):
     register(_cell)
@@ -30,6 +30,8 @@ class RTRL(keras.layers.Layer):
     Args:
       cell: an `RTRLCell`.
       gradient: "rtrl": exact over all history carried; "tbptt": inside the call only; "instant": inside the step only.
+      implementation: "auto": the native op where it is built and applies, else plain TensorFlow, as under jit_compile;
+        "tf": plain TensorFlow; "native": the native op, an error where it cannot be had.
       return_sequences: whether to return the output of every step or of the last.
       return_state: whether to return, after the output, the carry: state [B, N, m] and traces S [B, D, G', N, m] and
         r [B, P, N, m].
@@ -55,12 +57,14 @@ class RTRL(keras.layers.Layer):
     Raises:
       TypeError: `cell` is no RTRLCell, or `sequences` is not floating.
       ValueError: any other argument, or tensor shape, that does not fit.
+      RuntimeError: when called, `implementation="native"` and the native op cannot be had there.
     """
 
     def __init__(
         self,
         cell,
         gradient="rtrl",
+        implementation="auto",
         return_sequences=False,
         return_state=False,
         stateful=False,
@@ -85,6 +89,8 @@ class RTRL(keras.layers.Layer):
             raise ValueError("go_backwards must be False, also in Bidirectional: RTRL learns forward in time.")
         if gradient not in chunked.GRADIENTS:
             raise ValueError(f"gradient must be one of {chunked.GRADIENTS}, got {gradient!r}.")
+        if implementation not in native.IMPLEMENTATIONS:
+            raise ValueError(f"implementation must be one of {native.IMPLEMENTATIONS}, got {implementation!r}.")
         if trace_dtype not in (None, "float32", "float64"):
             raise ValueError(f"trace_dtype must be None, 'float32' or 'float64', got {trace_dtype!r}.")
         super().__init__(autocast=False, **kwargs)
@@ -92,6 +98,7 @@ class RTRL(keras.layers.Layer):
             raise ValueError(f"trace_dtype must not be narrower than the weights' {self.variable_dtype}.")
         self.cell = cell
         self.gradient = gradient
+        self.implementation = implementation
         self.return_sequences = bool(return_sequences)
         self.return_state = bool(return_state)
         self.stateful = bool(stateful)
@@ -201,8 +208,9 @@ class RTRL(keras.layers.Layer):
 
         w = {name: tf.cast(getattr(self, name), self.trace_dtype) for name in self._parameters}
         rho = {name: w[name] for name in self.cell.unit_names}
+        inputs = tf.cast(x, self.trace_dtype)
         states, carry = chunked.run(
-            self.cell, w["kernel"], rho, tf.cast(x, self.trace_dtype), carry, reset, mask, self.gradient, traces
+            self.cell, w["kernel"], rho, inputs, carry, reset, mask, self.gradient, traces, self.implementation
         )
         if own is not None:
             for variable, value in zip(own, carry, strict=False):
@@ -360,6 +368,7 @@ class RTRL(keras.layers.Layer):
     def _common_config(self):
         config = {
             "gradient": self.gradient,
+            "implementation": self.implementation,
             "return_sequences": self.return_sequences,
             "return_state": self.return_state,
             "stateful": self.stateful,
