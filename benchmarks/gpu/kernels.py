@@ -143,6 +143,10 @@ class Kernels:
     def cuda_version(self):
         return self._library.keras_rtrl_cuda_version()
 
+    def reverse_threads(self, reverse):
+        """Of emulated kernels: whether the threads of a block run in descending order."""
+        self._library.cuda_emulation_reverse(int(reverse))
+
     def chunk(self, cell, dtype, batch, time, inputs, units, rho, reset=None, mask=None):
         """A `keras_rtrl_chunk`; rho: P arrays [N]; reset and mask: arrays [B, T] of uint8 or None."""
         pointers = (ctypes.c_void_p * len(rho))(*(array.pointer for array in rho))

@@ -1,0 +1,47 @@
+"""The CUDA kernels' logic, without a GPU: compiled as C++, run on the CPU, checked against float64 numpy."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from benchmarks.gpu import checks
+from benchmarks.gpu.kernels import HostMemory, Kernels, build_emulated
+from benchmarks.gpu.reference import CELLS
+
+pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    return build_emulated(tmp_path_factory.mktemp("emulated"))
+
+
+@pytest.fixture(params=[False, True], ids=["threads ascending", "threads descending"])
+def kernels(library, request):
+    # A missing barrier shows in one of the two orders.
+    kernels = Kernels(library, HostMemory(), cuda=True)
+    kernels.reverse_threads(request.param)
+    return kernels
+
+
+@pytest.mark.parametrize("shape", checks.SMALL_SHAPES, ids=lambda shape: "x".join(map(str, shape[:4])))
+def test_every_function_equals_the_reference(kernels, shape):
+    for name in CELLS:
+        for dtype in (np.float32, np.float64):
+            errors = checks.check(kernels, name, dtype, shape)
+            assert not {what: error for what, error in errors.items() if not error <= 1}, (name, dtype)
+
+
+def test_streams_shared_out_among_blocks(kernels):
+    shape = checks.Shape(520, 2, 3, 2)  # several streams a group of blocks
+    errors = checks.check(kernels, "elstm", np.float64, shape, cotangents=(1,))
+    assert max(errors.values()) <= 1, errors
+
+
+def test_unknown_cell_is_refused(library):
+    kernels = Kernels(library, HostMemory(), cuda=True)
+    problem = checks.Problem(kernels, "elstm", np.float32, checks.Shape(1, 1, 1, 1))
+    problem.chunk.cell = len(CELLS)
+    with pytest.raises(RuntimeError, match="CUDA error 1"):
+        kernels.call("contract", problem.chunk, *[None] * 5)
