@@ -51,7 +51,7 @@ def info() -> dict[str, Any]:
         if library.cuda is not None:
             facts["cuda"] = f"{library.cuda // 1000}.{library.cuda % 1000 // 10}"
             facts["cuda_architectures"] = library.architectures
-    for device in tf.config.list_physical_devices():
+    for device in tf.config.get_visible_devices():
         name = device.name.removeprefix("/physical_device:")
         facts["devices"][name] = reason if device.device_type == "CPU" else reason or _why_not_on_gpus()
     return facts
@@ -357,20 +357,25 @@ def _traced_for_xla():
     return False
 
 
-@functools.cache
 def _why_not_on_gpus():
     """None if the library runs on every GPU that this TensorFlow sees, as where it sees none; else the reason."""
-    gpus = tf.config.list_physical_devices("GPU")
     library, reason = _library()
-    if not gpus or library is None:
-        return reason
-    if library.cuda is None:
+    gpus = tf.config.get_visible_devices("GPU")
+    return reason if library is None or not gpus else _why_not_on(tuple(gpus), library.cuda, library.architectures)
+
+
+@functools.cache
+def _why_not_on(gpus, cuda, architectures):
+    if cuda is None:
         return "the library was built without CUDA"
     driver = ctypes.c_int()
-    ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(driver))
-    if driver.value < library.cuda // 1000 * 1000:
-        return f"the library was built with CUDA {library.cuda // 1000}, the driver is of CUDA {driver.value // 1000}"
-    lowest = min(int(name.removeprefix("sm_")) for name in library.architectures.split() if name.startswith("sm_"))
+    try:
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(driver))
+    except OSError as error:
+        return f"the CUDA driver cannot be asked for its version: {error}"
+    if driver.value < cuda // 1000 * 1000:
+        return f"the library was built with CUDA {cuda // 1000}, the driver is of CUDA {driver.value // 1000}"
+    lowest = min(int(name.removeprefix("sm_")) for name in architectures.split() if name.startswith("sm_"))
     for gpu in gpus:
         major, minor = tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0))
         if 10 * major + minor < lowest:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -204,6 +205,16 @@ def test_choice():
 
 
 @needs_library
+@pytest.mark.skipif(bool(tf.config.get_visible_devices("GPU")), reason="the GPU here is a real one")
+def test_not_automatic_beside_a_gpu_that_it_cannot_use(monkeypatch):
+    gpu = tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind=None: [gpu])
+    assert not native.choose("auto", ELSTMCell(3), "float32")
+    assert native.choose("native", ELSTMCell(3), "float32")
+    assert re.search("built without CUDA|CUDA driver", native.info()["devices"]["GPU:0"])
+
+
+@needs_library
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_never_under_xla(jit_compile):
     seen = {}
@@ -252,11 +263,17 @@ def test_never_under_xla(jit_compile):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"state": tf.zeros((3, 4, 1), tf.float64)}, r"u must have shape .* = \[3, \?, 8\] for cell elstm, got \[3, 8, 6"),
+        (
+            {"state": tf.zeros((3, 4, 1), tf.float64)},
+            r"u must have shape .* = \[3, \?, 8\] for cell elstm, got \[3, 8, 6\]",
+        ),
         ({"u": tf.zeros((3, 8, 7), tf.float64)}, r"u must have shape \[batch, time, gates \* units\] = \[3, \?, 6\]"),
         ({"reset": tf.zeros((3, 7), tf.bool)}, r"reset must have shape \[batch, time\] = \[3, 8\].*got \[3, 7\]"),
         ({"mask": tf.zeros((3,), tf.bool)}, r"mask must have shape \[batch, time\] = \[3, 8\].*got \[3\]"),
-        ({"rho": dict.fromkeys(("w_f", "w_z", "b_f", "b_z"), tf.zeros(4, tf.float64))}, r"rho must have shape \[units\]"),
+        (
+            {"rho": dict.fromkeys(("w_f", "w_z", "b_f", "b_z"), tf.zeros(4, tf.float64))},
+            r"rho must have shape \[units\]",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -384,7 +401,7 @@ def test_streaming_update_refuses_what_it_cannot_update(case):
     own = _variables(case)
     x, e = case.x[:, 0], tf.ones((1, 3, 3, 1), tf.float64)
     _, local = native.streaming_forward(case.cell, x, case.kernel, case.rho, case.carry.state)
-    with pytest.raises(TypeError, match="S must be a tf.Variable"):
+    with pytest.raises(TypeError, match=r"S must be a tf\.Variable"):
         native.streaming_update(case.cell, case.carry.S, own.r, x, local, e)
     with pytest.raises(tf.errors.InvalidArgumentError, match="unit_traces must have shape"):
         native.streaming_update(case.cell, own.S, tf.Variable(own.S), x, local, e)
