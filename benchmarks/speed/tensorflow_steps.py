@@ -1,0 +1,254 @@
+"""TensorFlow's contestants: this project's layers and streaming form, and keras' LSTM and GRU.
+
+Whole training steps, one tf.function each: core, head, mean square of its errors at every step, keras' RMSprop. All
+cores are stateful: where one step ends the next goes on.
+"""
+
+import inspect
+
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.speed.sizes import LEARNING_RATE, OUTPUTS, STREAM_RATE, THREADS, Unavailable, streaming_problem
+from keras_rtrl import engine
+from keras_rtrl._keras import keras
+from keras_rtrl.cells import ELSTMCell, RTUCell
+from keras_rtrl.engine import streaming
+from keras_rtrl.layers import ELSTM, RTRL, RTU
+
+
+def _choice(function, implementation):
+    """The argument `implementation` of `function`, for versions of the package that have it."""
+    if "implementation" in inspect.signature(function).parameters:
+        if implementation == "native":
+            from keras_rtrl import native
+
+            if not native.info()["built"]:
+                raise Unavailable(native.info()["why_not"])
+        return {"implementation": implementation}
+    if implementation == "native":
+        raise Unavailable("this version of keras_rtrl has no native op")
+    return {}
+
+
+def start():
+    """Starts the runtime, so that it is part of no contestant's memory."""
+    tf.config.threading.set_intra_op_parallelism_threads(THREADS)
+    tf.config.threading.set_inter_op_parallelism_threads(THREADS)
+    tf.linalg.matmul(tf.ones((8, 8)), tf.ones((8, 8)))
+
+
+# Whole training steps.
+
+
+def _core(kind, size):
+    common = {"return_sequences": True, "stateful": True}
+    if kind in ("lstm", "gru"):
+        return {"lstm": keras.layers.LSTM, "gru": keras.layers.GRU}[kind](size.units, **common)
+    layer, gradient, implementation = kind
+    implementation = {"xla": "tf", "twin": "tf"}.get(implementation, implementation)
+    return layer(size.units, gradient=gradient, **common, **_choice(RTRL.__init__, implementation))
+
+
+def _training(kind):
+    def build(size):
+        tf.keras.utils.set_random_seed(0)
+        core = _core(kind, size)
+        head = keras.layers.Dense(OUTPUTS)
+        optimizer = keras.optimizers.RMSprop(LEARNING_RATE)
+        # Arguments, not constants: of those TensorFlow would work out ahead what it can.
+        x = tf.random.normal((size.batch, size.steps, size.inputs))
+        target = tf.random.normal((size.batch, size.steps, OUTPUTS))
+        head(core(x))
+        variables = [*core.trainable_variables, *head.trainable_variables]
+        optimizer.build(variables)
+
+        @tf.function(jit_compile=kind[-1] == "xla")
+        def train(x, target):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean((head(core(x)) - target) ** 2)
+            optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+            return loss
+
+        return lambda: float(train(x, target))
+
+    return build
+
+
+def _ours(name, layer):
+    ways = [("rtrl", "native"), ("rtrl", "twin"), ("rtrl", "xla"), ("tbptt", "native"), ("tbptt", "twin")]
+    return {f"{name}_{gradient}_{way}": _training((layer, gradient, way)) for gradient, way in ways}
+
+
+CONTESTANTS = {
+    **_ours("elstm", ELSTM),
+    **_ours("rtu", RTU),
+    "keras_lstm": _training("lstm"),
+    "keras_gru": _training("gru"),
+}
+
+
+# The cost of one update against the length of the context it learns from.
+
+
+def _long_context(kind, chunked):
+    def build(size, context):
+        """`chunked`: chunks of the size's T steps with carried traces; else one chunk of the whole context."""
+        step = _training(kind)(size if chunked else size._replace(steps=context))
+        if chunked:
+            for _ in range(context // size.steps):
+                step()
+        return step
+
+    return build
+
+
+def _best(layer, gradient):
+    return (layer, gradient, "auto")
+
+
+CONTEXT = {
+    "elstm_rtrl": _long_context(_best(ELSTM, "rtrl"), True),
+    "elstm_tbptt": _long_context(_best(ELSTM, "tbptt"), False),
+    "keras_lstm": _long_context("lstm", False),
+    "keras_gru": _long_context("gru", False),
+}
+
+
+# engine.streaming.update alone.
+
+
+def _update(with_forward):
+    """One update, K = 1: of what one `forward` has left, or with its `forward`."""
+
+    def build(size):
+        cell = ELSTMCell(size.units)
+        rng = np.random.default_rng(0)
+
+        def variable(*shape):
+            return tf.Variable(rng.normal(0, 0.1, shape).astype(np.float32))
+
+        shapes = engine.carry_shapes(cell, size.inputs)
+        carry = engine.Carry(*(variable(size.batch, *shape) for shape in shapes))
+        params = {name: variable(size.units) for name in cell.unit_names}
+        params["kernel"] = variable(size.inputs, len(cell.gates) * size.units)
+        x = tf.random.normal((size.batch, size.inputs))
+        cotangents = tf.random.normal((1, size.batch, size.units, 1))
+        choice = _choice(streaming.forward, "auto")
+        _, left = streaming.forward(cell, params, carry, x, **choice)
+
+        @tf.function
+        def update(x, cotangents):
+            pending = streaming.forward(cell, params, carry, x, **choice)[1] if with_forward else left
+            return streaming.update(carry, pending, cotangents)
+
+        return lambda: update(x, cotangents)
+
+    return build
+
+
+UPDATE = {"update": _update(False), "forward_update": _update(True)}
+
+
+# Streaming: the whole loop in one tf.function.
+
+
+def _streaming(implementation):
+    def build(size, steps):
+        start, x, target = streaming_problem(size, steps)
+        cell = RTUCell(size.units)
+        choice = _choice(streaming.forward, {"xla": "tf", "twin": "tf"}.get(implementation, implementation))
+        params = {"kernel": np.concatenate([start["w1"], start["w2"]], axis=1)}
+        params |= {name: start[name] for name in cell.unit_names}
+        params = {name: tf.Variable(value) for name, value in params.items()}
+        head = tf.Variable(start["head"].T)  # [N, 2]
+        zeros = engine.zero_carry(cell, size.batch, tf.float32, size.inputs)
+        carry = engine.Carry(*(tf.Variable(value) for value in zeros))
+        rate = tf.constant(STREAM_RATE)
+
+        def descend(variable, gradient):
+            tf.raw_ops.ResourceApplyGradientDescent(var=variable.handle, alpha=rate, delta=gradient)
+
+        def step(x, target):
+            state, pending = streaming.forward(cell, params, carry, x, **choice)
+            h = tf.nn.relu(state)  # [1, N, 2]
+            error = tf.reduce_sum(head * h) - target
+            slope = 2 * error
+            e = tf.where(h > 0, slope * head, 0.0)
+            for name, gradient in streaming.update(carry, pending, e[None]).items():
+                descend(params[name], gradient[0])
+            descend(head, slope * h[0])
+            return error * error
+
+        @tf.function(jit_compile=implementation == "xla")
+        def loop(x, target):
+            losses = tf.TensorArray(tf.float32, steps)
+            for t in tf.range(steps):
+                losses = losses.write(t, step(x[t][None], target[t]))
+            return losses.stack()
+
+        x, target = tf.constant(x), tf.constant(target)
+        return lambda: loop(x, target).numpy()
+
+    return build
+
+
+def _streaming_bptt(layer):
+    def build(size, steps):
+        """keras' layer with one step of BPTT and an update at every step."""
+        _, x, target = streaming_problem(size, steps)
+        core = layer(size.units, stateful=True)
+        core(tf.zeros((size.batch, 1, size.inputs)))
+        head = tf.Variable(tf.random.normal((size.units, 1), 0, size.units**-0.5))
+        variables = [*core.trainable_variables, head]
+        values = [v if isinstance(v, tf.Variable) else v.value for v in variables]  # keras 3 wraps TensorFlow's
+
+        @tf.function
+        def loop(x, target):
+            losses = tf.TensorArray(tf.float32, steps)
+            for t in tf.range(steps):
+                with tf.GradientTape() as tape:
+                    loss = (tf.reduce_sum(core(x[t][None, None]) @ head) - target[t]) ** 2
+                for value, gradient in zip(values, tape.gradient(loss, values), strict=True):
+                    value.assign_sub(STREAM_RATE * gradient)
+                losses = losses.write(t, loss)
+            return losses.stack()
+
+        x, target = tf.constant(x), tf.constant(target)
+        return lambda: loop(x, target).numpy()
+
+    return build
+
+
+STREAMING = {
+    "stream_auto": _streaming("auto"),
+    "stream_native": _streaming("native"),
+    "stream_twin": _streaming("twin"),
+    "stream_xla": _streaming("xla"),
+    "keras_lstm": _streaming_bptt(keras.layers.LSTM),
+    "keras_gru": _streaming_bptt(keras.layers.GRU),
+}
+
+
+# The machine's limits.
+
+
+def _limit_gemm(size):
+    a, b = tf.random.normal((size, size)), tf.random.normal((size, size))
+    multiply = tf.function(tf.linalg.matmul)
+    return lambda: multiply(a, b)
+
+
+def _limit_trace(batch, steps, inputs, width):
+    x, a = tf.random.normal((batch, steps, inputs)), tf.random.normal((batch, steps, width))
+    multiply = tf.function(lambda x, a: tf.linalg.matmul(x, a, transpose_a=True))
+    return lambda: multiply(x, a)
+
+
+def _limit_copy(elements):
+    source = tf.random.normal((elements,))
+    copy = tf.function(lambda x: tf.raw_ops.DeepCopy(x=x))
+    return lambda: copy(source)
+
+
+LIMITS = {"gemm": _limit_gemm, "copy": _limit_copy, "trace": _limit_trace}
