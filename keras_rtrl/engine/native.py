@@ -284,7 +284,7 @@ def _built_for():
     """The TensorFlow version that the library was built for and None, or None and what is missing."""
     stamp = _FOLDER / "libkeras_rtrl.json"
     if not (_FOLDER / "libkeras_rtrl.so").is_file():
-        return None, "the library is not built: make setup, or a wheel, does it where there are CMake and a compiler"
+        return None, "the library is not built (README.md, Install, says how)"
     try:
         return json.loads(stamp.read_text())["tensorflow"], None
     except (OSError, ValueError, TypeError, KeyError) as error:
