@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.gpu import checks, jax_steps, timings
 from benchmarks.gpu.device import CudaDevice
-from benchmarks.gpu.kernels import HostMemory, Kernels, build_cpu, build_cuda
+from benchmarks.gpu.kernels import BuildError, HostMemory, Kernels, build_cpu, build_cuda
 from benchmarks.gpu.reference import CELLS
 
 BUILD = Path(__file__).parents[2] / "build" / "gpu"
@@ -34,18 +34,10 @@ def main():
 
     # cuBLAS in plain float32, whatever the environment says.
     os.environ.update(NVIDIA_TF32_OVERRIDE="0", CUBLAS_EMULATE_SINGLE_PRECISION="0")
-    results = {"numpy": np.__version__, "machine": platform.machine()}
-    if options.cpu:
-        library = options.library or build_cpu(BUILD)
-        kernels = Kernels(library.resolve(), HostMemory(), cuda=False)
-    else:
-        device = CudaDevice()
-        library = options.library or build_cuda(BUILD, device.capability)
-        kernels = Kernels(library.resolve(), device, cuda=True)
-        results["device"] = device.describe()
-        results["kernels"] = {"architectures": kernels.architectures(), "cuda_version": kernels.cuda_version()}
-        print("{name}, compute capability {compute_capability}".format(**results["device"]))
-        print(f"kernels for {kernels.architectures()}, CUDA {kernels.cuda_version()}")
+    try:
+        kernels, results = load(options)
+    except (OSError, BuildError) as error:
+        raise SystemExit(f"error: {error}") from None
 
     results["checks"] = run_checks(kernels)
     failed = [check for check in results["checks"] if not check["passed"]]
@@ -60,6 +52,22 @@ def main():
     if failed:
         print(f"{len(failed)} of {len(results['checks'])} checks failed", file=sys.stderr)
     return bool(failed)
+
+
+def load(options):
+    """The kernels to check, and what is known of them and of the machine."""
+    results = {"numpy": np.__version__, "machine": platform.machine()}
+    if options.cpu:
+        library = options.library or build_cpu(BUILD)
+        return Kernels(library.resolve(), HostMemory(), cuda=False), results
+    device = CudaDevice()
+    library = options.library or build_cuda(BUILD, device.capability)
+    kernels = Kernels(library.resolve(), device, cuda=True)
+    results["device"] = device.describe()
+    results["kernels"] = {"architectures": kernels.architectures(), "cuda_version": kernels.cuda_version()}
+    print("{name}, compute capability {compute_capability}".format(**results["device"]))
+    print(f"kernels for {kernels.architectures()}, CUDA {kernels.cuda_version()}")
+    return kernels, results
 
 
 def run_checks(kernels):

@@ -13,17 +13,17 @@ class CudaDevice:
     """Memory, a stream and timing of the first CUDA device.
 
     Raises:
-      SystemExit: there is no driver or no device.
+      OSError: there is no driver or no device.
     """
 
     def __init__(self):
         try:
             self._driver = ctypes.CDLL("libcuda.so.1")
         except OSError:
-            raise SystemExit("error: no GPU to run on: there is no CUDA driver (libcuda.so.1)") from None
+            raise OSError("no GPU to run on: there is no CUDA driver (libcuda.so.1)") from None
         count = ctypes.c_int()
         if self._driver.cuInit(0) or self._driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
-            raise SystemExit("error: no GPU to run on: the CUDA driver finds no device")
+            raise OSError("no GPU to run on: the CUDA driver finds no device")
         self._device, context, stream = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_void_p()
         self._call("cuDeviceGet", ctypes.byref(self._device), 0)
         # The context that the runtime inside the kernels' library takes too.

@@ -13,10 +13,14 @@ SOURCES = Path(__file__).parents[2] / "custom_ops" / "kernels"
 DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float64): 1}
 
 
+class BuildError(Exception):
+    """The kernels could not be built or are not in the library named."""
+
+
 def build_cuda(folder: Path, capability: str) -> Path:
     """Compiles the kernels for one compute capability ("90") and returns the library."""
     if shutil.which("nvcc") is None:
-        raise SystemExit("error: no nvcc on the PATH; name a library built elsewhere with --library")
+        raise BuildError("no nvcc on the PATH; name a library built elsewhere with --library")
     flags = f"-std=c++17 -O3 --threads=0 -gencode=arch=compute_{capability},code=sm_{capability} -Xcompiler=-fPIC"
     name = f'-DKERAS_RTRL_CUDA_ARCHITECTURES="sm_{capability}"'
     return _compile(["nvcc", *flags.split(), name], _cuda_sources(), folder / f"libkeras_rtrl_cuda_{capability}.so")
@@ -25,7 +29,7 @@ def build_cuda(folder: Path, capability: str) -> Path:
 def build_emulated(folder: Path, sources: Path = SOURCES) -> Path:
     """Compiles the CUDA kernels as C++, to run on the CPU (custom_ops/kernels/test/cuda_emulation)."""
     emulation = SOURCES / "test" / "cuda_emulation"
-    flags = f"-std=c++17 -O2 -Wall -Wextra -Werror -Wno-unknown-pragmas -fPIC -I{emulation} -x c++"
+    flags = f"-std=c++17 -O2 -Wall -Wextra -Wno-unknown-pragmas -fPIC -I{emulation} -x c++"
     inputs = [*_cuda_sources(sources), emulation / "cuda_emulation.cc"]
     return _compile(["g++", *flags.split()], inputs, folder / "libkeras_rtrl_cuda_emulated.so")
 
@@ -45,7 +49,7 @@ def _compile(command, inputs, target):
     target.parent.mkdir(parents=True, exist_ok=True)
     result = subprocess.run([*command, "-shared", "-o", target, *inputs], capture_output=True, text=True)
     if result.returncode:
-        raise SystemExit(f"error: {command[0]} could not compile the kernels:\n{result.stdout}{result.stderr}")
+        raise BuildError(f"{command[0]} could not compile the kernels:\n{result.stdout}{result.stderr}")
     return target
 
 
@@ -133,7 +137,7 @@ class Kernels:
         try:
             self._library["keras_rtrl_cuda_forward" if cuda else "keras_rtrl_forward"]
         except AttributeError:
-            raise SystemExit(f"error: {path} holds no {'CUDA' if cuda else 'CPU'} kernels") from None
+            raise BuildError(f"{path} holds no {'CUDA' if cuda else 'CPU'} kernels") from None
 
     def architectures(self):
         function = self._library.keras_rtrl_cuda_architectures

@@ -1,9 +1,11 @@
 // The scans over time, a thread for each unit of each stream, neighbouring threads on neighbouring units.
 //
-// A scan waits for memory at every step if it reads as it goes. So each thread first copies the next steps' numbers
-// into its own column of shared memory, with all reads under way at once, then computes these steps.
+// A scan that reads as it goes waits for memory at every step. So each thread copies the numbers of the next steps into
+// its own column of shared memory while it computes these.
 #ifndef KERAS_RTRL_CUDA_SCANS_CUH_
 #define KERAS_RTRL_CUDA_SCANS_CUH_
+
+#include <cuda_pipeline.h>
 
 #include "launch.h"
 
@@ -12,7 +14,7 @@ inline namespace KERAS_RTRL_LEVEL {
 
 constexpr int kScanThreads = 64;
 template <class T>
-constexpr int kAhead = 64 / sizeof(T);  // steps copied ahead
+constexpr int kAhead = 32 / sizeof(T);  // steps copied at a time
 
 enum : unsigned char { kKeepState = 1, kTakeInput = 2 };  // neither a reset nor masked
 
@@ -30,107 +32,129 @@ __device__ __forceinline__ void unit_coefficients(const Chunk<T>& chunk, int64_t
   Cell::prepare(rho, c);
 }
 
+// Calls compute(step, keep_state, take_input, numbers) for each t of stream b in order, or from the last to the first,
+// step = b T + t. numbers[f] is what source(t, f) points to, or 0 where that is NULL; it is read at some time before
+// the call and may be written over from then on.
+template <bool Backward, int Fields, class T, class Source, class Compute>
+__device__ __forceinline__ void scan_steps(const Chunk<T>& chunk, int64_t b, Source source, Compute compute) {
+  constexpr int A = kAhead<T>;
+  __shared__ T numbers[2][A][Fields][kScanThreads];
+  __shared__ unsigned char flags[2][A][kScanThreads];
+  const int lane = threadIdx.x;
+  const int64_t time = chunk.time;
+
+  unsigned char next_flags[A] = {};
+  const auto fetch = [&](int64_t first, int buffer) {
+#pragma unroll
+    for (int j = 0; j < A; ++j) {
+      if (first + j >= time) continue;
+      const int64_t t = Backward ? time - 1 - first - j : first + j;
+      next_flags[j] = step_flags(chunk, b * time + t);
+#pragma unroll
+      for (int f = 0; f < Fields; ++f) {
+        T* const to = &numbers[buffer][j][f][lane];
+        if (const T* const from = source(t, f))
+          __pipeline_memcpy_async(to, from, sizeof(T));
+        else
+          *to = T(0);
+      }
+    }
+  };
+  const auto put_flags = [&](int buffer) {
+#pragma unroll
+    for (int j = 0; j < A; ++j) flags[buffer][j][lane] = next_flags[j];
+  };
+
+  fetch(0, 0);
+  __pipeline_commit();
+  put_flags(0);
+  int buffer = 0;
+  for (int64_t first = 0; first < time; first += A) {
+    fetch(first + A, buffer ^ 1);
+    __pipeline_commit();
+    __pipeline_wait_prior(1);  // for all but the last commit
+    const int steps = time - first < A ? int(time - first) : A;
+#pragma unroll 1
+    for (int j = 0; j < steps; ++j) {
+      const int64_t t = Backward ? time - 1 - first - j : first + j;
+      T now[Fields];
+#pragma unroll
+      for (int f = 0; f < Fields; ++f) now[f] = numbers[buffer][j][f][lane];
+      compute(b * time + t, bool(flags[buffer][j][lane] & kKeepState), bool(flags[buffer][j][lane] & kTakeInput), now);
+    }
+    buffer ^= 1;
+    put_flags(buffer);
+  }
+}
+
 template <class Cell, class T>
 __global__ void __launch_bounds__(kScanThreads) forward_kernel(const ForwardScan<T> p) {
-  constexpr int G = Cell::gates, m = Cell::components, A = kAhead<T>;
-  __shared__ T ahead[A][G][kScanThreads];
-  __shared__ unsigned char flags[A][kScanThreads];
+  constexpr int G = Cell::gates, m = Cell::components;
   const int64_t N = p.chunk.units, time = p.chunk.time;
   const int64_t item = blockIdx.x * int64_t(kScanThreads) + threadIdx.x;
   if (item >= p.chunk.batch * N) return;
-  const int lane = threadIdx.x;
   const int64_t b = item / N, n = item - b * N;
 
   T c[Cell::coefficients], s[m];
   unit_coefficients<Cell>(p.chunk, n, c);
 #pragma unroll
   for (int i = 0; i < m; ++i) s[i] = p.state0[item * m + i];
-
-  for (int64_t t0 = 0; t0 < time; t0 += A) {
-    const int64_t first = b * time + t0;
-    const int steps = time - t0 < A ? int(time - t0) : A;
+  scan_steps<false, G>(
+      p.chunk, b, [&](int64_t t, int g) { return p.u + ((b * time + t) * G + g) * N + n; },
+      [&](int64_t step, bool keep_state, bool take_input, T(&u)[G]) {
+        if (!keep_state) {
 #pragma unroll
-    for (int j = 0; j < A; ++j) {
-      if (j >= steps) continue;
-      flags[j][lane] = step_flags(p.chunk, first + j);
+          for (int i = 0; i < m; ++i) s[i] = T(0);
+        }
+        if (take_input) {
+          T next[m];
+          Cell::step(s, c, u, next);
 #pragma unroll
-      for (int g = 0; g < G; ++g) ahead[j][g][lane] = p.u[((first + j) * G + g) * N + n];
-    }
-#pragma unroll 1
-    for (int j = 0; j < steps; ++j) {
-      T u[G];
+          for (int i = 0; i < m; ++i) s[i] = next[i];
+        }
 #pragma unroll
-      for (int g = 0; g < G; ++g) u[g] = ahead[j][g][lane];
-      if (!(flags[j][lane] & kKeepState)) {
+        for (int g = 0; g < G; ++g) p.saved[(step * G + g) * N + n] = u[g];
 #pragma unroll
-        for (int i = 0; i < m; ++i) s[i] = T(0);
-      }
-      if (flags[j][lane] & kTakeInput) {
-        T next[m];
-        Cell::step(s, c, u, next);
-#pragma unroll
-        for (int i = 0; i < m; ++i) s[i] = next[i];
-      }
-#pragma unroll
-      for (int g = 0; g < G; ++g) p.saved[((first + j) * G + g) * N + n] = u[g];
-#pragma unroll
-      for (int i = 0; i < m; ++i) p.states[i][(first + j) * N + n] = s[i];
-    }
-  }
+        for (int i = 0; i < m; ++i) p.states[i][step * N + n] = s[i];
+      });
 #pragma unroll
   for (int i = 0; i < m; ++i) p.last[item * m + i] = s[i];
 }
 
-// Calls step(t, keep_state, take_input, previous, next, u, e) for each t from the last to the first; `previous` is the
-// state before step t, resets applied. `saved` may be written over at t by then.
-template <class Cell, bool Cotangents, class T, class Step>
-__device__ __forceinline__ void scan_backward(const Chunk<T>& chunk, int64_t item, const T* state0, const T* saved,
-                                              const T* const (&states)[kMaxComponents],
-                                              const T* const* cotangents, Step step) {
-  constexpr int G = Cell::gates, m = Cell::components, A = kAhead<T>;
-  constexpr int E = Cotangents ? m : 0;
-  __shared__ T ahead[A][G + m + E][kScanThreads];
-  __shared__ unsigned char flags[A][kScanThreads];
-  const int64_t N = chunk.units, b = item / N, n = item - b * N, row = b * chunk.time;
-  const int lane = threadIdx.x;
-
+// Calls compute(step, keep_state, take_input, previous, next, u, e) for each t from the last to the first; `previous`
+// is the state before step t, resets applied, and e is zero without Cotangents.
+template <class Cell, bool Cotangents, class T, class Scan, class Compute>
+__device__ __forceinline__ void scan_backward(const Scan& p, const T* const* cotangents, int64_t item,
+                                              Compute compute) {
+  constexpr int G = Cell::gates, m = Cell::components;
+  const int64_t N = p.chunk.units, time = p.chunk.time, b = item / N, n = item - b * N;
   T next[m];
 #pragma unroll
-  for (int i = 0; i < m; ++i) next[i] = states[i][(row + chunk.time - 1) * N + n];
-  for (int64_t end = chunk.time; end > 0; end -= A) {
-    const int steps = end < A ? int(end) : A;
+  for (int i = 0; i < m; ++i) next[i] = p.states[i][(b * time + time - 1) * N + n];
+  scan_steps<true, G + m + (Cotangents ? m : 0)>(
+      p.chunk, b,
+      [&](int64_t t, int f) -> const T* {
+        const int64_t step = b * time + t;
+        if (f < G) return p.saved + (step * G + f) * N + n;
+        if (f < G + m) return t > 0 ? p.states[f - G] + (step - 1) * N + n : p.state0 + item * m + f - G;
+        return cotangents[f - G - m] ? cotangents[f - G - m] + step * N + n : nullptr;
+      },
+      [&](int64_t step, bool keep_state, bool take_input, auto& now) {
+        T u[G], previous[m], e[m];
 #pragma unroll
-    for (int j = 0; j < A; ++j) {
-      if (j >= steps) continue;
-      const int64_t t = end - 1 - j;
-      flags[j][lane] = step_flags(chunk, row + t);
+        for (int g = 0; g < G; ++g) u[g] = now[g];
 #pragma unroll
-      for (int g = 0; g < G; ++g) ahead[j][g][lane] = saved[((row + t) * G + g) * N + n];
+        for (int i = 0; i < m; ++i) {
+          previous[i] = keep_state ? now[G + i] : T(0);
+          if constexpr (Cotangents)
+            e[i] = now[G + m + i];
+          else
+            e[i] = T(0);
+        }
+        compute(step, keep_state, take_input, previous, next, u, e);
 #pragma unroll
-      for (int i = 0; i < m; ++i)
-        ahead[j][G + i][lane] = t > 0 ? states[i][(row + t - 1) * N + n] : state0[item * m + i];
-#pragma unroll
-      for (int i = 0; i < E; ++i)
-        ahead[j][G + m + i][lane] = cotangents[i] ? cotangents[i][(row + t) * N + n] : T(0);
-    }
-#pragma unroll 1
-    for (int j = 0; j < steps; ++j) {
-      const bool keep_state = flags[j][lane] & kKeepState, take_input = flags[j][lane] & kTakeInput;
-      T u[G], before[m], previous[m], e[m];
-#pragma unroll
-      for (int g = 0; g < G; ++g) u[g] = ahead[j][g][lane];
-#pragma unroll
-      for (int i = 0; i < m; ++i) {
-        before[i] = ahead[j][G + i][lane];
-        previous[i] = keep_state ? before[i] : T(0);
-        if constexpr (Cotangents) e[i] = ahead[j][G + m + i][lane];
-        else e[i] = T(0);
-      }
-      step(row + end - 1 - j, keep_state, take_input, previous, next, u, e);
-#pragma unroll
-      for (int i = 0; i < m; ++i) next[i] = before[i];
-    }
-  }
+        for (int i = 0; i < m; ++i) next[i] = now[G + i];
+      });
 }
 
 template <class Cell, class T>
@@ -143,8 +167,8 @@ __global__ void __launch_bounds__(kScanThreads) adjoint_kernel(const AdjointScan
 
   T c[Cell::coefficients], carried[m] = {}, d_rho[P] = {};  // carried: J_{t+1}' l_{t+1}
   unit_coefficients<Cell>(p.chunk, n, c);
-  scan_backward<Cell, true>(
-      p.chunk, item, p.state0, p.saved, p.states, static_cast<const T* const*>(p.cotangents),
+  scan_backward<Cell, true, T>(
+      p, p.cotangents, item,
       [&](int64_t step, bool keep_state, bool take_input, const T(&previous)[m], const T(&next)[m], const T(&u)[G],
           const T(&e)[m]) {
         T l[m], du[G] = {};
@@ -194,8 +218,8 @@ __global__ void __launch_bounds__(kScanThreads) suffix_kernel(const SuffixScan<T
   for (int i = 0; i < m; ++i)
 #pragma unroll
     for (int j = 0; j < m; ++j) Q[i][j] = T(i == j);
-  scan_backward<Cell, false>(
-      p.chunk, item, p.state0, p.saved, p.states, static_cast<const T* const*>(nullptr),
+  scan_backward<Cell, false, T>(
+      p, nullptr, item,
       [&](int64_t step, bool keep_state, bool take_input, const T(&previous)[m], const T(&next)[m], const T(&u)[G],
           const T(&)[m]) {
         T driven[stored][m] = {};

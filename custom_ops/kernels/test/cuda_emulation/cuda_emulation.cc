@@ -1,9 +1,13 @@
 // Runs the blocks of a kernel for cuda_runtime.h beside this file.
+#include <string.h>
 #include <ucontext.h>
 
+#include <deque>
 #include <memory>
+#include <utility>
 #include <vector>
 
+#include "cuda_pipeline.h"
 #include "cuda_runtime.h"
 
 dim3 gridDim, blockDim, blockIdx, threadIdx;
@@ -13,11 +17,19 @@ namespace {
 constexpr size_t kStack = 64 * 1024;
 bool reversed = false;
 
+struct Copy {
+  void* to;
+  const void* from;
+  size_t size;
+};
+
 struct Thread {
   ucontext_t context;
   std::unique_ptr<char[]> stack{new char[kStack]};
   dim3 index;
   bool done = false;
+  std::vector<Copy> copies;                // not committed
+  std::deque<std::vector<Copy>> committed;  // and not waited for
 };
 
 std::vector<Thread> threads;
@@ -31,18 +43,20 @@ void run_thread() {
   swapcontext(&current->context, &scheduler);
 }
 
+void start(Thread& thread, unsigned index) {
+  getcontext(&thread.context);
+  thread.context.uc_stack.ss_sp = thread.stack.get();
+  thread.context.uc_stack.ss_size = kStack;
+  thread.context.uc_link = nullptr;
+  thread.index = dim3(index % blockDim.x, index / blockDim.x % blockDim.y, index / blockDim.x / blockDim.y);
+  thread.done = false;
+  thread.copies.clear();
+  thread.committed.clear();
+  makecontext(&thread.context, run_thread, 0);
+}
+
 void run_block(size_t count) {
-  for (size_t i = 0; i < count; ++i) {
-    Thread& thread = threads[i];
-    getcontext(&thread.context);
-    thread.context.uc_stack.ss_sp = thread.stack.get();
-    thread.context.uc_stack.ss_size = kStack;
-    thread.context.uc_link = nullptr;
-    thread.index = dim3(unsigned(i) % blockDim.x, unsigned(i) / blockDim.x % blockDim.y,
-                        unsigned(i) / blockDim.x / blockDim.y);
-    thread.done = false;
-    makecontext(&thread.context, run_thread, 0);
-  }
+  for (size_t i = 0; i < count; ++i) start(threads[i], unsigned(i));
   for (size_t running = count; running > 0;) {
     for (size_t i = 0; i < count; ++i) {
       Thread& thread = threads[reversed ? count - 1 - i : i];
@@ -58,6 +72,18 @@ void run_block(size_t count) {
 }  // namespace
 
 void __syncthreads() { swapcontext(&current->context, &scheduler); }
+
+void __pipeline_memcpy_async(void* to, const void* from, size_t size) { current->copies.push_back({to, from, size}); }
+
+void __pipeline_commit() {
+  current->committed.push_back(std::move(current->copies));
+  current->copies.clear();
+}
+
+void __pipeline_wait_prior(size_t commits) {
+  for (; current->committed.size() > commits; current->committed.pop_front())
+    for (const Copy& copy : current->committed.front()) memcpy(copy.to, copy.from, copy.size);
+}
 
 void cuda_emulation_reverse(int on) { reversed = on; }
 

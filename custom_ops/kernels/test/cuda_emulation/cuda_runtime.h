@@ -3,7 +3,7 @@
 // It shows the kernels' logic (indices, tails, barriers, orders of sums), not the hardware: nothing of timing, memory
 // alignment, the device's arithmetic or races between warps. Blocks run one after another. The threads of a block run
 // as coroutines, from barrier to barrier, in ascending order or, after cuda_emulation_reverse(1), in descending order:
-// a missing barrier gives another result in one of the two.
+// a missing barrier gives another result in one of the two. Asynchronous copies are made when they are waited for.
 #ifndef KERAS_RTRL_TEST_CUDA_EMULATION_H_
 #define KERAS_RTRL_TEST_CUDA_EMULATION_H_
 
