@@ -5,6 +5,7 @@ PRESET ?= atari_r2ac_cpu
 
 BIN := .venv/bin
 STAMP := .venv/.installed
+PEERS := .venv/bench/.installed
 NATIVE := keras_rtrl/_native/libkeras_rtrl.so
 NATIVE_SOURCES := $(shell find custom_ops -name test -prune -o -type f -print)
 # The GPUs at hand, or three where there is none: all would take longer than the rest of the build. Wheels get all.
@@ -15,7 +16,7 @@ TRAIN_OPTIONS = $(if $(GAME),--game "$(GAME)") $(if $(FRAMES),--frames "$(FRAMES
 	$(if $(OUT),--out "$(OUT)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-keras3 test-tf-keras test-slow test-kernels cuda lint bazel clean
+.PHONY: help setup train bench test test-keras3 test-tf-keras test-slow test-kernels cuda lint bazel clean
 
 help:  ## show this list
 	@echo "Targets:"
@@ -54,6 +55,17 @@ $(NATIVE): $(STAMP) $(NATIVE_SOURCES)
 train: $(STAMP) $(NATIVE)  ## train (an agent on Atari Breakout by default) and leave a run folder
 	@exec setpriv --pdeathsig TERM $(BIN)/keras-rtrl train $(if $(RESUME),--resume "$(RESUME)",$(PRESET)) $(TRAIN_OPTIONS)
 
+bench: $(STAMP) $(NATIVE) $(PEERS)  ## time the layers beside keras', torch's and JAX's; keep the machine quiet
+	@$(BIN)/keras-rtrl bench $(if $(SHAPE),--shape "$(SHAPE)") $(if $(OUT),--out "$(OUT)")
+
+# Apart from .venv: torch needs newer packages than TF-Agents allows. What to install is said in setup.cfg alone.
+$(PEERS): $(STAMP)
+	$(BIN)/python -m venv .venv/bench
+	$(BIN)/python -c 'import importlib.metadata as m; print(*(line.split(";")[0] for line in m.requires("keras_rtrl") \
+		if "extra == \"bench\"" in line), sep="\n")' >.venv/bench/requirements.txt
+	.venv/bench/bin/python -m pip install --quiet --disable-pip-version-check -r .venv/bench/requirements.txt
+	@touch $@
+
 test: test-keras3 test-tf-keras  ## run all fast tests, under Keras 3 and under tf-keras
 
 test-keras3: $(STAMP) $(NATIVE)
@@ -67,10 +79,9 @@ test-tf-keras: $(STAMP) $(NATIVE)
 test-slow: $(STAMP) $(NATIVE)  ## run the learning tests (minutes)
 	TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest -m slow
 
-test-kernels:  ## build the kernels' C++ test and run it, then again with ASan and UBSan
-	cmake -S custom_ops -B build/kernels -D KERAS_RTRL_CUDA=OFF
-	cmake --build build/kernels --parallel $(JOBS)
-	ctest --test-dir build/kernels --output-on-failure
+test-kernels: $(NATIVE)  ## run the kernels' C++ test, then again with ASan and UBSan
+	cmake --build build/native --target kernels_test --parallel $(JOBS)
+	ctest --test-dir build/native --output-on-failure
 	cmake -S custom_ops -B build/sanitized -D KERAS_RTRL_CUDA=OFF -D KERAS_RTRL_SANITIZE=ON
 	cmake --build build/sanitized --parallel $(JOBS)
 	ctest --test-dir build/sanitized --output-on-failure

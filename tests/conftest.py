@@ -10,7 +10,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 if os.environ.get("TF_USE_LEGACY_KERAS") not in ("1", "true", "True"):
     # TF-Agents runs on tf-keras only.
-    collect_ignore = ["environments", "networks", "agents", "drivers", "train"]
+    collect_ignore = ["environments", "networks", "agents", "drivers", "train", "benchmarks"]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -15,6 +15,7 @@ from benchmarks.speed.sizes import QUICK_SIZES, SIZES, Unavailable
 
 FRAMEWORKS = ("numpy", "tensorflow", "torch", "jax")
 _LONG = 0.5  # seconds; steps above it are timed cold, their first microseconds do not count
+_COMPARED = 100  # steps, in which rounding errors have not grown yet
 _ENOUGH = 0.05  # seconds; shorter steps are timed several at a time
 
 
@@ -59,13 +60,9 @@ class Harness:
         return {"size": size._asdict(), "rows": rows, "limits": limits}
 
     def stream(self):
-        """The streaming loops, and how far their losses lie apart."""
+        """The streaming loops, and how far the losses of their first steps lie apart."""
         found = self.shape("stream")
-        curves = {}
-        for contestant in contestants.of_shape("stream", self._sizes["stream"], self._quick):
-            if contestant.name in found["rows"] and contestant.same_problem:
-                with contextlib.suppress(Unavailable):
-                    curves[contestant.name] = self._first_losses(contestant)
+        curves = {name: row.pop("losses") for name, row in found["rows"].items() if "losses" in row}
         reference = next(iter(curves.values()), None)
         for name, losses in curves.items():
             gaps = [abs(a - b) / (abs(b) + 1e-2) for a, b in zip(losses, reference, strict=True)]
@@ -127,9 +124,13 @@ class Harness:
                 repeat = 1 if self._quick else max(1, min(20, round(_ENOUGH / usual[contestant])))
                 warm = usual[contestant] < _LONG
                 seconds[contestant].append(process.ask("time", key=contestant.name, repeat=repeat, warm=warm))
+        found = {contestant: _summary(times) for contestant, times in seconds.items()}
+        for contestant, process in ready:
+            if contestant.same_problem:
+                found[contestant]["losses"] = process.ask("first_losses", key=contestant.name, steps=_COMPARED)
         for process in self._processes.values():
             process.ask("drop")
-        return {contestant: _summary(times) for contestant, times in seconds.items()}
+        return found
 
     def _build(self, process, contestant: Contestant):
         process.ask(
@@ -145,16 +146,6 @@ class Harness:
         with Process(contestant.framework) as process:
             self._build(process, contestant)
             return process.ask("peak")
-
-    def _first_losses(self, contestant):
-        """Of a loop as short as rounding errors take to grow."""
-        size, _ = contestant.arguments
-        short = contestant._replace(name="short", arguments=(size, 100))
-        process = self._processes[contestant.framework]
-        self._build(process, short)
-        losses = process.ask("losses", key="short")
-        process.ask("drop")
-        return losses
 
     def _leave_out(self, name, why):
         if name not in self.left_out:

@@ -12,6 +12,8 @@ import os
 import sys
 import time
 
+import numpy as np
+
 from benchmarks.speed.sizes import THREADS, Size, Unavailable
 
 # What each framework's figures depend on.
@@ -38,7 +40,7 @@ class Worker:
         self._steps.start()
         self._packages = _PACKAGES[framework]
         self._baseline = memory("VmRSS")
-        self._built = {}
+        self._built, self._first = {}, {}
 
     def facts(self):
         return {package: importlib.metadata.version(package) for package in self._packages}
@@ -50,8 +52,8 @@ class Worker:
         """Makes a contestant and runs it until it is warm."""
         arguments = [Size(*value) if isinstance(value, list) else value for value in arguments]
         step = getattr(self._steps, table)[name](*arguments)
-        for _ in range(2):
-            step()
+        self._first[key] = step()
+        step()
         self._built[key] = step
 
     def time(self, key, repeat, warm):
@@ -64,11 +66,18 @@ class Worker:
             step()
         return (time.perf_counter() - start) / repeat
 
-    def losses(self, key):
-        return self._built[key]().tolist()
+    def first_losses(self, key, steps):
+        """Of a streaming loop's start."""
+        return self._first[key][:steps].tolist()
+
+    def gradients(self, arrays):
+        """Those of the framework's step-by-step RTRL, for its test; arrays as nested lists."""
+        found = self._steps.gradients({name: np.array(value, np.float32) for name, value in arrays.items()})
+        return {name: value.tolist() for name, value in found.items()}
 
     def drop(self):
         self._built.clear()
+        self._first.clear()
         gc.collect()
 
     def peak(self):

@@ -69,6 +69,14 @@ def _parser():
 
     info = commands.add_parser("info", help="print versions, devices and what there is of the native op")
     info.set_defaults(run=_info)
+
+    bench = commands.add_parser("bench", help="time the layers beside keras', torch's and JAX's (source checkout only)")
+    bench.set_defaults(run=_bench)
+    bench.add_argument("--shape", type=_name, metavar="NAMES", help="such as dmlab,atari (default: all)")
+    bench.add_argument("--rounds", type=_positive_int, default=15, metavar="N", help="times each step is timed")
+    bench.add_argument("--quick", action="store_true", help="tiny shapes: only that everything runs")
+    bench.add_argument("--out", type=_name, metavar="DIR", help="folder for the results (default: runs/bench)")
+    bench.add_argument("--publish", action="store_true", help="keep them in results/speed and docs/performance.md")
     return parser
 
 
@@ -183,6 +191,29 @@ def _print_native(native):
     for name, reason in native["devices"].items():
         if reason is not None:
             print(f"native op: not on {name}: {reason}")
+
+
+def _bench(args):
+    import keras_rtrl
+
+    checkout = os.path.dirname(os.path.dirname(os.path.abspath(keras_rtrl.__file__)))
+    if not os.path.isfile(os.path.join(checkout, "benchmarks", "speed", "run.py")):
+        raise UsageError("bench needs a source checkout of keras_rtrl: no installed package holds benchmarks/")
+    sys.path.insert(0, checkout)
+    from benchmarks.speed import run
+
+    try:
+        shapes = run.shapes_of(args.shape)
+    except ValueError as error:
+        raise UsageError(error) from error
+    if args.publish:
+        for option in ("shape", "quick", "out"):
+            if getattr(args, option):
+                raise UsageError(f"--publish keeps a whole run in its own place: leave out --{option}")
+    out = os.path.join(checkout, "results", "speed") if args.publish else args.out or os.path.join("runs", "bench")
+    check_writable(out)
+    run.bench(shapes, args.rounds, args.quick, out, args.publish)
+    return 0
 
 
 def _environment_name(game):
