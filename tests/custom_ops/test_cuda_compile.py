@@ -9,7 +9,7 @@ from benchmarks.gpu.kernels import SOURCES
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
-@pytest.mark.parametrize("source", ["scans_float.cu", "keras_rtrl_cuda.cu"])
+@pytest.mark.parametrize("source", ["traces_float.cu", "keras_rtrl_cuda.cu"])
 def test_compiles(source, tmp_path):
     flags = (
         "-std=c++17 -gencode=arch=compute_75,code=sm_75 -Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Werror".split()

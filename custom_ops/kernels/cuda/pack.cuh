@@ -15,10 +15,33 @@ struct alignas(W * sizeof(T)) Pack {
   T v[W];
 };
 
-// `whole`: `from` is aligned and all W numbers are there; else those beyond `left` read as zeros.
+// Whole: the address is aligned to the pack.
+template <int W, bool Whole, class T>
+__device__ __forceinline__ Pack<T, W> read(const T* from) {
+  Pack<T, W> pack;
+  if constexpr (Whole) {
+    pack = *reinterpret_cast<const Pack<T, W>*>(from);
+  } else {
+#pragma unroll
+    for (int i = 0; i < W; ++i) pack.v[i] = from[i];
+  }
+  return pack;
+}
+
+template <bool Whole, int W, class T>
+__device__ __forceinline__ void write(T* to, const Pack<T, W>& pack) {
+  if constexpr (Whole) {
+    *reinterpret_cast<Pack<T, W>*>(to) = pack;
+  } else {
+#pragma unroll
+    for (int i = 0; i < W; ++i) to[i] = pack.v[i];
+  }
+}
+
+// `whole`: the address is aligned and all W numbers are there; else those beyond `left` are not, and read as zeros.
 template <int W, class T>
 __device__ __forceinline__ Pack<T, W> load(const T* from, int64_t left, bool whole) {
-  if (whole) return *reinterpret_cast<const Pack<T, W>*>(from);
+  if (whole) return read<W, true>(from);
   Pack<T, W> pack;
 #pragma unroll
   for (int i = 0; i < W; ++i) pack.v[i] = i < left ? from[i] : T(0);
@@ -27,10 +50,7 @@ __device__ __forceinline__ Pack<T, W> load(const T* from, int64_t left, bool who
 
 template <int W, class T>
 __device__ __forceinline__ void store(T* to, const Pack<T, W>& pack, int64_t left, bool whole) {
-  if (whole) {
-    *reinterpret_cast<Pack<T, W>*>(to) = pack;
-    return;
-  }
+  if (whole) return write<true>(to, pack);
 #pragma unroll
   for (int i = 0; i < W; ++i)
     if (i < left) to[i] = pack.v[i];

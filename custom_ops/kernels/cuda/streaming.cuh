@@ -75,31 +75,37 @@ int streaming_forward(const StreamingStep<T>& step, void* stream) {
                 dim3(32, kStepWarps), stream, step);
 }
 
-// The pass over the traces. A block owns kSweepRows rows (inputs, or parameters for r) times 32 packs of one stored
+// The pass over the traces. A block owns kSweepRows rows (inputs, or parameters for r) times 32 pieces of one stored
 // gate, and loops over the streams: the local derivatives of a stream are read once for all rows, and its warps, which
 // share out the streams, add their sums up in a fixed order at the end.
 constexpr int kSweepRows = 4, kSweepWarps = 8;
 
+// Whole: a piece is an aligned pack, read and written at once; else it is one unit's m numbers.
+template <class C, class T, bool Whole>
+constexpr int kPiece = Whole ? kPack<T> : C::components;
+
 // Sums of a block's warps, for K cotangents.
-template <class C, class T, int K>
+template <class C, class T, int K, bool Whole>
 struct SweepSums {
-  static constexpr int numbers = kPack<T> / C::components * kOutputs<C>;  // a thread's, for one cotangent and row
+  static constexpr int numbers = kPiece<C, T, Whole> / C::components * kOutputs<C>;  // for one cotangent and row
   T v[(K ? K : 1) * kSweepRows][kSweepWarps][numbers][32];
 };
 
 // K is the number of cotangents, or 0 for any: the sums are then kept in d_kernel itself by the one warp there is.
 // Unit: the rows are those of r, whose drive is v, instead of those of S, whose drive is a times x.
-template <class C, class T, int K, bool Advance, bool Unit>
+template <class C, class T, int K, bool Advance, bool Whole, bool Unit>
 __device__ __forceinline__ void sweep_rows(const Sweep<T>& p, int64_t row0, int gate, int64_t c,
-                                           SweepSums<C, T, K>& shared) {
-  constexpr int W = kPack<T>, m = C::components, U = W / m, R = kSweepRows, P = C::parameters;
+                                           SweepSums<C, T, K, Whole>& shared) {
+  constexpr int W = kPiece<C, T, Whole>, m = C::components, U = W / m, R = kSweepRows, P = C::parameters;
   constexpr int outputs = Unit ? 1 : kOutputs<C>, L = m * m + C::stored * m + P * m;
   constexpr int kHeld = K ? K : 1;
   const int64_t B = p.chunk.batch, D = p.chunk.inputs, N = p.chunk.units, columns = N * m;
-  const int64_t rows = Unit ? P : D, left = columns - c, n = c / m;
-  const int64_t stride = Unit ? columns : C::stored * columns;  // from row to row
+  const int64_t n = c / m, stride = Unit ? columns : C::stored * columns;  // from row to row
+  const int64_t all_rows = Unit ? P : D;
+  const int rows = all_rows - row0 < R ? int(all_rows - row0) : R;
   T* const traces = (Unit ? p.r + c : p.S + gate * columns + c) + row0 * stride;
   T* const out = Unit ? p.d_rho : p.d_kernel;
+  const bool present = c < columns;
 
   // Of cotangent k, row, output and this thread's first unit in `out`.
   const auto index = [&](int64_t k, int r, int o) {
@@ -108,8 +114,9 @@ __device__ __forceinline__ void sweep_rows(const Sweep<T>& p, int64_t row0, int 
   };
 
   T sums[kHeld][R][U][outputs] = {};
-  for (int64_t b = threadIdx.y; b < B && left > 0; b += blockDim.y) {
+  for (int64_t b = threadIdx.y; b < B && present; b += blockDim.y) {
     // All reads first: the compiler may not move them over the writes to come.
+    T* const from = traces + b * all_rows * stride;
     Pack<T, W> S[R], e[kHeld];
     Pack<T, U> J[m][m], a[Unit ? R : 1][m];
     T x[R];
@@ -117,13 +124,13 @@ __device__ __forceinline__ void sweep_rows(const Sweep<T>& p, int64_t row0, int 
     for (int r = 0; r < R; ++r) {
       S[r] = {};
       x[r] = T(1);
-      if (row0 + r >= rows) continue;
-      S[r] = load<W>(traces + b * rows * stride + r * stride, left, p.whole);
+      if (r >= rows) continue;
+      S[r] = read<W, Whole>(from + r * stride);
       if constexpr (Advance && !Unit) x[r] = p.x[b * D + row0 + r];
     }
     if constexpr (Advance) {
       const T* const local = p.local + b * L * N + n;
-      const auto local_row = [&](int64_t i) { return load<U>(local + i * N, N - n, p.whole); };
+      const auto local_row = [&](int64_t i) { return read<U, Whole>(local + i * N); };
 #pragma unroll
       for (int i = 0; i < m; ++i) {
 #pragma unroll
@@ -131,19 +138,19 @@ __device__ __forceinline__ void sweep_rows(const Sweep<T>& p, int64_t row0, int 
         if constexpr (Unit) {
 #pragma unroll
           for (int r = 0; r < R; ++r)
-            if (row0 + r < rows) a[r][i] = local_row(m * m + (C::stored + row0 + r) * m + i);
+            if (r < rows) a[r][i] = local_row(m * m + (C::stored + row0 + r) * m + i);
         } else {
           a[0][i] = local_row(m * m + gate * m + i);
         }
       }
     }
 #pragma unroll
-    for (int k = 0; k < K; ++k) e[k] = load<W>(p.cotangents + (k * B + b) * columns + c, left, p.whole);
+    for (int k = 0; k < K; ++k) e[k] = read<W, Whole>(p.cotangents + (k * B + b) * columns + c);
 
     if constexpr (Advance) {
 #pragma unroll
       for (int r = 0; r < R; ++r) {
-        if (row0 + r >= rows) continue;
+        if (r >= rows) continue;
         Pack<T, W> next;
 #pragma unroll
         for (int u = 0; u < U; ++u)
@@ -154,7 +161,7 @@ __device__ __forceinline__ void sweep_rows(const Sweep<T>& p, int64_t row0, int 
             for (int j = 0; j < m; ++j) next.v[u * m + i] += J[i][j].v[u] * S[r].v[u * m + j];
           }
         S[r] = next;
-        store<W>(traces + b * rows * stride + r * stride, next, left, p.whole);
+        write<Whole>(from + r * stride, next);
       }
     }
     const auto add = [&](const Pack<T, W>& e, int r, int u, T(&sum)[outputs]) {
@@ -178,12 +185,12 @@ __device__ __forceinline__ void sweep_rows(const Sweep<T>& p, int64_t row0, int 
     } else {
 #pragma unroll 1
       for (int64_t k = 0; k < p.K; ++k) {
-        e[0] = load<W>(p.cotangents + (k * B + b) * columns + c, left, p.whole);
+        e[0] = read<W, Whole>(p.cotangents + (k * B + b) * columns + c);
 #pragma unroll
         for (int r = 0; r < R; ++r)
 #pragma unroll
           for (int u = 0; u < U; ++u) {
-            if (row0 + r >= rows || n + u >= N) continue;
+            if (r >= rows) continue;
             T sum[outputs];
 #pragma unroll
             for (int o = 0; o < outputs; ++o) sum[o] = b == 0 ? T(0) : out[index(k, r, o) + u];
@@ -204,10 +211,9 @@ __device__ __forceinline__ void sweep_rows(const Sweep<T>& p, int64_t row0, int 
     __syncthreads();
     for (int i = threadIdx.y; i < K * R; i += blockDim.y) {
       const int k = i / R, r = i % R;
-      if (row0 + r >= rows) continue;
+      if (r >= rows || !present) continue;
 #pragma unroll
       for (int j = 0; j < U * outputs; ++j) {
-        if (n + j / outputs >= N) continue;
         T& to = out[index(k, r, j % outputs) + j / outputs];
         T sum = Advance ? T(0) : to;
         for (unsigned warp = 0; warp < blockDim.y; ++warp) sum += shared.v[i][warp][j][lane];
@@ -217,41 +223,42 @@ __device__ __forceinline__ void sweep_rows(const Sweep<T>& p, int64_t row0, int 
   }
 }
 
-template <class C, class T, int K, bool Advance>
+template <class C, class T, int K, bool Advance, bool Whole>
 __global__ void __launch_bounds__(32 * kSweepWarps) sweep_kernel(const Sweep<T> p) {
-  __shared__ SweepSums<C, T, K> shared;
-  const int64_t across = ceil_div(p.chunk.units * C::components, 32 * kPack<T>);
+  __shared__ SweepSums<C, T, K, Whole> shared;
+  constexpr int W = kPiece<C, T, Whole>;
+  const int64_t across = ceil_div(p.chunk.units * C::components, 32 * W);
   const int64_t of_S = ceil_div(p.S_rows, kSweepRows) * C::stored * across;
   if (blockIdx.x < of_S) {
     const int64_t row = blockIdx.x / (C::stored * across), strip = blockIdx.x % (C::stored * across);
-    const int64_t c = (strip % across * 32 + threadIdx.x) * kPack<T>;
-    sweep_rows<C, T, K, Advance, false>(p, row * kSweepRows, int(strip / across), c, shared);
+    const int64_t c = (strip % across * 32 + threadIdx.x) * W;
+    sweep_rows<C, T, K, Advance, Whole, false>(p, row * kSweepRows, int(strip / across), c, shared);
   } else {
     const int64_t row = (blockIdx.x - of_S) / across, strip = (blockIdx.x - of_S) % across;
-    const int64_t c = (strip * 32 + threadIdx.x) * kPack<T>;
-    sweep_rows<C, T, K, Advance, true>(p, row * kSweepRows, 0, c, shared);
+    const int64_t c = (strip * 32 + threadIdx.x) * W;
+    sweep_rows<C, T, K, Advance, Whole, true>(p, row * kSweepRows, 0, c, shared);
   }
 }
 
-template <class C, class T>
-int sweep(void (*kernel)(Sweep<T>), int warps, const Sweep<T>& sweep, void* stream) {
-  const int64_t across = ceil_div(sweep.chunk.units * C::components, 32 * kPack<T>);
-  const int64_t blocks =
-      (ceil_div(sweep.S_rows, kSweepRows) * C::stored + ceil_div(C::parameters, kSweepRows)) * across;
-  return launch(kernel, blocks, dim3(32, sweep.chunk.batch < warps ? unsigned(sweep.chunk.batch) : warps), stream,
-                sweep);
+template <class C, class T, int K, bool Advance, bool Whole>
+int sweep(const Sweep<T>& sweep, void* stream) {
+  const int64_t across = ceil_div(sweep.chunk.units * C::components, 32 * kPiece<C, T, Whole>);
+  const int64_t down = ceil_div(sweep.S_rows, kSweepRows) * C::stored + ceil_div(C::parameters, kSweepRows);
+  const int64_t warps = K == 0 ? 1 : sweep.chunk.batch < kSweepWarps ? sweep.chunk.batch : kSweepWarps;
+  return launch(sweep_kernel<C, T, K, Advance, Whole>, down * across, dim3(32, unsigned(warps)), stream, sweep);
 }
 
 template <class C, class T>
 int advance(const Sweep<T>& step, void* stream) {
-  if (step.K == 1) return sweep<C, T>(sweep_kernel<C, T, 1, true>, kSweepWarps, step, stream);
-  if (step.K == 2) return sweep<C, T>(sweep_kernel<C, T, 2, true>, kSweepWarps, step, stream);
-  return sweep<C, T>(sweep_kernel<C, T, 0, true>, 1, step, stream);
+  if (step.K == 1)
+    return step.whole ? sweep<C, T, 1, true, true>(step, stream) : sweep<C, T, 1, true, false>(step, stream);
+  if (step.K == 2 && step.whole) return sweep<C, T, 2, true, true>(step, stream);
+  return sweep<C, T, 0, true, false>(step, stream);
 }
 
 template <class C, class T>
 int contract(const Sweep<T>& step, void* stream) {
-  return sweep<C, T>(sweep_kernel<C, T, 1, false>, kSweepWarps, step, stream);
+  return step.whole ? sweep<C, T, 1, false, true>(step, stream) : sweep<C, T, 1, false, false>(step, stream);
 }
 
 }  // namespace KERAS_RTRL_LEVEL

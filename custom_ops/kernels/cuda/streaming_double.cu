@@ -3,7 +3,8 @@
 namespace keras_rtrl {
 inline namespace KERAS_RTRL_LEVEL {
 
-#define KERAS_RTRL_INSTANTIATE(...) template int streaming_forward<__VA_ARGS__, double>(const StreamingStep<double>&, void*);
+#define KERAS_RTRL_INSTANTIATE(...) \
+  template int streaming_forward<__VA_ARGS__, double>(const StreamingStep<double>&, void*);
 KERAS_RTRL_FOR_EACH_CELL(KERAS_RTRL_INSTANTIATE)
 #undef KERAS_RTRL_INSTANTIATE
 

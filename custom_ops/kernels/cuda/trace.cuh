@@ -32,7 +32,7 @@ int64_t tiles(int64_t inputs, int64_t units) {
 }
 
 template <class C, class T, int Rows, bool Contract>
-__global__ void __launch_bounds__(kTraceThreads, 3) trace_kernel(const TraceStep<T> p) {
+__global__ void __launch_bounds__(kTraceThreads, sizeof(T) == 4 ? 3 : 2) trace_kernel(const TraceStep<T> p) {
   using Tile = Tile<T, Rows>;
   constexpr int W = kPack<T>, m = C::components, U = W / m, outputs = kOutputs<C>;
   constexpr int kLoadsX = kDepth * Tile::rows / kTraceThreads, kLoadsDriven = kDepth * 32 / kTraceThreads;
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kTraceThreads, 3) trace_kernel(const TraceStep
         const int64_t c = c0 + item % 32 * W;
         driven_next[i] = {};
         if (t0 + k < time && c < p.row)
-          driven_next[i] = load<W>(p.driven + ((b * time + t0 + k) * C::stored + gate) * p.row + c, W, true);
+          driven_next[i] = read<W, true>(p.driven + ((b * time + t0 + k) * C::stored + gate) * p.row + c);
       }
     };
     const auto put = [&](int buffer) {
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kTraceThreads, 3) trace_kernel(const TraceStep
       for (int i = 0; i < kLoadsX; ++i) (&x_tile[buffer][0][0])[thread + i * kTraceThreads] = x_next[i];
 #pragma unroll
       for (int i = 0; i < kLoadsDriven; ++i)
-        store<W>(&driven_tile[buffer][0][0] + (thread + i * kTraceThreads) * W, driven_next[i], W, true);
+        write<true>(&driven_tile[buffer][0][0] + (thread + i * kTraceThreads) * W, driven_next[i]);
     };
     fetch(0);
     put(0);
@@ -132,9 +132,9 @@ __global__ void __launch_bounds__(kTraceThreads, 3) trace_kernel(const TraceStep
         for (int k = 0; k < kDepth; ++k) {
           Pack<T, W> x_k[Rows / W], driven_k[2];
 #pragma unroll
-          for (int i = 0; i < Rows / W; ++i) x_k[i] = load<W>(&x_tile[buffer][k][row + i * W], W, true);
+          for (int i = 0; i < Rows / W; ++i) x_k[i] = read<W, true>(&x_tile[buffer][k][row + i * W]);
 #pragma unroll
-          for (int h = 0; h < 2; ++h) driven_k[h] = load<W>(&driven_tile[buffer][k][(h * 16 + tx) * W], W, true);
+          for (int h = 0; h < 2; ++h) driven_k[h] = read<W, true>(&driven_tile[buffer][k][(h * 16 + tx) * W]);
 #pragma unroll
           for (int r = 0; r < Rows; ++r)
 #pragma unroll
@@ -194,9 +194,8 @@ __global__ void __launch_bounds__(256) reduce_kernel(const TraceStep<T> p) {
 
 template <class C, class T>
 int trace(const TraceStep<T>& step, void* stream) {
-  return launch(trace_kernel<C, T, kTraceRows, false>,
-                tiles<C, T, kTraceRows>(step.chunk.inputs, step.chunk.units) * step.chunk.batch, kTraceThreads, stream,
-                step);
+  const int64_t blocks = tiles<C, T, kTraceRows>(step.chunk.inputs, step.chunk.units) * step.chunk.batch;
+  return launch(trace_kernel<C, T, kTraceRows, false>, blocks, kTraceThreads, stream, step);
 }
 
 template <class C, class T>
@@ -208,9 +207,8 @@ int64_t trace_groups(const keras_rtrl_chunk& chunk) {
 
 template <class C, class T>
 int trace_contract(const TraceStep<T>& step, void* stream) {
-  const int error =
-      launch(trace_kernel<C, T, kContractRows, true>,
-             tiles<C, T, kContractRows>(step.chunk.inputs, step.chunk.units) * step.groups, kTraceThreads, stream, step);
+  const int64_t blocks = tiles<C, T, kContractRows>(step.chunk.inputs, step.chunk.units) * step.groups;
+  const int error = launch(trace_kernel<C, T, kContractRows, true>, blocks, kTraceThreads, stream, step);
   if (error || step.groups == 1) return error;
   return launch(reduce_kernel<C, T>, ceil_div(step.chunk.inputs * C::gates * step.chunk.units, 256), 256, stream, step);
 }
