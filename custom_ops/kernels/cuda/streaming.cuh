@@ -7,9 +7,9 @@
 namespace keras_rtrl {
 inline namespace KERAS_RTRL_LEVEL {
 
-// A block of 32 units and kStepStreams streams; its 8 warps share out the inputs and add up in a fixed order. W is read
+// A block of 32 units and kStepStreams streams; its warps share out the inputs and add up in a fixed order. W is read
 // once for kStepStreams streams.
-constexpr int kStepWarps = 8, kStepStreams = 4;
+constexpr int kStepWarps = 16, kStepStreams = 4;
 
 template <class Cell, class T>
 __global__ void __launch_bounds__(32 * kStepWarps) streaming_kernel(const StreamingStep<T> p) {
@@ -21,7 +21,7 @@ __global__ void __launch_bounds__(32 * kStepWarps) streaming_kernel(const Stream
 
   T sum[kStepStreams][G] = {};
   if (n < N) {
-#pragma unroll 4
+#pragma unroll 8
     for (int64_t d = warp; d < D; d += kStepWarps) {
       T w[G];
 #pragma unroll
@@ -227,16 +227,17 @@ template <class C, class T, int K, bool Advance, bool Whole>
 __global__ void __launch_bounds__(32 * kSweepWarps) sweep_kernel(const Sweep<T> p) {
   __shared__ SweepSums<C, T, K, Whole> shared;
   constexpr int W = kPiece<C, T, Whole>;
-  const int64_t across = ceil_div(p.chunk.units * C::components, 32 * W);
-  const int64_t of_S = ceil_div(p.S_rows, kSweepRows) * C::stored * across;
+  // There are fewer than 2^31 blocks, and divisions of 64 bits are slow.
+  const unsigned across = unsigned(ceil_div(p.chunk.units * C::components, 32 * W));
+  const unsigned of_S = unsigned(ceil_div(p.S_rows, kSweepRows)) * C::stored * across;
   if (blockIdx.x < of_S) {
-    const int64_t row = blockIdx.x / (C::stored * across), strip = blockIdx.x % (C::stored * across);
-    const int64_t c = (strip % across * 32 + threadIdx.x) * W;
-    sweep_rows<C, T, K, Advance, Whole, false>(p, row * kSweepRows, int(strip / across), c, shared);
+    const unsigned row = blockIdx.x / (C::stored * across), strip = blockIdx.x % (C::stored * across);
+    const int64_t c = (strip % across * int64_t(32) + threadIdx.x) * W;
+    sweep_rows<C, T, K, Advance, Whole, false>(p, row * int64_t(kSweepRows), int(strip / across), c, shared);
   } else {
-    const int64_t row = (blockIdx.x - of_S) / across, strip = (blockIdx.x - of_S) % across;
-    const int64_t c = (strip * 32 + threadIdx.x) * W;
-    sweep_rows<C, T, K, Advance, Whole, true>(p, row * kSweepRows, 0, c, shared);
+    const unsigned row = (blockIdx.x - of_S) / across, strip = (blockIdx.x - of_S) % across;
+    const int64_t c = (strip * int64_t(32) + threadIdx.x) * W;
+    sweep_rows<C, T, K, Advance, Whole, true>(p, row * int64_t(kSweepRows), 0, c, shared);
   }
 }
 

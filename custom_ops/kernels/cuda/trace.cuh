@@ -40,10 +40,11 @@ __global__ void __launch_bounds__(kTraceThreads, sizeof(T) == 4 ? 3 : 2) trace_k
   alignas(16) __shared__ T driven_tile[2][kDepth][Tile::columns];
 
   const int64_t D = p.chunk.inputs, N = p.chunk.units, time = p.chunk.time, columns = N * m;
-  const int64_t across = ceil_div(columns, Tile::columns), down = ceil_div(D, Tile::rows);
-  const int64_t tile = blockIdx.x / (C::stored * across), strip = blockIdx.x % (C::stored * across);
-  const int64_t group = tile / down, d0 = tile % down * Tile::rows;
-  const int64_t gate = strip / across, c0 = strip % across * Tile::columns;
+  // There are fewer than 2^31 blocks, and divisions of 64 bits are slow.
+  const unsigned across = unsigned(ceil_div(columns, Tile::columns)), down = unsigned(ceil_div(D, Tile::rows));
+  const unsigned tile = blockIdx.x / (C::stored * across), strip = blockIdx.x % (C::stored * across);
+  const int64_t group = tile / down, d0 = tile % down * int64_t(Tile::rows);
+  const int64_t gate = strip / across, c0 = strip % across * int64_t(Tile::columns);
 
   const int thread = threadIdx.x, warp = thread / 32, tx = thread % 16;
   const int row = (warp * 2 + thread % 32 / 16) * Rows;  // of the tile, this thread's first
