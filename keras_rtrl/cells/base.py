@@ -162,6 +162,16 @@ class RTRLCell:
         self._refuse_keras_rnn()
 
 
+def product(x: tf.Tensor, kernel: tf.Tensor, transpose_b: bool = False) -> tf.Tensor:
+    """x [..., D] times a kernel [D, W] (or its transpose), as one GEMM.
+
+    `tf.matmul` would make its gradient a kernel for each leading position, and sum these.
+    """
+    flat = tf.matmul(tf.reshape(x, (-1, x.shape[-1])), kernel, transpose_b=transpose_b)
+    leading = x.shape[:-1]
+    return tf.reshape(flat, (*(leading if leading.is_fully_defined() else tf.unstack(tf.shape(x)[:-1])), flat.shape[-1]))
+
+
 def normal(stddev: float) -> Callable[..., tf.Tensor]:
     """Normal(0, stddev) initialiser."""
     return lambda shape, dtype=None: tf.random.normal(shape, 0.0, stddev, tf.as_dtype(dtype or tf.float32))

@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from keras_rtrl._checks import number
-from keras_rtrl.cells.base import Local, Parameter, RTRLCell, glorot_uniform, normal, zeros
+from keras_rtrl.cells.base import Local, Parameter, RTRLCell, glorot_uniform, normal, product, zeros
 
 
 class ELSTMCell(RTRLCell):
@@ -65,7 +65,7 @@ class ELSTMCell(RTRLCell):
     def output(self, x, state, w):
         (cell,) = state
         gate = tf.sigmoid(
-            tf.matmul(x, w["output_kernel"]) + tf.matmul(cell, w["output_recurrent_kernel"]) + w["output_bias"]
+            product(x, w["output_kernel"]) + product(cell, w["output_recurrent_kernel"]) + w["output_bias"]
         )
         return gate * cell
 

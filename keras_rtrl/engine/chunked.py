@@ -6,6 +6,7 @@ Two implementations: the native op, and its twin in plain TensorFlow, which defi
 
 import tensorflow as tf
 
+from keras_rtrl.cells.base import product
 from keras_rtrl.engine import native
 from keras_rtrl.engine.carry import (
     Carry,
@@ -89,7 +90,7 @@ class _Native:
     def __init__(self, cell, kernel, rho, x, carry, reset, mask):
         self._cell, self._kernel, self._rho, self._x, self._carry = cell, kernel, rho, x, carry
         self._flags = (reset, mask)
-        saved, states, _ = native.forward(cell, x @ kernel, rho, carry.state, reset, mask)
+        saved, states, _ = native.forward(cell, product(x, kernel), rho, carry.state, reset, mask)
         # Functions under nested tapes ask for the gradients of what the backward pass takes from the forward pass.
         self._saved, self.states = tf.stop_gradient(saved), tuple(tf.stop_gradient(s) for s in states)
 
@@ -106,12 +107,12 @@ class _Native:
         du, d_rho, start = native.adjoint(
             cell, self._saved, self.states, cotangents, self._rho, old.state, *self._flags, gradient == "instant"
         )
-        d_kernel = tf.tensordot(x, du, ((0, 1), (0, 1)))
+        d_kernel = tf.matmul(_flat(x), _flat(du), transpose_a=True)
         if gradient == "rtrl" and old.S is not None:
             d_kernel, d_rho = native.contract(cell, start, old.S, old.r, d_kernel, d_rho)
         else:
             d_rho = tf.reduce_sum(d_rho, 0)
-        d_x = tf.matmul(du, self._kernel, transpose_b=True)
+        d_x = product(du, self._kernel, transpose_b=True)
         return (d_x, d_kernel, *tf.unstack(d_rho, len(cell.unit_names)))
 
 
@@ -122,7 +123,7 @@ class _Twin:
         self._cell, self._kernel, self._rho, self._x, self._carry = cell, kernel, rho, x, carry
         self._k = None if reset is None else tf.cast(~tf.transpose(reset), x.dtype)[..., None]  # [T, B, 1]
         self._mask = None if mask is None else tf.transpose(mask)[..., None]
-        u = tf.transpose(x, (1, 0, 2)) @ kernel
+        u = product(tf.transpose(x, (1, 0, 2)), kernel)
         self._u = dict(zip(cell.gates, tf.split(u, len(cell.gates), axis=-1), strict=True))
         self._c = cell.coefficients(rho)
         start = tuple(tf.unstack(carry.state, axis=-1))
@@ -218,8 +219,8 @@ class _Twin:
             by_gate[gate] = matvec(_constant(rotation), a[source])
         zero = tf.zeros_like(adjoint[0])
         du = _swap(tf.concat([_or(dot(adjoint, by_gate[gate]), zero) for gate in cell.gates], axis=-1))  # [B, T, G N]
-        d_kernel = tf.tensordot(x, du, ((0, 1), (0, 1)))
-        d_x = tf.matmul(du, self._kernel, transpose_b=True)
+        d_kernel = tf.matmul(_flat(x), _flat(du), transpose_a=True)
+        d_x = product(du, self._kernel, transpose_b=True)
         d_unit = [tf.reduce_sum(_or(dot(adjoint, v[name]), zero), (0, 1)) for name in cell.unit_names]
         if gradient == "rtrl" and old.S is not None:
             d_kernel += _contract(cell, start, old.S)
@@ -228,6 +229,11 @@ class _Twin:
                 history = tf.unstack(tf.reduce_sum(q[:, None] * old.r, (0, -1)))
                 d_unit = [d + h for d, h in zip(d_unit, history, strict=True)]
         return (d_x, d_kernel, *d_unit)
+
+
+def _flat(x):
+    """[B T, W] of [B, T, W]."""
+    return tf.reshape(x, (-1, x.shape[-1]))
 
 
 def _swap(x):

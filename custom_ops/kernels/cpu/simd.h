@@ -7,6 +7,9 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
 
 #include "../cells/cell.h"
 
@@ -68,6 +71,24 @@ struct Vec {
     for (int64_t i = 0; i < count; ++i) p[i] = part[i];
   }
 
+  // To an aligned address, past the caches where the machine can; fence() afterwards.
+  KERAS_RTRL_FN void stream(float* p) const {
+#if defined(__AVX512F__)
+    _mm512_stream_ps(p, reinterpret_cast<__m512>(v));
+#elif defined(__AVX__)
+    _mm256_stream_ps(p, reinterpret_cast<__m256>(v));
+#elif defined(__SSE2__)
+    _mm_stream_ps(p, reinterpret_cast<__m128>(v));
+#else
+    store(p);
+#endif
+  }
+  KERAS_RTRL_FN void stream(double* p) const {
+    Vec<float> bits;
+    memcpy(&bits.v, &v, sizeof(v));
+    bits.stream(reinterpret_cast<float*>(p));
+  }
+
   friend KERAS_RTRL_FN Vec operator+(const Vec& a, const Vec& b) { return a.v + b.v; }
   friend KERAS_RTRL_FN Vec operator-(const Vec& a, const Vec& b) { return a.v - b.v; }
   friend KERAS_RTRL_FN Vec operator*(const Vec& a, const Vec& b) { return a.v * b.v; }
@@ -79,6 +100,12 @@ struct Vec {
   friend KERAS_RTRL_FN Vec maximum(const Vec& a, const Vec& b) { return b.v > a.v ? b.v : a.v; }
   friend KERAS_RTRL_FN Vec minimum(const Vec& a, const Vec& b) { return b.v < a.v ? b.v : a.v; }
 };
+
+KERAS_RTRL_FN void fence() {
+#ifdef __SSE2__
+  _mm_sfence();
+#endif
+}
 
 // Elementary functions, within a few units in the last place.
 

@@ -13,6 +13,7 @@ namespace keras_rtrl {
 inline namespace KERAS_RTRL_LEVEL {
 
 constexpr int64_t kSteps = 128;  // longer chunks are composed of such: the panels stay in the cache
+constexpr int64_t kStreamed = 8 << 20;  // bytes of traces from which new ones are written past the caches
 
 template <class Cell, class T>
 struct Traces {
@@ -64,9 +65,10 @@ struct Traces {
     return __builtin_shuffle(x.v, order);
   }
 
-  // Rows [d, d + rows) of S for the columns of a block, from those of S0 (may be NULL: zeros, or S itself).
+  // Rows [d, d + rows) of S for the columns of a block, from those of S0 (may be NULL: zeros, or S itself); `streamed`:
+  // past the caches, rows of whole, aligned vectors.
   static KERAS_RTRL_FN void tiles(const Call& call, Block& block, const T* x, int64_t steps, int64_t n0, int64_t count,
-                                  int64_t d, int64_t rows, const T* S0, T* S) {
+                                  int64_t d, int64_t rows, const T* S0, T* S, bool streamed = false) {
     const int64_t columns = call.columns(), width = count * m;
     for (int gate = 0; gate < stored; ++gate) {
       for (int64_t index = 0; index * kTile<T> < width; ++index) {
@@ -93,7 +95,11 @@ struct Traces {
                 value = value + V::load(block.diagonal + first + column) * old;
                 if (m == 2) value = value + V::load(block.cross + first + column) * swapped(old);
               }
-              value.store(S + at + i * columns + column, left);
+              T* const to = S + at + i * columns + column;
+              if (streamed)
+                value.stream(to);
+              else
+                value.store(to, left);
             }
         });
       }
@@ -128,6 +134,9 @@ struct Traces {
     const Call call(*chunk);
     const int64_t units = block_units(call, pool, call.B), blocks = ratio_up(call.N, units);
     const int64_t cost = call.time * units * m * stored * call.D / 32;
+    const int64_t bytes = call.B * call.D * call.columns() * sizeof(T);
+    const bool streamed = S0 != S && bytes >= kStreamed && call.N * m % L == 0 &&
+                          reinterpret_cast<uintptr_t>(S) % KERAS_RTRL_VECTOR_BYTES == 0;
     for_each(pool, call.B * blocks, cost, [&](int64_t item) {
       const int64_t b = item / blocks, n0 = item % blocks * units, count = smaller(units, call.N - n0);
       const int64_t stream = b * call.D * call.columns();
@@ -139,9 +148,10 @@ struct Traces {
         make_block(call, state0, saved, states, b, t0, t1, n0, count, block);
         for (int64_t d = 0; d < call.D; d += kRows)
           tiles(call, block, x + (b * call.time + t0) * call.D, t1 - t0, n0, count, d, smaller(kRows, call.D - d),
-                S_before, S + stream);
+                S_before, S + stream, streamed && t1 == call.time);
         advance_r(call, block, b, n0, count, t0 ? r : r0, r);
       }
+      if (streamed) fence();
     });
   }
 

@@ -347,6 +347,8 @@ int main() {
   check_cell<Cell, double>(s, seed);
       KERAS_RTRL_FOR_EACH_CELL(CHECK)
     }
+    context = std::string(level) + " traces written past the caches";
+    check_cell<ELSTM, float>({9, 2, 128, 1024, false}, 0);
   }
   printf("%d checks at %d instruction sets, %d failed\n", checks, levels, failures);
   return failures != 0;
