@@ -8,7 +8,25 @@ out = policy.signatures["action"](observation=..., last_reward=..., last_action=
 ```
 """
 
+import contextlib
+
 import tensorflow as tf
+
+from keras_rtrl.layers import RTRL
+
+
+@contextlib.contextmanager
+def _stock_ops(module):
+    """Inside, the RTRL layers of `module` run on plain TensorFlow: no file may need the native op to load."""
+    layers = [part for part in module.submodules if isinstance(part, RTRL)]
+    before = [layer.implementation for layer in layers]
+    for layer in layers:
+        layer.implementation = "tf"
+    try:
+        yield
+    finally:
+        for layer, implementation in zip(layers, before, strict=True):
+            layer.implementation = implementation
 
 
 class PolicyModule(tf.Module):
@@ -47,7 +65,8 @@ class PolicyModule(tf.Module):
                 for i, spec in enumerate(specs)
             }
 
-        self.action = tf.function(action, autograph=False).get_concrete_function(**inputs)
+        with _stock_ops(network):
+            self.action = tf.function(action, autograph=False).get_concrete_function(**inputs)
         self.initial_state = tf.function(initial_state, autograph=False).get_concrete_function(
             batch_size=tf.TensorSpec([], tf.int32, name="batch_size")
         )
