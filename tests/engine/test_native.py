@@ -149,6 +149,15 @@ print(keras_rtrl.layers.ELSTM(2)(np.ones((1, 3, 2), "float32")).shape)
     ]
 
 
+@needs_library
+@pytest.mark.skipif(native.info()["cuda"] is None or shutil.which("nm") is None, reason="needs CUDA kernels, and nm")
+def test_the_cuda_runtime_is_the_library_s_own():
+    """TensorFlow exports the runtime's functions too, of another CUDA version."""
+    symbols = subprocess.run(["nm", "-D", native.info()["path"]], capture_output=True, text=True, check=True).stdout
+    assert "keras_rtrl_cuda_forward" in symbols
+    assert not re.findall(r" (?:__)?cuda[A-Z]\w*", symbols)
+
+
 # Where it applies.
 
 
