@@ -28,10 +28,18 @@ __device__ __forceinline__ Pack<T, W> read(const T* from) {
   return pack;
 }
 
+// To global memory. The stores are named: the compiler takes an assigned pack apart.
+__device__ __forceinline__ void store_pack(float* to, const Pack<float, 4>& pack) {
+  __stwb(reinterpret_cast<float4*>(to), make_float4(pack.v[0], pack.v[1], pack.v[2], pack.v[3]));
+}
+__device__ __forceinline__ void store_pack(double* to, const Pack<double, 2>& pack) {
+  __stwb(reinterpret_cast<double2*>(to), make_double2(pack.v[0], pack.v[1]));
+}
+
 template <bool Whole, int W, class T>
 __device__ __forceinline__ void write(T* to, const Pack<T, W>& pack) {
   if constexpr (Whole) {
-    *reinterpret_cast<Pack<T, W>*>(to) = pack;
+    store_pack(to, pack);
   } else {
 #pragma unroll
     for (int i = 0; i < W; ++i) to[i] = pack.v[i];

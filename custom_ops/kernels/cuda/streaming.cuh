@@ -103,6 +103,8 @@ __device__ __forceinline__ void sweep_rows(const Sweep<T>& p, int64_t row0, int 
   const int64_t n = c / m, stride = Unit ? columns : C::stored * columns;  // from row to row
   const int64_t all_rows = Unit ? P : D;
   const int rows = all_rows - row0 < R ? int(all_rows - row0) : R;
+  // Beyond the last row its numbers are read again, and nothing is written: reads without conditions go out at once.
+  const auto held = [&](int r) { return r < rows ? r : rows - 1; };
   T* const traces = (Unit ? p.r + c : p.S + gate * columns + c) + row0 * stride;
   T* const out = Unit ? p.d_rho : p.d_kernel;
   const bool present = c < columns;
@@ -122,11 +124,9 @@ __device__ __forceinline__ void sweep_rows(const Sweep<T>& p, int64_t row0, int 
     T x[R];
 #pragma unroll
     for (int r = 0; r < R; ++r) {
-      S[r] = {};
+      S[r] = read<W, Whole>(from + held(r) * stride);
       x[r] = T(1);
-      if (r >= rows) continue;
-      S[r] = read<W, Whole>(from + r * stride);
-      if constexpr (Advance && !Unit) x[r] = p.x[b * D + row0 + r];
+      if constexpr (Advance && !Unit) x[r] = p.x[b * D + row0 + held(r)];
     }
     if constexpr (Advance) {
       const T* const local = p.local + b * L * N + n;
@@ -137,8 +137,7 @@ __device__ __forceinline__ void sweep_rows(const Sweep<T>& p, int64_t row0, int 
         for (int j = 0; j < m; ++j) J[i][j] = local_row(i * m + j);
         if constexpr (Unit) {
 #pragma unroll
-          for (int r = 0; r < R; ++r)
-            if (r < rows) a[r][i] = local_row(m * m + (C::stored + row0 + r) * m + i);
+          for (int r = 0; r < R; ++r) a[r][i] = local_row(m * m + (C::stored + row0 + held(r)) * m + i);
         } else {
           a[0][i] = local_row(m * m + gate * m + i);
         }

@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kTraceThreads, sizeof(T) == 4 ? 3 : 2) trace_k
       for (int i = 0; i < kLoadsX; ++i) (&x_tile[buffer][0][0])[thread + i * kTraceThreads] = x_next[i];
 #pragma unroll
       for (int i = 0; i < kLoadsDriven; ++i)
-        write<true>(&driven_tile[buffer][0][0] + (thread + i * kTraceThreads) * W, driven_next[i]);
+        reinterpret_cast<Pack<T, W>*>(&driven_tile[buffer][0][0])[thread + i * kTraceThreads] = driven_next[i];
     };
     fetch(0);
     put(0);

@@ -7,8 +7,10 @@
 #ifndef KERAS_RTRL_TEST_CUDA_EMULATION_H_
 #define KERAS_RTRL_TEST_CUDA_EMULATION_H_
 
-#include <functional>
 #include <stdint.h>
+#include <string.h>
+
+#include <functional>
 
 #define __global__
 #define __device__
@@ -24,6 +26,19 @@ struct dim3 {
   unsigned x, y, z;
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
+
+struct float4 {
+  float x, y, z, w;
+};
+struct double2 {
+  double x, y;
+};
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline double2 make_double2(double x, double y) { return {x, y}; }
+template <class T>
+void __stwb(T* to, T value) {
+  memcpy(to, &value, sizeof(T));  // `to` points to an array of numbers, not to a T
+}
 
 extern dim3 gridDim, blockDim, blockIdx, threadIdx;
 void __syncthreads();
