@@ -116,7 +116,7 @@ def _shape_table(name, found):
     stream = name == "stream"
     unit = "steps/s" if stream else "ms"
     lines = [
-        f"| training step | median, {unit} | quartiles | x keras LSTM | peak memory, MB |",
+        f"| training step | median, {unit} | quartiles | time x keras LSTM | peak memory, MB |",
         "|---|---|---|---|---|",
     ]
     for row in sorted(found["rows"].values(), key=lambda row: row["median"]):

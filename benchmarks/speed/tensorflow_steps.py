@@ -174,20 +174,20 @@ def _streaming(implementation):
             h = tf.nn.relu(state)  # [1, N, 2]
             error = tf.reduce_sum(head * h) - target
             slope = 2 * error
-            e = tf.where(h > 0, slope * head, 0.0)
+            e = tf.raw_ops.ReluGrad(gradients=(slope * head)[None], features=h)
             for name, gradient in streaming.update(carry, pending, e[None]).items():
-                descend(params[name], gradient[0])
-            descend(head, slope * h[0])
+                descend(params[name], tf.squeeze(gradient, 0))
+            descend(head, tf.squeeze(slope * h, 0))
             return error * error
 
         @tf.function(jit_compile=implementation == "xla")
         def loop(x, target):
             losses = tf.TensorArray(tf.float32, steps)
             for t in tf.range(steps):
-                losses = losses.write(t, step(x[t][None], target[t]))
+                losses = losses.write(t, step(tf.gather(x, t), tf.gather(target, t)))  # one op where x[t] is five
             return losses.stack()
 
-        x, target = tf.constant(x), tf.constant(target)
+        x, target = tf.constant(x[:, None]), tf.constant(target)
         return lambda: loop(x, target).numpy()
 
     return build
@@ -208,13 +208,13 @@ def _streaming_bptt(layer):
             losses = tf.TensorArray(tf.float32, steps)
             for t in tf.range(steps):
                 with tf.GradientTape() as tape:
-                    loss = (tf.reduce_sum(core(x[t][None, None]) @ head) - target[t]) ** 2
+                    loss = (tf.reduce_sum(core(tf.gather(x, t)) @ head) - tf.gather(target, t)) ** 2
                 for value, gradient in zip(values, tape.gradient(loss, values), strict=True):
                     value.assign_sub(STREAM_RATE * gradient)
                 losses = losses.write(t, loss)
             return losses.stack()
 
-        x, target = tf.constant(x), tf.constant(target)
+        x, target = tf.constant(x[:, None, None]), tf.constant(target)
         return lambda: loop(x, target).numpy()
 
     return build
