@@ -31,10 +31,13 @@ int64_t tiles(int64_t inputs, int64_t units) {
   return ceil_div(inputs, Tile::rows) * C::stored * ceil_div(units * C::components, Tile::columns);
 }
 
+__device__ __forceinline__ int64_t smaller(int64_t a, int64_t b) { return b < a ? b : a; }
+
 template <class C, class T, int Rows, bool Contract>
 __global__ void __launch_bounds__(kTraceThreads, sizeof(T) == 4 ? 3 : 2) trace_kernel(const TraceStep<T> p) {
   using Tile = Tile<T, Rows>;
   constexpr int W = kPack<T>, m = C::components, U = W / m, outputs = kOutputs<C>;
+  // Reads of a thread for kDepth steps; one read of all threads covers kDepth / kLoads steps.
   constexpr int kLoadsX = kDepth * Tile::rows / kTraceThreads, kLoadsDriven = kDepth * 32 / kTraceThreads;
   alignas(16) __shared__ T x_tile[2][kDepth][Tile::rows];
   alignas(16) __shared__ T driven_tile[2][kDepth][Tile::columns];
@@ -55,36 +58,66 @@ __global__ void __launch_bounds__(kTraceThreads, sizeof(T) == 4 ? 3 : 2) trace_k
   T sums[Contract ? Rows : 1][2][U][outputs] = {};
 
   for (int64_t b = group * share; b < end; ++b) {
-    // The old traces, times their factor and contracted.
-    T tile_sum[Rows][2][W];
+    // Of the next steps' x and driven. Reads beyond an end are of the last one there, so that none has a condition;
+    // steps beyond the end count as zeros.
+    T x_next[kLoadsX];
+    Pack<T, W> driven_next[kLoadsDriven];
+    const int x_step = thread / Tile::rows, driven_step = thread / 32;
+    const T* const x_from = p.x + b * time * D + smaller(d0 + thread % Tile::rows, D - 1);
+    const T* const driven_from =
+        p.driven + (b * time * C::stored + gate) * p.row + smaller(c0 + thread % 32 * W, p.row - W);
+    const auto fetch = [&](int64_t t0) {
+#pragma unroll
+      for (int i = 0; i < kLoadsX; ++i)
+        x_next[i] = x_from[smaller(t0 + x_step + i * (kDepth / kLoadsX), time - 1) * D];
+#pragma unroll
+      for (int i = 0; i < kLoadsDriven; ++i)
+        driven_next[i] = read<W, true>(
+            driven_from + smaller(t0 + driven_step + i * (kDepth / kLoadsDriven), time - 1) * C::stored * p.row);
+    };
+    const auto put = [&](int64_t t0, int buffer) {
+#pragma unroll
+      for (int i = 0; i < kLoadsX; ++i)
+        (&x_tile[buffer][0][0])[thread + i * kTraceThreads] =
+            t0 + x_step + i * (kDepth / kLoadsX) < time ? x_next[i] : T(0);
+#pragma unroll
+      for (int i = 0; i < kLoadsDriven; ++i)
+        reinterpret_cast<Pack<T, W>*>(&driven_tile[buffer][0][0])[thread + i * kTraceThreads] =
+            t0 + driven_step + i * (kDepth / kLoadsDriven) < time ? driven_next[i] : Pack<T, W>{};
+    };
+    fetch(0);
+
+    // The old traces, contracted and multiplied by their factor. Half a tile's reads go out at once.
+    Pack<T, W> tile_sum[Rows][2] = {};
+    const T* const from = p.S0 + (b * D * C::stored + gate) * columns;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int64_t c = c0 + (h * 16 + tx) * W, left = columns - c;
-      T factor[U][m][m] = {};
+      if (!p.S0 || left <= 0) continue;
+#pragma unroll
+      for (int r = 0; r < Rows; ++r)
+        tile_sum[r][h] = load<W>(from + smaller(d0 + row + r, D - 1) * C::stored * columns + c, left, p.whole);
+      // Its U = W / m units have W m factors.
+      T factor[U][m][m];
       Pack<T, W> e = {};
-      if (p.S0 && left > 0) {
-        // W numbers a pack, and U m m = W m numbers of factors.
 #pragma unroll
-        for (int i = 0; i < m; ++i) {
-          const Pack<T, W> pack = load<W>(p.product + (b * columns + c) * m + i * W, left * m - i * W, p.whole);
+      for (int i = 0; i < m; ++i) {
+        const Pack<T, W> pack = load<W>(p.product + (b * columns + c) * m + i * W, left * m - i * W, p.whole);
 #pragma unroll
-          for (int j = 0; j < W; ++j) (&factor[0][0][0])[i * W + j] = pack.v[j];
-        }
-        if constexpr (Contract) e = load<W>(p.start + b * columns + c, left, p.whole);
+        for (int j = 0; j < W; ++j) factor[(i * W + j) / (m * m)][(i * W + j) / m % m][j % m] = pack.v[j];
       }
+      if constexpr (Contract) e = load<W>(p.start + b * columns + c, left, p.whole);
 #pragma unroll
       for (int r = 0; r < Rows; ++r) {
-        const int64_t d = d0 + row + r;
-        Pack<T, W> old = {};
-        if (p.S0 && d < D && left > 0)
-          old = load<W>(p.S0 + ((b * D + d) * C::stored + gate) * columns + c, left, p.whole);
+        const Pack<T, W> old = tile_sum[r][h];
 #pragma unroll
         for (int u = 0; u < U; ++u) {
 #pragma unroll
           for (int i = 0; i < m; ++i) {
-            tile_sum[r][h][u * m + i] = T(0);
+            T sum = T(0);
 #pragma unroll
-            for (int j = 0; j < m; ++j) tile_sum[r][h][u * m + i] += factor[u][i][j] * old.v[u * m + j];
+            for (int j = 0; j < m; ++j) sum += factor[u][i][j] * old.v[u * m + j];
+            tile_sum[r][h].v[u * m + i] = sum;
           }
           if constexpr (Contract) {
             T unit_e[m], unit_S[m];
@@ -96,33 +129,7 @@ __global__ void __launch_bounds__(kTraceThreads, sizeof(T) == 4 ? 3 : 2) trace_k
       }
     }
 
-    // The product.
-    T x_next[kLoadsX];
-    Pack<T, W> driven_next[kLoadsDriven];
-    const auto fetch = [&](int64_t t0) {
-#pragma unroll
-      for (int i = 0; i < kLoadsX; ++i) {
-        const int item = thread + i * kTraceThreads, k = item / Tile::rows, d = item % Tile::rows;
-        x_next[i] = t0 + k < time && d0 + d < D ? p.x[(b * time + t0 + k) * D + d0 + d] : T(0);
-      }
-#pragma unroll
-      for (int i = 0; i < kLoadsDriven; ++i) {
-        const int item = thread + i * kTraceThreads, k = item / 32;
-        const int64_t c = c0 + item % 32 * W;
-        driven_next[i] = {};
-        if (t0 + k < time && c < p.row)
-          driven_next[i] = read<W, true>(p.driven + ((b * time + t0 + k) * C::stored + gate) * p.row + c);
-      }
-    };
-    const auto put = [&](int buffer) {
-#pragma unroll
-      for (int i = 0; i < kLoadsX; ++i) (&x_tile[buffer][0][0])[thread + i * kTraceThreads] = x_next[i];
-#pragma unroll
-      for (int i = 0; i < kLoadsDriven; ++i)
-        reinterpret_cast<Pack<T, W>*>(&driven_tile[buffer][0][0])[thread + i * kTraceThreads] = driven_next[i];
-    };
-    fetch(0);
-    put(0);
+    put(0, 0);
     __syncthreads();
     int buffer = 0;
     for (int64_t t0 = 0; t0 < time; t0 += kDepth) {
@@ -141,10 +148,10 @@ __global__ void __launch_bounds__(kTraceThreads, sizeof(T) == 4 ? 3 : 2) trace_k
 #pragma unroll
             for (int h = 0; h < 2; ++h)
 #pragma unroll
-              for (int i = 0; i < W; ++i) tile_sum[r][h][i] += x_k[r / W].v[r % W] * driven_k[h].v[i];
+              for (int i = 0; i < W; ++i) tile_sum[r][h].v[i] += x_k[r / W].v[r % W] * driven_k[h].v[i];
         }
       }
-      if (more) put(buffer ^ 1);
+      if (more) put(t0 + kDepth, buffer ^ 1);
       __syncthreads();
       buffer ^= 1;
     }
@@ -155,10 +162,7 @@ __global__ void __launch_bounds__(kTraceThreads, sizeof(T) == 4 ? 3 : 2) trace_k
       for (int h = 0; h < 2; ++h) {
         const int64_t d = d0 + row + r, c = c0 + (h * 16 + tx) * W;
         if (d >= D || c >= columns) continue;
-        Pack<T, W> pack;
-#pragma unroll
-        for (int i = 0; i < W; ++i) pack.v[i] = tile_sum[r][h][i];
-        store<W>(p.S + ((b * D + d) * C::stored + gate) * columns + c, pack, columns - c, p.whole);
+        store<W>(p.S + ((b * D + d) * C::stored + gate) * columns + c, tile_sum[r][h], columns - c, p.whole);
       }
   }
 
