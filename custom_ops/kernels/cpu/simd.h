@@ -24,6 +24,9 @@
 #define KERAS_RTRL_REGISTERS 16
 #endif
 
+// For what would make the code large where it is inlined, and gains nothing there.
+#define KERAS_RTRL_APART __attribute__((noinline))
+
 namespace keras_rtrl {
 inline namespace KERAS_RTRL_LEVEL {
 
@@ -58,16 +61,23 @@ struct Vec {
   }
   // The first `count` numbers, zeros after them.
   static KERAS_RTRL_FN Vec load(const T* p, int64_t count) {
-    if (__builtin_expect(count >= lanes, 1)) return load(p);
+    return __builtin_expect(count >= lanes, 1) ? load(p) : load_part(p, count);
+  }
+  static KERAS_RTRL_APART Vec load_part(const T* p, int64_t count) {
     T part[lanes] = {};
     for (int64_t i = 0; i < count; ++i) part[i] = p[i];
     return load(part);
   }
   KERAS_RTRL_FN void store(T* p) const { memcpy(p, &v, sizeof(Raw)); }
   KERAS_RTRL_FN void store(T* p, int64_t count) const {
-    if (__builtin_expect(count >= lanes, 1)) return store(p);
+    if (__builtin_expect(count >= lanes, 1))
+      store(p);
+    else
+      store_part(*this, p, count);
+  }
+  static KERAS_RTRL_APART void store_part(Vec x, T* p, int64_t count) {
     T part[lanes];
-    store(part);
+    x.store(part);
     for (int64_t i = 0; i < count; ++i) p[i] = part[i];
   }
 
@@ -235,6 +245,14 @@ KERAS_RTRL_FN void sincos(const Vec<T>& x, Vec<T>& sine, Vec<T>& cosine) {
   const Vec<T> sine_size = select(odd, c, s), cosine_size = select(odd, s, c);
   sine = select((quarter & 2) != 0, -sine_size, sine_size);
   cosine = select(((quarter + 1) & 2) != 0, -cosine_size, cosine_size);
+}
+
+// Swaps each lane with its neighbour: the two components of a unit.
+template <class T>
+KERAS_RTRL_FN Vec<T> swapped(const Vec<T>& x) {
+  typename Vec<T>::Mask order;
+  for (int i = 0; i < Vec<T>::lanes; ++i) order[i] = i ^ 1;
+  return __builtin_shuffle(x.v, order);
 }
 
 // A state or trace of m components a unit, interleaved in memory, as m vectors of units.

@@ -7,6 +7,18 @@
 namespace keras_rtrl {
 inline namespace KERAS_RTRL_LEVEL {
 
+// u [rows, kTile] = x [rows, inputs] times kTile columns of a kernel whose rows are `width` long.
+template <class T>
+KERAS_RTRL_APART void product(const T* x, int64_t inputs, int64_t rows, const T* kernel, int64_t width, T* u) {
+  with_rows(rows, [&](auto constant) {
+    constexpr int n = decltype(constant)::value;
+    Vec<T> sums[n][kVectors];
+    multiply<n>(x, inputs, 1, kernel, width, inputs, sums);
+    for (int i = 0; i < n; ++i)
+      for (int j = 0; j < kVectors; ++j) sums[i][j].store(u + i * kTile<T> + j * Vec<T>::lanes);
+  });
+}
+
 template <class Cell, class T>
 struct Streaming {
   typedef Vec<T> V;
@@ -39,13 +51,7 @@ struct Streaming {
       for (int64_t b0 = 0; b0 < call.B; b0 += kRows) {
         const int64_t streams = smaller(kRows, call.B - b0);
         for (int g = 0; g < G; ++g)
-          with_rows(streams, [&](auto constant) {
-            constexpr int n = decltype(constant)::value;
-            V sums[n][kVectors];
-            multiply<n>(x + b0 * call.D, call.D, 1, columns + g * width, G * width, call.D, sums);
-            for (int i = 0; i < n; ++i)
-              for (int j = 0; j < kVectors; ++j) sums[i][j].store(u + (g * kRows + i) * kTile<T> + j * L);
-          });
+          product(x + b0 * call.D, call.D, streams, columns + g * width, G * width, u + g * kRows * kTile<T>);
         for (int64_t i = 0; i < streams; ++i) step(call, b0 + i, n0, count, c, u + i * kTile<T>, state0, state, local);
       }
     });
@@ -106,7 +112,7 @@ struct Streaming {
 
   // Rows [d, d + rows) of stream b.
   template <int rows>
-  static KERAS_RTRL_FN void update_rows(const Call& call, int64_t b, int64_t d, int64_t K, const T* x, const T* local,
+  static KERAS_RTRL_APART void update_rows(const Call& call, int64_t b, int64_t d, int64_t K, const T* x, const T* local,
                                         const T* cotangents, T* S, T* d_kernel) {
     const int64_t N = call.N, columns = call.columns();
     const T* const from = local + b * kLocal * N;
@@ -145,7 +151,7 @@ struct Streaming {
     (b ? V::load(to, live) + value : value).store(to, live);
   }
 
-  static KERAS_RTRL_FN void update_r(const Call& call, int64_t b, int64_t n, int64_t K, const T* local,
+  static KERAS_RTRL_APART void update_r(const Call& call, int64_t b, int64_t n, int64_t K, const T* local,
                                      const T* cotangents, T* r, T* d_rho) {
     const int64_t N = call.N, live = smaller(L, N - n);
     const T* const from = local + b * kLocal * N + n;

@@ -15,6 +15,40 @@ inline namespace KERAS_RTRL_LEVEL {
 constexpr int64_t kSteps = 128;  // longer chunks are composed of such: the panels stay in the cache
 constexpr int64_t kStreamed = 8 << 20;  // bytes of traces from which new ones are written past the caches
 
+// One tile, S = diagonal S0 + cross (S0 with each unit's components swapped) + x' panel: `rows` rows of `stride` numbers
+// from S on, `live` columns of each; the same of S0, which may be NULL for zeros.
+template <int m, class T>
+KERAS_RTRL_APART void tile(const T* x, int64_t inputs, int64_t steps, const T* panel, const T* diagonal, const T* cross,
+                           int64_t stride, int64_t rows, int64_t live, const T* S0, T* S, bool streamed) {
+  typedef Vec<T> V;
+  with_rows(rows, [&](auto constant) {
+    constexpr int n = decltype(constant)::value;
+    if (S0)
+      for (int i = 0; i < n; ++i)
+        for (int64_t j = 0; j < live; j += 64 / sizeof(T)) __builtin_prefetch(S0 + i * stride + j);
+    V sums[n][kVectors];
+    multiply<n>(x, 1, inputs, panel, kTile<T>, steps, sums);
+#pragma GCC unroll 8
+    for (int i = 0; i < n; ++i)
+#pragma GCC unroll 8
+      for (int j = 0; j < kVectors; ++j) {
+        const int64_t column = j * V::lanes, left = live - column;
+        if (left <= 0) continue;
+        V value = sums[i][j];
+        if (S0) {
+          const V old = V::load(S0 + i * stride + column, left);
+          value = value + V::load(diagonal + column) * old;
+          if (m == 2) value = value + V::load(cross + column) * swapped(old);
+        }
+        T* const to = S + i * stride + column;
+        if (streamed)
+          value.stream(to);
+        else
+          value.store(to, left);
+      }
+  });
+}
+
 template <class Cell, class T>
 struct Traces {
   typedef Vec<T> V;
@@ -58,56 +92,22 @@ struct Traces {
     }
   }
 
-  // Swaps the two components of each unit.
-  static KERAS_RTRL_FN V swapped(const V& x) {
-    typename V::Mask order;
-    for (int i = 0; i < L; ++i) order[i] = i ^ 1;
-    return __builtin_shuffle(x.v, order);
-  }
-
   // Rows [d, d + rows) of S for the columns of a block, from those of S0 (may be NULL: zeros, or S itself); `streamed`:
   // past the caches, rows of whole, aligned vectors.
-  static KERAS_RTRL_FN void tiles(const Call& call, Block& block, const T* x, int64_t steps, int64_t n0, int64_t count,
-                                  int64_t d, int64_t rows, const T* S0, T* S, bool streamed = false) {
-    const int64_t columns = call.columns(), width = count * m;
+  static void tiles(const Call& call, Block& block, const T* x, int64_t steps, int64_t n0, int64_t count, int64_t d,
+                    int64_t rows, const T* S0, T* S, bool streamed = false) {
+    const int64_t width = count * m;
     for (int gate = 0; gate < stored; ++gate) {
       for (int64_t index = 0; index * kTile<T> < width; ++index) {
-        const int64_t first = index * kTile<T>, live = smaller(kTile<T>, width - first);
-        const int64_t at = d * columns + (gate * call.N + n0) * m + first;
-        const T* from = S0 ? S0 + at : nullptr;
-        const T* B = panel(block, gate, index, steps);
-        with_rows(rows, [&](auto constant) {
-          constexpr int n = decltype(constant)::value;
-          if (from)
-            for (int i = 0; i < n; ++i)
-              for (int64_t j = 0; j < live; j += 64 / sizeof(T)) __builtin_prefetch(from + i * columns + j);
-          V sums[n][kVectors];
-          multiply<n>(x + d, 1, call.D, B, kTile<T>, steps, sums);
-#pragma GCC unroll 8
-          for (int i = 0; i < n; ++i)
-#pragma GCC unroll 8
-            for (int j = 0; j < kVectors; ++j) {
-              const int64_t column = j * L, left = live - column;
-              if (left <= 0) continue;
-              V value = sums[i][j];
-              if (from) {
-                const V old = V::load(from + i * columns + column, left);
-                value = value + V::load(block.diagonal + first + column) * old;
-                if (m == 2) value = value + V::load(block.cross + first + column) * swapped(old);
-              }
-              T* const to = S + at + i * columns + column;
-              if (streamed)
-                value.stream(to);
-              else
-                value.store(to, left);
-            }
-        });
+        const int64_t first = index * kTile<T>, at = d * call.columns() + (gate * call.N + n0) * m + first;
+        tile<m, T>(x + d, call.D, steps, panel(block, gate, index, steps), block.diagonal + first, block.cross + first,
+                   call.columns(), rows, smaller(kTile<T>, width - first), S0 ? S0 + at : nullptr, S + at, streamed);
       }
     }
   }
 
   // r of one block of stream b after the steps of its suffix products; r0 NULL: zeros.
-  static KERAS_RTRL_FN void advance_r(const Call& call, Block& block, int64_t b, int64_t n0, int64_t count,
+  static KERAS_RTRL_APART void advance_r(const Call& call, Block& block, int64_t b, int64_t n0, int64_t count,
                                       const T* r0, T* r) {
     for (int p = 0; p < P; ++p)
       for (int64_t j = 0; j < count; j += L) {
@@ -156,7 +156,7 @@ struct Traces {
   }
 
   // Adds q . S of row d, all gates, to d_kernel's; q is that of one stream, [N, m].
-  static KERAS_RTRL_FN void contract_row(const Call& call, int64_t n0, int64_t count, const T* q, const T* S,
+  static KERAS_RTRL_APART void contract_row(const Call& call, int64_t n0, int64_t count, const T* q, const T* S,
                                          T* d_kernel) {
     for (int64_t j = 0; j < count; j += L) {
       const int64_t n = n0 + j, live = smaller(L, count - j);
@@ -171,7 +171,7 @@ struct Traces {
     }
   }
 
-  static KERAS_RTRL_FN void contract_r(const Call& call, int64_t b, int64_t n0, int64_t count, const T* q, const T* r,
+  static KERAS_RTRL_APART void contract_r(const Call& call, int64_t b, int64_t n0, int64_t count, const T* q, const T* r,
                                        T* d_rho) {
     for (int p = 0; p < P; ++p)
       for (int64_t j = 0; j < count; j += L) {
