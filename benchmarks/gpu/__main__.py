@@ -39,19 +39,14 @@ def main():
     except (OSError, BuildError) as error:
         raise SystemExit(f"error: {error}") from None
 
-    results["checks"] = run_checks(kernels)
-    failed = [check for check in results["checks"] if not check["passed"]]
-    if not options.cpu:
-        jax = jax_steps.load()
-        results["jax"] = jax.__version__ if jax else None
-        results["chunk"] = timings.chunk(kernels, jax)
-        results["streaming"] = timings.streaming(kernels, jax)
-        print_timings(results)
-    if options.out:
-        options.out.write_text(json.dumps(results, indent=1) + "\n")
-    if failed:
-        print(f"{len(failed)} of {len(results['checks'])} checks failed", file=sys.stderr)
-    return bool(failed)
+    try:
+        passed = run_checks(kernels, results)
+        if not options.cpu:
+            run_timings(kernels, results)
+    finally:  # what there is, whatever else went wrong
+        if options.out:
+            options.out.write_text(json.dumps(results, indent=1) + "\n")
+    return not passed
 
 
 def load(options):
@@ -70,10 +65,26 @@ def load(options):
     return kernels, results
 
 
-def run_checks(kernels):
-    """Every cell and dtype at every shape; the largest shape in float32 for two cells, to save time."""
+def run_timings(kernels, results):
+    """Times everything; JAX last."""
+    results["chunk"] = timings.chunk(kernels)
+    results["streaming"] = timings.streaming(kernels)
+    print_timings(results)
+    jax = jax_steps.load()
+    if jax is None:
+        results["jax"] = {"missing": "no JAX with a GPU"}
+        print("\nno JAX with a GPU to compare with")
+        return
+    results["jax"] = found = timings.jax_step_by_step(jax)
+    print(f"\nJAX {found['version']}, step by step; median us")
+    print(f"  {'chunk':20}{found['chunk']['median'] * 1e6:10.1f}")
+    print(f"  {'streaming step':20}{found['streaming']['median'] * 1e6:10.1f}")
+
+
+def run_checks(kernels, results):
+    """Every cell and dtype at every shape; the largest shape in float32 for two cells. Whether all passed."""
     print(f"\n{'cell':14}{'dtype':9}{'B, T, D, N':20}{'largest error / tolerance':27}of")
-    results = []
+    checked = results["checks"] = []
     dtypes, shapes, largest = ("float32", "float64"), checks.SMALL_SHAPES + checks.LARGE_SHAPES, checks.LARGE_SHAPES[-1]
     for shape, name, dtype in itertools.product(shapes, CELLS, dtypes):
         if shape == largest and (name, dtype) not in (("elstm", "float32"), ("rtu_linear", "float32")):
@@ -88,8 +99,10 @@ def run_checks(kernels):
             result.update(error=str(error), passed=False)
             text = f"FAILED: {error}"
         print(f"{name:14}{dtype:9}{', '.join(map(str, shape[:4])):20}{text}", flush=True)
-        results.append(result)
-    return results
+        checked.append(result)
+    failed = sum(not result["passed"] for result in checked)
+    print(f"{failed} of {len(checked)} checks failed", file=sys.stderr if failed else sys.stdout)
+    return not failed
 
 
 def print_timings(results):
@@ -107,8 +120,7 @@ def print_timings(results):
         size = f"{stream['trace_bytes'] / 2**20:6.0f} MiB"
         text = f"  {stream['cell']:12}{shape:32}{size}{rates}: {stream['share_of_copy']:.0%}"
         times = f"update {stream['update']['median'] * 1e6:.1f} us, forward {stream['forward']['median'] * 1e6:.1f} us"
-        jax = f", JAX's step {stream['jax']['median'] * 1e6:.1f} us" if "jax" in stream else ""
-        print(f"{text}; {times}{jax}")
+        print(f"{text}; {times}")
 
 
 if __name__ == "__main__":

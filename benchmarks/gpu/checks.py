@@ -102,7 +102,7 @@ def _compare(problem, what, runs):
                 raise RuntimeError(f"{what} of {problem.name}: two runs differ in {quantity} at {problem.shape}.")
         scale = np.abs(expected).max(initial=1e-30)
         error = np.abs(got - expected).max(initial=0.0) / scale
-        worst = max(worst, error if np.isfinite(error) else np.inf)
+        worst = max(worst, float(error) if np.isfinite(error) else np.inf)
     return {what: worst / TOLERANCES[problem.dtype]}
 
 

@@ -37,10 +37,10 @@ def copy_time(device, nbytes):
     return {**time, "bytes_per_second": 2 * nbytes / time["median"]}
 
 
-def streaming(kernels, jax):
+def streaming(kernels):
     """The streaming step at each of STREAMS: seconds, the rate as 2 |S| bytes, and its share of the copy's rate."""
     device, results = kernels.memory, []
-    for index, (name, (B, D, N), K) in enumerate(STREAMS):
+    for name, (B, D, N), K in STREAMS:
         cell, arrays = CELLS[name], _Arrays(device)
         G, stored, m, P = cell[:4]
         rho, x = [arrays(N) for _ in range(P)], arrays(B, D)
@@ -65,15 +65,12 @@ def streaming(kernels, jax):
             "copy": copy,
             "share_of_copy": rate / copy["bytes_per_second"],
         }
-        del S, update
-        if jax and index == 0:
-            result["jax"] = jax_steps.measure(jax, B, 1, D, N)
         results.append(result)
     return results
 
 
-def chunk(kernels, jax):
-    """Every function of the chunk at the DMLab shape, the bound of the trace step, and JAX step by step."""
+def chunk(kernels):
+    """Every function of the chunk at the DMLab shape, and the bound of the trace step."""
     device, arrays = kernels.memory, _Arrays(kernels.memory)
     B, T, D, N = DMLAB
     G, stored, m, P = CELLS["elstm"][:4]
@@ -109,6 +106,12 @@ def chunk(kernels, jax):
         bound = result["cublas"]["median"] + result["copy"]["median"]
         result["product_and_copy"] = bound
         result["over_product_and_copy"] = {name: result[name]["median"] / bound for name in calls if "trace" in name}
-    if jax:
-        result["jax"] = jax_steps.measure(jax, B, T, D, N)
     return result
+
+
+def jax_step_by_step(jax):
+    """JAX's times for the chunk, and for the streaming step at the first of STREAMS."""
+    B, T, D, N = DMLAB
+    chunk = jax_steps.measure(jax, B, T, D, N)
+    B, D, N = STREAMS[0][1]
+    return {"version": jax.__version__, "chunk": chunk, "streaming": jax_steps.measure(jax, B, 1, D, N)}
