@@ -168,8 +168,8 @@ def product(x: tf.Tensor, kernel: tf.Tensor, transpose_b: bool = False) -> tf.Te
     `tf.matmul` would make its gradient a kernel for each leading position, and sum these.
     """
     flat = tf.matmul(tf.reshape(x, (-1, x.shape[-1])), kernel, transpose_b=transpose_b)
-    leading = x.shape[:-1]
-    return tf.reshape(flat, (*(leading if leading.is_fully_defined() else tf.unstack(tf.shape(x)[:-1])), flat.shape[-1]))
+    leading = x.shape[:-1] if x.shape[:-1].is_fully_defined() else tf.unstack(tf.shape(x)[:-1])
+    return tf.reshape(flat, (*leading, flat.shape[-1]))
 
 
 def normal(stddev: float) -> Callable[..., tf.Tensor]:

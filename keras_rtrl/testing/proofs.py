@@ -5,13 +5,23 @@ is back-propagation through the whole history by TensorFlow's own differentiatio
 with the engine.
 """
 
+import functools
 import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
 import tensorflow as tf
 
-from keras_rtrl.engine import Carry, autodiff_derivatives, carry_shapes, chunked, reference, zero_carry
+from keras_rtrl.engine import (
+    Carry,
+    autodiff_derivatives,
+    carry_shapes,
+    chunked,
+    native,
+    reference,
+    streaming,
+    zero_carry,
+)
 from keras_rtrl.engine.carry import dense, matvec
 
 
@@ -304,11 +314,56 @@ def check_output(case):
     _require(again.get_config() == cell.get_config(), "from_config(get_config()) has another configuration")
 
 
+NATIVE_RTOL = {"float32": 1e-5, "float64": 1e-12}
+
+
+def check_native(case, dtype="float64", gradient="rtrl", flags=True, traces=True):
+    """The native op equals its twin in plain TensorFlow: chunk and streaming step, values and gradients (point 4).
+
+    Args:
+      case: a `Case`; its cell must have kernels.
+      dtype: "float32" or "float64".
+      gradient: the chunk's gradient mode.
+      flags: whether there are resets and masked steps.
+      traces: whether the carry has traces.
+    """
+    cell, rtol = case.cell, NATIVE_RTOL[dtype]
+    cast = functools.partial(tf.cast, dtype=dtype)
+    kernel, rho, x, e = tf.nest.map_structure(cast, (case.kernel, case.rho, case.x, case.e))
+    carry = Carry(*map(cast, case.carry)) if traces else Carry(cast(case.carry.state))
+    reset, mask = (case.reset, case.mask) if flags else (None, None)
+
+    def chunk(implementation):
+        with tf.GradientTape() as tape:
+            tape.watch((kernel, rho, x))
+            states, new = chunked.run(
+                cell, kernel, rho, x, carry, reset, mask, gradient, traces, implementation=implementation
+            )
+            loss = tf.reduce_sum(tf.stack(states, axis=-1) * e)
+        d_kernel, d_rho, d_x = tape.gradient(loss, (kernel, rho, x))
+        return {"states": tf.stack(states), **new._asdict(), "dL/dW": d_kernel, **d_rho, "dL/dx": d_x}
+
+    def step(implementation):
+        own = Carry(*map(tf.Variable, carry))
+        now = None if reset is None else reset[:, 0]
+        params = {"kernel": kernel, **rho}
+        state, pending = streaming.forward(cell, params, own, x[:, 0], now, implementation=implementation)
+        gradients = streaming.update(own, pending, tf.stack([e[:, 0], -e[:, -1]]))
+        return {"new state": state, **own._asdict(), **gradients}
+
+    forms = {"chunk": chunk, "streaming": step} if traces else {"chunk": chunk}
+    for name, form in forms.items():
+        found, twin = form("native"), form("tf")
+        for what, want in twin.items():
+            if want is not None:
+                _close(f"{name}: {what} by the native op in {dtype}", found[what], want, rtol)
+
+
 PROOFS = (check_chunk, check_splits, check_history, check_truncations, check_carry_is_a_value)
 
 
 def check_rtrl_cell(cell, seed=0):
-    """Proves exact RTRL of a cell: every proof of this module, eagerly, in float64.
+    """Proves exact RTRL of a cell: every proof of this module, eagerly, in float64, and its native op if it has one.
 
     Args:
       cell: an `RTRLCell`.
@@ -323,6 +378,9 @@ def check_rtrl_cell(cell, seed=0):
     for proof in PROOFS:
         proof(case)
     check_streams(case)
+    if native.why_not(cell, "float64") is None:
+        for dtype in NATIVE_RTOL:
+            check_native(case, dtype)
 
 
 def _close(what, got, want, rtol):

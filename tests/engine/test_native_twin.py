@@ -1,0 +1,74 @@
+"""The native op against its twin over random shapes, with resets and masks anywhere."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keras_rtrl.cells import ELSTMCell, RTUCell
+from keras_rtrl.engine import chunked, native
+from keras_rtrl.testing import proofs
+
+CELLS = {
+    "elstm": ELSTMCell,
+    "rtu_linear": RTUCell,
+    "rtu_relu": lambda units: RTUCell(units, "nonlinear"),
+    "rtu_tanh": lambda units: RTUCell(units, "nonlinear", "tanh"),
+    "rtu_identity": lambda units: RTUCell(units, "nonlinear", "linear"),
+}
+
+pytestmark = pytest.mark.skipif(
+    native.why_not(ELSTMCell(1), "float32") is not None, reason=str(native.why_not(ELSTMCell(1), "float32"))
+)
+
+few = st.integers(1, 3)
+some = st.one_of(st.integers(1, 9), st.integers(10, 40))
+
+
+def test_every_kernel_is_tested():
+    assert set(CELLS) == set(native.info()["cells"])
+    assert all(make(1).native == name for name, make in CELLS.items())
+
+
+@pytest.mark.parametrize("dtype", proofs.NATIVE_RTOL)
+@pytest.mark.parametrize("name", CELLS)
+@settings(max_examples=8, deadline=None, derandomize=True)
+@given(
+    batch=few,
+    steps=some,
+    inputs=some,
+    units=st.one_of(some, st.integers(60, 70)),
+    gradient=st.sampled_from(chunked.GRADIENTS),
+    flags=st.booleans(),
+    traces=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_equals_its_twin(name, dtype, batch, steps, inputs, units, gradient, flags, traces, seed):
+    case = proofs.Case(CELLS[name](units), seed, batch, steps, inputs)
+    proofs.check_native(case, dtype, gradient, flags, traces)
+
+
+@pytest.mark.parametrize("dtype", proofs.NATIVE_RTOL)
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 1, 1, 1), (2, 300, 3, 5), (1, 9, 2, 600), (4, 12, 129, 33)],
+    ids=["ones", "long", "wide", "deep"],
+)
+def test_edges(name, dtype, shape):
+    batch, steps, inputs, units = shape
+    for flags in (False, True):
+        proofs.check_native(proofs.Case(CELLS[name](units), 5, batch, steps, inputs), dtype, flags=flags)
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_resets_everywhere(name):
+    case = proofs.Case(CELLS[name](11), 6)
+    case.reset = case.reset | True
+    proofs.check_native(case)
+
+
+def test_a_wrong_gradient_is_seen(monkeypatch):
+    contract = native.contract
+    monkeypatch.setattr(native, "contract", lambda cell, start, *rest: contract(cell, 1.001 * start, *rest))
+    with pytest.raises(AssertionError, match="dL/dW by the native op"):
+        proofs.check_native(proofs.Case(ELSTMCell(4)))
