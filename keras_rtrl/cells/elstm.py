@@ -65,7 +65,9 @@ class ELSTMCell(RTRLCell):
     def output(self, x, state, w):
         (cell,) = state
         gate = tf.sigmoid(
-            product(x, w["output_kernel"]) + product(cell, w["output_recurrent_kernel"]) + w["output_bias"]
+            tf.nn.bias_add(
+                product(x, w["output_kernel"]) + product(cell, w["output_recurrent_kernel"]), w["output_bias"]
+            )
         )
         return gate * cell
 

@@ -27,7 +27,7 @@ struct Streaming {
   static constexpr int L = V::lanes;
   // Rows of S an item takes, and of these the ones that share the loads of J, a and e.
   static constexpr int64_t kUpdateRows = 8;
-  static constexpr int kTogether = 4;
+  static constexpr int kTogether = 2;
   static constexpr int kLocal = m * m + stored * m + P * m;  // rows of what forward() leaves for update()
 
   static void forward(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const T* x, const T* kernel,
@@ -103,17 +103,21 @@ struct Streaming {
         }
         const int64_t d1 = smaller((item + 1) * kUpdateRows, call.D);
         int64_t d = item * kUpdateRows;
-        for (; d + kTogether <= d1; d += kTogether)
-          update_rows<kTogether>(call, b, d, K, x, local, cotangents, S, d_kernel);
-        for (; d < d1; ++d) update_rows<1>(call, b, d, K, x, local, cotangents, S, d_kernel);
+        // Where the rows lie that come after those at hand: the hardware follows no jump to the next page or stream.
+        const int64_t next_stream = call.D - d1 + kTogether + item * kUpdateRows;
+        for (; d + kTogether <= d1; d += kTogether) {
+          const int64_t ahead = d + 2 * kTogether <= d1 ? kTogether : next_stream;
+          update_rows<kTogether>(call, b, d, K, x, local, cotangents, S, d_kernel, ahead * call.columns());
+        }
+        for (; d < d1; ++d) update_rows<1>(call, b, d, K, x, local, cotangents, S, d_kernel, call.columns());
       }
     });
   }
 
-  // Rows [d, d + rows) of stream b.
+  // Rows [d, d + rows) of stream b; `ahead`: how far behind them in S those lie that come next.
   template <int rows>
   static KERAS_RTRL_APART void update_rows(const Call& call, int64_t b, int64_t d, int64_t K, const T* x, const T* local,
-                                        const T* cotangents, T* S, T* d_kernel) {
+                                        const T* cotangents, T* S, T* d_kernel, int64_t ahead) {
     const int64_t N = call.N, columns = call.columns();
     const T* const from = local + b * kLocal * N;
     T* const traces = S + (b * call.D + d) * columns;
@@ -127,6 +131,7 @@ struct Streaming {
       for (int i = 0; i < rows; ++i)
         for (int g = 0; g < stored; ++g) {
           T* const to = traces + i * columns + (g * N + n) * m;
+          for (int c = 0; c < m; ++c) __builtin_prefetch(to + ahead + c * L, 1, 3);
           V driven[m];
           for (int c = 0; c < m; ++c) driven[c] = input[i] * a[g][c];
           Interleaved<T, m>::load(to, live, kept[i][g]);

@@ -155,14 +155,19 @@ struct Traces {
     });
   }
 
-  // Adds q . S of row d, all gates, to d_kernel's; q is that of one stream, [N, m].
+  // Adds q . S of row d, all gates, to d_kernel's; q is that of one stream, [N, m]. `ahead`: how far behind the row that
+  // lies that comes next.
   static KERAS_RTRL_APART void contract_row(const Call& call, int64_t n0, int64_t count, const T* q, const T* S,
-                                         T* d_kernel) {
+                                            int64_t ahead, T* d_kernel) {
     for (int64_t j = 0; j < count; j += L) {
       const int64_t n = n0 + j, live = smaller(L, count - j);
       V e[m], kept[stored][m], all[G][m];
       Interleaved<T, m>::load(q + n * m, live, e);
-      for (int g = 0; g < stored; ++g) Interleaved<T, m>::load(S + (g * call.N + n) * m, live, kept[g]);
+      for (int g = 0; g < stored; ++g) {
+        const T* const from = S + (g * call.N + n) * m;
+        for (int i = 0; i < m; ++i) __builtin_prefetch(from + ahead + i * L);
+        Interleaved<T, m>::load(from, live, kept[g]);
+      }
       Cell::expand(kept, all);
       for (int g = 0; g < G; ++g) {
         T* to = d_kernel + g * call.N + n;
@@ -194,9 +199,10 @@ struct Traces {
           contract_r(call, b, 0, call.N, start, r0, d_rho);
           continue;
         }
-        for (int64_t d = item * rows; d < smaller((item + 1) * rows, call.D); ++d)
+        const int64_t d0 = item * rows, d1 = smaller(d0 + rows, call.D);
+        for (int64_t d = d0; d < d1; ++d)
           contract_row(call, 0, call.N, start + b * call.N * m, S0 + (b * call.D + d) * columns,
-                       d_kernel + d * G * call.N);
+                       (d + 1 < d1 ? 1 : call.D - d + d0) * columns, d_kernel + d * G * call.N);
       }
     });
   }
@@ -225,7 +231,7 @@ struct Traces {
             const int64_t live = smaller(kRows, d1 - d);
             if (t0 == 0)
               for (int64_t i = d; i < d + live; ++i)
-                contract_row(call, n0, count, start + b * call.N * m, stream + i * call.columns(),
+                contract_row(call, n0, count, start + b * call.N * m, stream + i * call.columns(), call.columns(),
                              d_kernel + i * G * call.N);
             tiles(call, block, x + (b * call.time + t0) * call.D, t1 - t0, n0, count, d, live, stream, stream);
           }
