@@ -25,9 +25,7 @@ struct Streaming {
   typedef Chunk<Cell, T> Call;
   static constexpr int m = Cell::components, G = Cell::gates, P = Cell::parameters, stored = Cell::stored;
   static constexpr int L = V::lanes;
-  // Rows of S an item takes, and of these the ones that share the loads of J, a and e.
-  static constexpr int64_t kUpdateRows = 8;
-  static constexpr int kTogether = 2;
+  static constexpr int kTogether = 2;  // rows of S that share the loads of J, a and e
   static constexpr int kLocal = m * m + stored * m + P * m;  // rows of what forward() leaves for update()
 
   static void forward(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const T* x, const T* kernel,
@@ -94,19 +92,17 @@ struct Streaming {
   static void update(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, int64_t K, const T* x,
                      const T* local, const T* cotangents, T* S, T* r, T* d_kernel, T* d_rho) {
     const Call call(*chunk);
-    const int64_t N = call.N, items = ratio_up(call.D, kUpdateRows);
-    for_each(pool, items + 1, call.B * kUpdateRows * call.columns() / 4, [&](int64_t item) {
+    const int64_t N = call.N, rows = Traces<Cell, T>::row_block(call, pool), items = ratio_up(call.D, rows);
+    for_each(pool, items + 1, call.B * rows * call.columns() / 4, [&](int64_t item) {
       for (int64_t b = 0; b < call.B; ++b) {
         if (item == items) {
           for (int64_t n = 0; n < N; n += L) update_r(call, b, n, K, local, cotangents, r, d_rho);
           continue;
         }
-        const int64_t d1 = smaller((item + 1) * kUpdateRows, call.D);
-        int64_t d = item * kUpdateRows;
-        // Where the rows lie that come after those at hand: the hardware follows no jump to the next page or stream.
-        const int64_t next_stream = call.D - d1 + kTogether + item * kUpdateRows;
+        const int64_t d0 = item * rows, d1 = smaller(d0 + rows, call.D);
+        int64_t d = d0;
         for (; d + kTogether <= d1; d += kTogether) {
-          const int64_t ahead = d + 2 * kTogether <= d1 ? kTogether : next_stream;
+          const int64_t ahead = kTogether + (d + 2 * kTogether <= d1 ? 0 : call.D - (d1 - d0));
           update_rows<kTogether>(call, b, d, K, x, local, cotangents, S, d_kernel, ahead * call.columns());
         }
         for (; d < d1; ++d) update_rows<1>(call, b, d, K, x, local, cotangents, S, d_kernel, call.columns());
@@ -131,7 +127,7 @@ struct Streaming {
       for (int i = 0; i < rows; ++i)
         for (int g = 0; g < stored; ++g) {
           T* const to = traces + i * columns + (g * N + n) * m;
-          for (int c = 0; c < m; ++c) __builtin_prefetch(to + ahead + c * L, 1, 3);
+          for (int c = 0; c < m; ++c) __builtin_prefetch(to + ahead + c * L, 1, 2);
           V driven[m];
           for (int c = 0; c < m; ++c) driven[c] = input[i] * a[g][c];
           Interleaved<T, m>::load(to, live, kept[i][g]);

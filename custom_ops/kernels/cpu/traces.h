@@ -155,6 +155,12 @@ struct Traces {
     });
   }
 
+  // Rows of S that an item takes of each stream, where it sums over streams: enough that the jumps from stream to stream,
+  // which the hardware does not foresee, are few, and the sums stay in the cache.
+  static int64_t row_block(const Call& call, const keras_rtrl_pool* pool) {
+    return smaller(32, 2 * ratio_up(call.D, pool ? 4 * pool->threads : 2));
+  }
+
   // Adds q . S of row d, all gates, to d_kernel's; q is that of one stream, [N, m]. `ahead`: how far behind the row that
   // lies that comes next.
   static KERAS_RTRL_APART void contract_row(const Call& call, int64_t n0, int64_t count, const T* q, const T* S,
@@ -165,7 +171,7 @@ struct Traces {
       Interleaved<T, m>::load(q + n * m, live, e);
       for (int g = 0; g < stored; ++g) {
         const T* const from = S + (g * call.N + n) * m;
-        for (int i = 0; i < m; ++i) __builtin_prefetch(from + ahead + i * L);
+        for (int i = 0; i < m; ++i) __builtin_prefetch(from + ahead + i * L, 0, 2);
         Interleaved<T, m>::load(from, live, kept[g]);
       }
       Cell::expand(kept, all);
@@ -192,7 +198,7 @@ struct Traces {
   static void contract(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const T* start, const T* S0,
                        const T* r0, T* d_kernel, T* d_rho) {
     const Call call(*chunk);
-    const int64_t rows = 8, items = ratio_up(call.D, rows), columns = call.columns();
+    const int64_t rows = row_block(call, pool), items = ratio_up(call.D, rows), columns = call.columns();
     for_each(pool, items + 1, call.B * rows * columns / 4, [&](int64_t item) {
       for (int64_t b = 0; b < call.B; ++b) {
         if (item == items) {
@@ -202,7 +208,7 @@ struct Traces {
         const int64_t d0 = item * rows, d1 = smaller(d0 + rows, call.D);
         for (int64_t d = d0; d < d1; ++d)
           contract_row(call, 0, call.N, start + b * call.N * m, S0 + (b * call.D + d) * columns,
-                       (d + 1 < d1 ? 1 : call.D - d + d0) * columns, d_kernel + d * G * call.N);
+                       (2 + (d + 2 < d1 ? 0 : call.D - (d1 - d0))) * columns, d_kernel + d * G * call.N);
       }
     });
   }
