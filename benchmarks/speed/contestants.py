@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 STREAM_STEPS = 2000
+UPDATES = 10  # in one timed call: loops that own their update run inside one tf.function
 
 
 class Contestant(NamedTuple):
@@ -89,7 +90,7 @@ def of_shape(shape, size, quick):
 def of_update(size):
     """`engine.streaming.update`, and copies of an array of the traces' size."""
     return [
-        Contestant("update", "streaming.update", "tensorflow", "UPDATE", "update", (size,)),
+        Contestant("update", "streaming.update", "tensorflow", "UPDATE", "update", (size, UPDATES), UPDATES),
         forward_update(size),
         *_copies(size),
     ]
@@ -98,7 +99,7 @@ def of_update(size):
 def forward_update(size):
     """`streaming.forward` and `update`."""
     label = "streaming.forward and update"
-    return Contestant("forward_update", label, "tensorflow", "UPDATE", "forward_update", (size,))
+    return Contestant("forward_update", label, "tensorflow", "UPDATE", "forward_update", (size, UPDATES), UPDATES)
 
 
 def of_context(size, length):

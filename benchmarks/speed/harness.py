@@ -73,17 +73,18 @@ class Harness:
         """engine.streaming.update at the DMLab shape: times, the copy of as many bytes, growth of memory."""
         size = self._sizes["dmlab"]._replace(steps=1)
         found = self._measure("update", contestants.of_update(size))
-        steps = (2, 5) if self._quick else (100, 1000)
+        warmup, steps = (10, 50) if self._quick else (100, 1000)
         rows, limits = _split(found)
         with Process("tensorflow") as process:
             self._build(process, contestants.forward_update(size))
-            growth = process.ask("growth", key="forward_update", warmup=steps[0], steps=steps[1])
+            calls = {"warmup": warmup // contestants.UPDATES, "steps": steps // contestants.UPDATES}
+            growth = process.ask("growth", key="forward_update", **calls)
         return {
             "size": size._asdict(),
             "rows": rows,
             "limits": limits,
             "trace_bytes": contestants.trace_bytes(size),
-            "growth": growth | {"steps": steps[1]},
+            "growth": growth | {"steps": steps},
         }
 
     def context(self):

@@ -153,7 +153,8 @@ def _update_lines(found):
     share, growth = _update_figures(found)
     lines = ["| | median, ms | quartiles |", "|---|---|---|"]
     for row in [*found["rows"].values(), *found["limits"].values()]:
-        middle, low, high = (f"{1e3 * row[key]:.3g}" for key in ("median", "lower", "upper"))
+        one = 1e3 / row.get("steps_in_one", 1)
+        middle, low, high = (f"{one * row[key]:.3g}" for key in ("median", "lower", "upper"))
         lines.append(f"| {row['label']} | {middle} | {low} to {high} |")
     size, grown = found["trace_bytes"] / 1e6, found["growth"]
     lines += [
@@ -167,7 +168,8 @@ def _update_lines(found):
 
 def _update_figures(found):
     """Share of the copy's rate (2 |S| bytes counted for either), and growth relative to |S|."""
-    share = fastest(found["limits"], "copy")[1] / found["rows"]["update"]["median"]
+    update = found["rows"]["update"]
+    share = fastest(found["limits"], "copy")[1] / (update["median"] / update["steps_in_one"])
     return share, found["growth"]["resident"] / found["trace_bytes"]
 
 

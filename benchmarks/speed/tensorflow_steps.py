@@ -119,9 +119,9 @@ CONTEXT = {
 
 
 def _update(with_forward):
-    """One update, K = 1: of what one `forward` has left, or with its `forward`."""
+    """Updates, K = 1: of what one `forward` has left, or each with its `forward`."""
 
-    def build(size):
+    def build(size, updates):
         cell = ELSTMCell(size.units)
         rng = np.random.default_rng(0)
 
@@ -138,11 +138,14 @@ def _update(with_forward):
         _, left = streaming.forward(cell, params, carry, x, **choice)
 
         @tf.function
-        def update(x, cotangents):
-            pending = streaming.forward(cell, params, carry, x, **choice)[1] if with_forward else left
-            return streaming.update(carry, pending, cotangents)
+        def loop(x, cotangents):
+            total = tf.zeros(())
+            for _ in tf.range(updates):
+                pending = streaming.forward(cell, params, carry, x, **choice)[1] if with_forward else left
+                total += streaming.update(carry, pending, cotangents)["kernel"][0, 0, 0]
+            return total
 
-        return lambda: update(x, cotangents)
+        return lambda: loop(x, cotangents).numpy()
 
     return build
 

@@ -50,10 +50,14 @@ class Cpu {
 
  private:
   static void Run(void* workers, int64_t items, int64_t cost, void (*task)(void*, int64_t, int64_t), void* argument) {
+    if (items * cost < kWorthThreads) return task(argument, 0, items);
+    // One by one: TensorFlow's own choice of blocks leaves few items unevenly shared out.
     static_cast<tensorflow::thread::ThreadPool*>(workers)->ParallelFor(
-        items, tensorflow::thread::ThreadPool::SchedulingParams::Adaptive(cost),
+        items, tensorflow::thread::ThreadPool::SchedulingParams::Fixed(1),
         [task, argument](int64_t begin, int64_t end) { task(argument, begin, end); });
   }
+
+  static constexpr int64_t kWorthThreads = 30000;  // nanoseconds, several times what it takes to wake a thread
 
   keras_rtrl_pool pool_;
 };
