@@ -48,6 +48,8 @@ def run(cell, kernel, rho, x, carry, reset=None, mask=None, gradient="rtrl", tra
     traces = carry.S is not None if traces is None else traces
     old = Carry(*(None if value is None else tf.stop_gradient(value) for value in carry))
     names = cell.unit_names
+    if implementation == "auto" and x.shape[1] == 1 and not traces:
+        implementation = "tf"  # acting gains nothing from the op, and policies saved without it load anywhere
     make = _Native if native.choose(implementation, cell, x.dtype) else _Twin
 
     @tf.custom_gradient

@@ -87,7 +87,7 @@ def test_streaming_update_and_contexts_are_measured():
     # The same data and start: rounding errors apart, the same losses.
     assert all(row["loss_gap"] < 1e-4 for row in loops.values())
     assert update["trace_bytes"] == 4 * 3 * 5 * 2 * 8
-    assert update["growth"]["steps"] == 5
+    assert update["growth"]["steps"] == 50
     assert {"update", "forward_update"} == set(update["rows"])
     lengths = [[point["steps"] for point in row["contexts"]] for row in context["rows"].values()]
     assert lengths == [[3, 6]] * 4
