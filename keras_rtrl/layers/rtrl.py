@@ -30,9 +30,9 @@ class RTRL(keras.layers.Layer):
     Args:
       cell: an `RTRLCell`.
       gradient: "rtrl": exact over all history carried; "tbptt": inside the call only; "instant": inside the step only.
-      implementation: "auto": the native op where it is built and applies, else plain TensorFlow, as under jit_compile and
-        for one step without traces (acting), which gains nothing;
-        "tf": plain TensorFlow; "native": the native op, an error where it cannot be had.
+      implementation: "auto": the native op where it is built and applies, else plain TensorFlow, as under jit_compile
+        and for one step without traces (acting), which gains nothing; "tf": plain TensorFlow; "native": the native op,
+        an error where it cannot be had.
       return_sequences: whether to return the output of every step or of the last.
       return_state: whether to return, after the output, the carry: state [B, N, m] and traces S [B, D, G', N, m] and
         r [B, P, N, m].
