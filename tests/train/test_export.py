@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_rtrl.train import building, cli, config, evaluate
+from keras_rtrl.cells import ELSTMCell
+from keras_rtrl.engine import native
+from keras_rtrl.layers import RTRL
+from keras_rtrl.train import building, cli, config, evaluate, export
 from keras_rtrl.train.run_folder import RunFolder
 
 # Plays a batch of 3 for 6 steps; stream 1 begins a new episode at step 3.
@@ -62,3 +65,14 @@ def test_state_has_no_traces(tmaze_run):
     policy = tf.saved_model.load(str(tmaze_run / "policy"))
     state = policy.signatures["initial_state"](batch_size=tf.constant(2))
     assert {name: tuple(part.shape) for name, part in state.items()} == {"state_0": (2, 8, 1)}
+
+
+@pytest.mark.skipif(native.why_not(ELSTMCell(1), "float32") is not None, reason="needs the native op")
+def test_a_native_network_is_exported_on_stock_ops(tmaze_run, tmp_path):
+    config.load(RunFolder(tmaze_run).config)
+    network = evaluate.load_network(RunFolder(tmaze_run), building.environment(seed=0, streams=1))
+    (layer,) = (part for part in network.submodules if isinstance(part, RTRL))
+    layer.implementation = "native"
+    export.save(network, str(tmp_path / "policy"))
+    assert b"KerasRtrl" not in (tmp_path / "policy" / "saved_model.pb").read_bytes()
+    assert layer.implementation == "native"
