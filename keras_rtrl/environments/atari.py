@@ -11,8 +11,71 @@ from keras_rtrl.environments.vector import VectorEnvironment, stream_seeds
 
 _TWO_PLAYER_ONLY = {"combat", "joust", "maze_craze", "warlords"}
 
+# (random, human): mean returns of games of at most 108,000 frames that begin with up to 30 no-ops, as in DQN Zoo
+# (google-deepmind/dqn_zoo). Other tables have 0 for random play of Video Pinball.
+SCORES = {
+    "ALE/Alien-v5": (227.8, 7127.7),
+    "ALE/Amidar-v5": (5.8, 1719.5),
+    "ALE/Assault-v5": (222.4, 742.0),
+    "ALE/Asterix-v5": (210.0, 8503.3),
+    "ALE/Asteroids-v5": (719.1, 47388.7),
+    "ALE/Atlantis-v5": (12850.0, 29028.1),
+    "ALE/BankHeist-v5": (14.2, 753.1),
+    "ALE/BattleZone-v5": (2360.0, 37187.5),
+    "ALE/BeamRider-v5": (363.9, 16926.5),
+    "ALE/Berzerk-v5": (123.7, 2630.4),
+    "ALE/Bowling-v5": (23.1, 160.7),
+    "ALE/Boxing-v5": (0.1, 12.1),
+    "ALE/Breakout-v5": (1.7, 30.5),
+    "ALE/Centipede-v5": (2090.9, 12017.0),
+    "ALE/ChopperCommand-v5": (811.0, 7387.8),
+    "ALE/CrazyClimber-v5": (10780.5, 35829.4),
+    "ALE/Defender-v5": (2874.5, 18688.9),
+    "ALE/DemonAttack-v5": (152.1, 1971.0),
+    "ALE/DoubleDunk-v5": (-18.6, -16.4),
+    "ALE/Enduro-v5": (0.0, 860.5),
+    "ALE/FishingDerby-v5": (-91.7, -38.7),
+    "ALE/Freeway-v5": (0.0, 29.6),
+    "ALE/Frostbite-v5": (65.2, 4334.7),
+    "ALE/Gopher-v5": (257.6, 2412.5),
+    "ALE/Gravitar-v5": (173.0, 3351.4),
+    "ALE/Hero-v5": (1027.0, 30826.4),
+    "ALE/IceHockey-v5": (-11.2, 0.9),
+    "ALE/Jamesbond-v5": (29.0, 302.8),
+    "ALE/Kangaroo-v5": (52.0, 3035.0),
+    "ALE/Krull-v5": (1598.0, 2665.5),
+    "ALE/KungFuMaster-v5": (258.5, 22736.3),
+    "ALE/MontezumaRevenge-v5": (0.0, 4753.3),
+    "ALE/MsPacman-v5": (307.3, 6951.6),
+    "ALE/NameThisGame-v5": (2292.3, 8049.0),
+    "ALE/Phoenix-v5": (761.4, 7242.6),
+    "ALE/Pitfall-v5": (-229.4, 6463.7),
+    "ALE/Pong-v5": (-20.7, 14.6),
+    "ALE/PrivateEye-v5": (24.9, 69571.3),
+    "ALE/Qbert-v5": (163.9, 13455.0),
+    "ALE/Riverraid-v5": (1338.5, 17118.0),
+    "ALE/RoadRunner-v5": (11.5, 7845.0),
+    "ALE/Robotank-v5": (2.2, 11.9),
+    "ALE/Seaquest-v5": (68.4, 42054.7),
+    "ALE/Skiing-v5": (-17098.1, -4336.9),
+    "ALE/Solaris-v5": (1236.3, 12326.7),
+    "ALE/SpaceInvaders-v5": (148.0, 1668.7),
+    "ALE/StarGunner-v5": (664.0, 10250.0),
+    "ALE/Surround-v5": (-10.0, 6.5),
+    "ALE/Tennis-v5": (-23.8, -8.3),
+    "ALE/TimePilot-v5": (3568.0, 5229.2),
+    "ALE/Tutankham-v5": (11.4, 167.6),
+    "ALE/UpNDown-v5": (533.4, 11693.2),
+    "ALE/Venture-v5": (0.0, 1187.5),
+    "ALE/VideoPinball-v5": (16256.9, 17667.9),
+    "ALE/WizardOfWor-v5": (563.5, 4756.5),
+    "ALE/YarsRevenge-v5": (3092.9, 54576.9),
+    "ALE/Zaxxon-v5": (32.5, 9173.3),
+}
+ATARI_57 = tuple(SCORES)
 
-def make(name, num_envs, seed, *, training=True, max_frames=108_000):
+
+def make(name, num_envs, seed, *, training=True, max_frames=108_000, sticky_actions=False):
     """The game "ALE/<Game>-v5" as an `AtariEnvironment`."""
     try:
         from ale_py import roms
@@ -23,7 +86,7 @@ def make(name, num_envs, seed, *, training=True, max_frames=108_000):
     }
     if name not in games:
         raise unknown_name(name, list(games))
-    return AtariEnvironment(games[name], num_envs, seed, training, max_frames)
+    return AtariEnvironment(games[name], num_envs, seed, training, max_frames, sticky_actions)
 
 
 class AtariEnvironment(VectorEnvironment):
@@ -31,7 +94,7 @@ class AtariEnvironment(VectorEnvironment):
 
     Each action is repeated for 4 frames, the last two of which give one grey image by their maximum; an observation
     is a stack of 4, newest last. A game starts with FIRE, where it has that action, and up to 30 frames of no-op;
-    actions are not sticky; rewards are the game's own. A game is truncated (LAST, discount 1) after `max_frames`.
+    rewards are the game's own. A game is truncated (LAST, discount 1) after `max_frames`.
 
     The game plays on after a lost life, and the step that follows sends FIRE (no-op where there is none) instead of
     the action, or an agent that never fires would wait for ever. In training the lost life is reported as LAST with
@@ -44,13 +107,15 @@ class AtariEnvironment(VectorEnvironment):
       seed: a non-negative int or None; each stream's own seed is drawn from it.
       training: whether a lost life ends an episode.
       max_frames: frames after which a game is truncated.
+      sticky_actions: whether each frame repeats the last frame's action with probability 0.25 (Machado et al. 2018).
     """
 
     frames_per_step = 4
 
-    def __init__(self, rom, num_envs, seed=None, training=True, max_frames=108_000):
-        if not isinstance(training, bool):
-            raise ValueError(f"training must be True or False, got {training!r}.")
+    def __init__(self, rom, num_envs, seed=None, training=True, max_frames=108_000, sticky_actions=False):
+        for option, value in (("training", training), ("sticky_actions", sticky_actions)):
+            if not isinstance(value, bool):
+                raise ValueError(f"{option} must be True or False, got {value!r}.")
         if not isinstance(max_frames, numbers.Integral) or max_frames < 4:
             raise ValueError(f"max_frames must be an int of at least 4, got {max_frames!r}.")
         from ale_py import Action
@@ -61,7 +126,7 @@ class AtariEnvironment(VectorEnvironment):
             rom,
             num_envs,
             max_num_frames_per_episode=max_frames,
-            repeat_action_probability=0.0,
+            repeat_action_probability=0.25 if sticky_actions else 0.0,
             full_action_space=False,
             reward_clipping=False,
             episodic_life=False,

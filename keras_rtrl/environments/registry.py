@@ -31,8 +31,8 @@ def make(name, num_envs=1, seed=None, **options):
         registered with gymnasium whose actions are Box, Discrete or MultiDiscrete.
       num_envs: number of streams, at least 1.
       seed: a non-negative int from which every stream draws a seed of its own, or None for seeds never used before.
-      **options: the family's. Atari: `training=True`, `max_frames=108_000`. T-maze: `corridor=40`. Memory
-        chain: `length=32`. gymnasium: what `gymnasium.make` takes.
+      **options: the family's. Atari: `training=True`, `max_frames=108_000`, `sticky_actions=False`. T-maze:
+        `corridor=40`. Memory chain: `length=32`. gymnasium: what `gymnasium.make` takes.
 
     Returns:
       A PyEnvironment for simulators (wrap it in TFPyEnvironment for stock drivers), a TFEnvironment for in-graph tasks.
@@ -61,6 +61,24 @@ def make(name, num_envs=1, seed=None, **options):
 def family(name):
     """The module of this package that builds the environment `name`; it alone knows whether there is such a one."""
     return next(module for prefix, module in _FAMILIES if name.startswith(prefix))
+
+
+def normalized_score(name, mean_return):
+    """(mean_return - random) / (human - random), 0 for random play and 1 for a human's.
+
+    Args:
+      name: as `make`.
+      mean_return: mean return of whole games, or None.
+
+    Returns:
+      A float; None without a mean return, and where the family has no scores for the environment (`SCORES`, a dict from
+      names to (random, human)).
+    """
+    scores = getattr(importlib.import_module(f"keras_rtrl.environments.{family(name)}"), "SCORES", {})
+    if name not in scores or mean_return is None:
+        return None
+    random, human = scores[name]
+    return (mean_return - random) / (human - random)
 
 
 def unknown_name(name, names):

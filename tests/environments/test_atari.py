@@ -8,6 +8,7 @@ from ale_py.vector_env import AtariVectorEnv
 from tf_agents.environments import utils
 
 from keras_rtrl import environments
+from keras_rtrl.environments import atari, registry
 from keras_rtrl.environments.vector import stream_seeds
 
 FIRST, MID, LAST = 0, 1, 2
@@ -196,10 +197,53 @@ def test_unknown_game():
         environments.make("ALE/Brekout-v5")
 
 
-@pytest.mark.parametrize("option", [{"frame_skip": 2}, {"training": "yes"}, {"max_frames": 0}])
+@pytest.mark.parametrize(
+    "option", [{"frame_skip": 2}, {"training": "yes"}, {"max_frames": 0}, {"sticky_actions": 0.25}]
+)
 def test_bad_options(option):
     with pytest.raises(ValueError, match=next(iter(option))):
         environments.make("ALE/Breakout-v5", **option)
+
+
+def test_games_begin_with_no_ops_in_evaluation_too():
+    """Up to 30 of them, in each stream as many as its seed says."""
+    env = environments.make("ALE/Pong-v5", num_envs=6, seed=0, training=False)
+    _, frames, info = make_raw("pong", stream_seeds(0, 6), noop_max=30)
+    np.testing.assert_array_equal(env.reset().observation, frames)
+    numbers = info["episode_frame_number"]
+    assert len(set(numbers.tolist())) > 3
+    assert 10 < numbers.max() - numbers.min() <= 30
+
+
+@pytest.mark.parametrize("sticky", [True, False])
+def test_sticky_actions(sticky):
+    """Frames are those of the simulator that repeats actions with probability 0.25, or with none."""
+    env = environments.make("ALE/Pong-v5", num_envs=2, seed=0, sticky_actions=sticky)
+    raw, _, _ = make_raw("pong", stream_seeds(0, 2), repeat_action_probability=0.25 if sticky else 0.0)
+    other, _, _ = make_raw("pong", stream_seeds(0, 2), repeat_action_probability=0.0 if sticky else 0.25)
+    env.reset()
+    rng, differ = np.random.default_rng(0), False
+    for _ in range(100):
+        action = rng.integers(0, 6, 2)
+        observation = env.step(action).observation
+        np.testing.assert_array_equal(observation, np.moveaxis(raw.step(action)[0], 1, -1))
+        differ |= (observation != np.moveaxis(other.step(action)[0], 1, -1)).any()
+    assert differ
+
+
+def test_the_57_games_have_scores():
+    assert len(atari.ATARI_57) == len(set(atari.ATARI_57)) == 57
+    for name in atari.ATARI_57:
+        with pytest.raises(ValueError, match="max_frames"):  # the name is one of ale-py's: its options are looked at
+            environments.make(name, max_frames=0)
+        random, human = atari.SCORES[name]
+        assert registry.normalized_score(name, random) == 0.0
+        assert registry.normalized_score(name, human) == 1.0
+        assert human > random
+    assert registry.normalized_score("ALE/Breakout-v5", 1.7 + 2 * 28.8) == pytest.approx(2.0)
+    assert registry.normalized_score("ALE/Pong-v5", None) is None
+    assert registry.normalized_score("ALE/Tetris-v5", 1.0) is None
+    assert registry.normalized_score("CartPole-v1", 1.0) is None
 
 
 def test_missing_ale_py(monkeypatch):
