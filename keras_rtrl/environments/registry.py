@@ -9,6 +9,7 @@ import numbers
 # package with make(name, num_envs, seed, *, its options).
 _FAMILIES = (
     ("ALE/", "atari"),
+    ("dmlab:", "dmlab"),
     ("TMaze-", "tmaze"),
     ("MemoryChain-", "memory_chain"),
     ("Trace", "conditioning"),
