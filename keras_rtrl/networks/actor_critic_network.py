@@ -26,6 +26,8 @@ class ActorCriticNetwork(network.Network):
     standard deviation of continuous ones.
     """
 
+    encoder_parts = ("_encoder", "_normalizer")  # what `encode` is made of, as checkpoints name it
+
     def __init__(
         self,
         input_tensor_spec,
@@ -42,12 +44,13 @@ class ActorCriticNetwork(network.Network):
         shared_heads=True,
         normalize_observation=False,
         recurrent_parameters=None,
+        train_encoder=True,
         name="ActorCriticNetwork",
     ):
         """Creates the network; its variables come with `create_variables()`.
 
         Args:
-          input_tensor_spec: dict of TensorSpecs "observation" (uint8 is divided by 255), "last_reward" (scalar) and
+          input_tensor_spec: dict of TensorSpecs "observation" (as `make_encoder` takes it), "last_reward" (scalar) and
             "last_action" (as action_spec).
           action_spec: BoundedTensorSpec: an integer, a vector of integers, or floats.
           encoder: "mlp", "nature_cnn" or "impala_deep".
@@ -65,6 +68,7 @@ class ActorCriticNetwork(network.Network):
           normalize_observation: whether each feature of the observation is normalised by its running mean and standard
             deviation (`update_normalizer`) before the encoder.
           recurrent_parameters: choose `units` so that the core has about so many trainable weights.
+          train_encoder: False leaves the encoder as it is, and the normalisation before it: no agent trains them.
           name: name of the network.
 
         Raises:
@@ -73,15 +77,20 @@ class ActorCriticNetwork(network.Network):
         if not isinstance(input_tensor_spec, dict) or set(input_tensor_spec) != _HISTORY:
             raise ValueError(f"input_tensor_spec must be a dict of {sorted(_HISTORY)}, got {input_tensor_spec}")
         input_tensor_spec = tensor_spec.from_spec(input_tensor_spec)
+        if normalize_observation and isinstance(input_tensor_spec["observation"], dict):
+            raise ValueError("normalize_observation takes an observation of one array, not of parts")
         if (units is None) == (recurrent_parameters is None):
             raise ValueError(
                 f"give either units or recurrent_parameters, got units={units!r} and "
                 f"recurrent_parameters={recurrent_parameters!r}"
             )
+        if not isinstance(train_encoder, bool):
+            raise ValueError(f"train_encoder must be True or False, got {train_encoder!r}")
         actions = make_actions(tensor_spec.from_spec(action_spec))
         observation_spec = input_tensor_spec["observation"]
         dense = make_encoder(encoder, observation_spec, encoder_units)
-        width = dense(tf.zeros([1, *observation_spec.shape], observation_spec.dtype)).shape[-1]
+        zeros = tf.nest.map_structure(lambda spec: tf.zeros([1, *spec.shape], spec.dtype), observation_spec)
+        width = dense(zeros).shape[-1]
         width += bool(use_last_reward) + (actions.width if use_last_action else 0)
         core_options = dict(core_options or {})
         if units is None:
@@ -91,9 +100,9 @@ class ActorCriticNetwork(network.Network):
         self.actions = actions
         self.recurrent_core = recurrent
         self._use_last_action, self._use_last_reward = use_last_action, use_last_reward
-        self._observation_rank = observation_spec.shape.rank
         self._normalizer = RunningNormalizer(observation_spec.shape) if normalize_observation else None
         self._encoder = dense
+        self._encoder.trainable = train_encoder
         self._policy_head = [keras.layers.Dense(width, activation="tanh") for width in head_units]
         self._value_head = self._policy_head
         if not shared_heads:
@@ -121,7 +130,7 @@ class ActorCriticNetwork(network.Network):
     def encode(self, observation):
         """Features [B, T, D] of observations [B, T, ...]; the encoder runs on all B T frames at once."""
         squash = network_utils.BatchSquash(2)
-        raw = squash.flatten(observation["observation"])
+        raw = tf.nest.map_structure(squash.flatten, observation["observation"])
         if self._normalizer is not None:
             raw = self._normalizer(tf.cast(raw, keras.backend.floatx()))
         parts = [squash.unflatten(self._encoder(raw))]
@@ -133,8 +142,8 @@ class ActorCriticNetwork(network.Network):
         return tf.concat(parts, axis=-1)
 
     def update_normalizer(self, observation):
-        """Takes observations [..., shape] into the running normalisation, where there is one."""
-        if self._normalizer is not None:
+        """Takes observations [..., shape] into the running normalisation, where there is one and it is not frozen."""
+        if self._normalizer is not None and self._encoder.trainable:
             self._normalizer.update(observation["observation"])
 
     def core(self, features, reset, carry):
@@ -171,7 +180,7 @@ class ActorCriticNetwork(network.Network):
 
         Without step_type nothing is reset; without network_state the state is zero at the start.
         """
-        has_time = observation["observation"].shape.rank == self._observation_rank + 2
+        has_time = observation["last_reward"].shape.rank == 2
         if not has_time:
             observation = tf.nest.map_structure(lambda x: tf.expand_dims(x, 1), observation)
         shape = tf.shape(observation["last_reward"])

@@ -21,6 +21,26 @@ class _ToFloat(layers.Layer):
         return tf.cast(observation, keras.backend.floatx()) * scale
 
 
+class _WithInstruction(layers.Layer):
+    """An encoder of images beside the mean of the embeddings, 20 wide, of an instruction's words.
+
+    {"rgb": [N, H, W, C], "instruction": word ids [N, L], 0 for none} -> [N, D + 20]. The order of the words is lost;
+    Espeholt et al. 2018 read them by an LSTM.
+    """
+
+    def __init__(self, encoder, word_ids, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.encoder = encoder
+        self.embedding = layers.Embedding(word_ids, 20)
+
+    def call(self, observation):
+        words = observation["instruction"]
+        given = tf.cast(words > 0, self.compute_dtype)[..., tf.newaxis]
+        embedded = tf.reduce_sum(self.embedding(words) * given, axis=1)
+        mean = tf.math.divide_no_nan(embedded, tf.reduce_sum(given, axis=1))
+        return tf.concat([self.encoder(observation["rgb"]), mean], axis=-1)
+
+
 class _ResidualBlock(layers.Layer):
     """x + conv(relu(conv(relu(x)))), 3x3 convolutions of `channels` channels."""
 
@@ -78,14 +98,15 @@ def make_encoder(name, observation_spec, units=None):
 
     Args:
       name: a key of `ENCODERS`.
-      observation_spec: TensorSpec of one raw observation (no batch dimension); uint8 is divided by 255.
+      observation_spec: TensorSpec of one raw observation (no batch dimension); uint8 is divided by 255. Or a dict of
+        it, "rgb", and of "instruction", a BoundedTensorSpec [L] of word ids, 0 where there is no word.
       units: widths of the dense layers; None for the encoder's own.
 
     Returns:
-      A Keras layer from [N, ...] to floats [N, D].
+      A Keras layer from [N, ...] to floats [N, D]; D is 20 more with an instruction.
 
     Raises:
-      ValueError: unknown name, a width below 1, or an observation of a rank that the encoder does not take.
+      ValueError: unknown name, a width below 1, or an observation of a rank or of parts that the encoder does not take.
     """
     if name not in ENCODERS:
         raise ValueError(f"encoder must be one of {sorted(ENCODERS)}, got {name!r}")
@@ -93,6 +114,11 @@ def make_encoder(name, observation_spec, units=None):
     units = default_units if units is None else tuple(units)
     if any(int(width) != width or width < 1 for width in units):
         raise ValueError(f"encoder_units must be whole numbers of at least 1, got {units}")
+    if isinstance(observation_spec, dict):
+        if set(observation_spec) != {"rgb", "instruction"}:
+            raise ValueError(f"an observation of parts must have rgb and instruction, got {sorted(observation_spec)}")
+        words = int(observation_spec["instruction"].maximum) + 1
+        return _WithInstruction(make_encoder(name, observation_spec["rgb"], units), words)
     if rank is not None and observation_spec.shape.rank != rank:
         raise ValueError(f"encoder {name!r} takes observations of rank {rank}, got shape {observation_spec.shape}")
     return keras.Sequential([_ToFloat(), *function(units)], name=name)

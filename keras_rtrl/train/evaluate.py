@@ -9,7 +9,7 @@ import tensorflow as tf
 from tf_agents.environments import tf_environment
 
 from keras_rtrl.train import building, checkpoints
-from keras_rtrl.train.export import PolicyModule
+from keras_rtrl.train.export import PolicyModule, flat
 from keras_rtrl.train.run_folder import UsageError, write_json
 
 _VIDEO_FORMATS = (".mp4", ".avi")
@@ -82,7 +82,7 @@ def _play(env, policy):
     state = policy.initial_state(batch_size=tf.constant(env.batch_size))
     returns, lengths = np.zeros(env.batch_size), np.zeros(env.batch_size, int)
     while True:
-        inputs = {name: tf.convert_to_tensor(value) for name, value in time_step.observation.items()}
+        inputs = {name: tf.convert_to_tensor(value) for name, value in flat(time_step.observation).items()}
         outputs = policy.action(step_type=tf.convert_to_tensor(time_step.step_type), **inputs, **state)
         state = {name: value for name, value in outputs.items() if name.startswith("state_")}
         time_step = step(outputs["action"] if in_graph else outputs["action"].numpy())
@@ -94,7 +94,13 @@ def _play(env, policy):
             returns[step_type == 2] = lengths[step_type == 2] = 0
         else:
             finished = env.finished_games()
-        yield np.asarray(time_step.observation["observation"]), finished
+        yield np.asarray(_seen(time_step.observation)), finished
+
+
+def _seen(observation):
+    """The environment's own observation, or of one of parts the image."""
+    observation = observation["observation"]
+    return observation["rgb"] if isinstance(observation, dict) else observation
 
 
 class Video:
@@ -102,7 +108,7 @@ class Video:
 
     def __init__(self, path, env):
         suffix = os.path.splitext(path)[1].lower()
-        spec = env.time_step_spec().observation["observation"]
+        spec = _seen(env.time_step_spec().observation)
         if suffix not in _VIDEO_FORMATS:
             raise UsageError(f"{path}: a video ends in {', '.join(_VIDEO_FORMATS)}")
         if spec.dtype != np.uint8 or len(spec.shape) != 3:

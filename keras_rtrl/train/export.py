@@ -29,6 +29,17 @@ def _stock_ops(module):
             layer.implementation = implementation
 
 
+def flat(observation):
+    """An agent's observation as a dict without dicts in it: their keys joined by an underscore; in sorted order."""
+    parts = {}
+    for name, value in sorted(observation.items()):
+        if isinstance(value, dict):
+            parts.update({f"{name}_{key}": part for key, part in flat(value).items()})
+        else:
+            parts[name] = value
+    return parts
+
+
 class PolicyModule(tf.Module):
     """The greedy policy of an ActorCriticNetwork, its state without traces.
 
@@ -37,7 +48,7 @@ class PolicyModule(tf.Module):
       action(observation [B, ...], last_reward float32 [B], last_action [B, ...], step_type int32 [B] (0 where an
         episode begins: the state is reset there), state_0, ...) -> action [B, ...], value float32 [B], state_0, ...,
         and the policy's parameters: logits [B, A], or mean and log_std [B, A] of continuous actions. These may
-        exceed their bounds: clip them.
+        exceed their bounds: clip them. An observation of parts comes as observation_rgb, observation_instruction.
 
     Values are of scaled rewards where the agent scales them: times the variable `reward_scale` they are the
     environment's.
@@ -49,17 +60,19 @@ class PolicyModule(tf.Module):
         self._weights = list(network.variables)  # the module must not track the Keras object itself
         inputs = {
             name: tf.TensorSpec([None, *spec.shape], spec.dtype, name=name)
-            for name, spec in network.input_tensor_spec.items()
+            for name, spec in flat(network.input_tensor_spec).items()
         }
         inputs["step_type"] = tf.TensorSpec([None], tf.int32, name="step_type")
         specs = tf.nest.flatten(network.state_spec)
         for i, spec in enumerate(specs):
             inputs[f"state_{i}"] = tf.TensorSpec([None, *spec.shape], spec.dtype, name=f"state_{i}")
-        state_spec = network.state_spec
+        state_spec, observation_spec = network.state_spec, network.input_tensor_spec
 
         def action(**inputs):
             state = tf.nest.pack_sequence_as(state_spec, [inputs.pop(f"state_{i}") for i in range(len(specs))])
-            (outputs, value), state = network(inputs, step_type=inputs.pop("step_type"), network_state=state)
+            step_type = inputs.pop("step_type")
+            observation = tf.nest.pack_sequence_as(observation_spec, [inputs[name] for name in flat(observation_spec)])
+            (outputs, value), state = network(observation, step_type=step_type, network_state=state)
             state = {f"state_{i}": part for i, part in enumerate(tf.nest.flatten(state))}
             actions = network.actions
             return {"action": actions.mode(outputs), **actions.info(outputs), "value": value, **state}
