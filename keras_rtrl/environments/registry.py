@@ -1,6 +1,7 @@
 """`make`: from an environment's name to the family that builds it."""
 
 import difflib
+import functools
 import importlib
 import inspect
 import numbers
@@ -16,9 +17,10 @@ _FAMILIES = (
     ("popgym-", "popgym"),
     ("", "gymnasium_vector"),
 )
+_IN_GRAPH = ("tmaze", "memory_chain", "conditioning")
 
 
-def make(name, num_envs=1, seed=None, **options):
+def make(name, num_envs=1, seed=None, workers=None, **options):
     """Builds a batched TF-Agents environment of `num_envs` streams.
 
     ```python
@@ -32,6 +34,9 @@ def make(name, num_envs=1, seed=None, **options):
         registered with gymnasium whose actions are Box, Discrete or MultiDiscrete.
       num_envs: number of streams, at least 1.
       seed: a non-negative int from which every stream draws a seed of its own, or None for seeds never used before.
+      workers: number of processes to split a simulator's streams over (`WorkerVector`), 0 for none; the same seed plays
+        the same games. None is the family's choice: a process a stream for DMLab, else none. A program that uses
+        workers does its work under `if __name__ == "__main__":`, for they import it.
       **options: the family's. Atari: `training=True`, `max_frames=108_000`, `sticky_actions=False`. T-maze:
         `corridor=40`. Memory chain: `length=32`. gymnasium: what `gymnasium.make` takes.
 
@@ -39,7 +44,8 @@ def make(name, num_envs=1, seed=None, **options):
       A PyEnvironment for simulators (wrap it in TFPyEnvironment for stock drivers), a TFEnvironment for in-graph tasks.
 
     Raises:
-      ValueError: for an unknown name or option, a `num_envs` below 1, or a seed that is no non-negative int.
+      ValueError: for an unknown name or option, a `num_envs` below 1, a seed that is no non-negative int, or `workers`
+        that are no int of 0 to num_envs, or for an in-graph task.
       ImportError: if the family's simulator is not installed.
     """
     if not isinstance(name, str):
@@ -48,7 +54,14 @@ def make(name, num_envs=1, seed=None, **options):
         raise ValueError(f"num_envs must be an int of at least 1, got {num_envs!r}.")
     if seed is not None and (not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or not 0 <= seed < 2**63):
         raise ValueError(f"seed must be None or an int of at least 0 and below 2**63, got {seed!r}.")
-    build = importlib.import_module(f"keras_rtrl.environments.{family(name)}").make
+    if workers is not None and (
+        not isinstance(workers, numbers.Integral) or isinstance(workers, bool) or not 0 <= workers <= num_envs
+    ):
+        raise ValueError(f"workers must be None or an int of 0 to num_envs = {num_envs}, got {workers!r}.")
+    if workers and family(name) in _IN_GRAPH:
+        raise ValueError(f"workers must be None or 0 for {name}, which runs inside TensorFlow's graph, got {workers}.")
+    module = importlib.import_module(f"keras_rtrl.environments.{family(name)}")
+    build = module.make
     parameters = inspect.signature(build).parameters.values()
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
@@ -56,7 +69,14 @@ def make(name, num_envs=1, seed=None, **options):
             if option not in known:
                 choices = f"its options are {', '.join(known)}" if known else "it has none"
                 raise ValueError(f"{name} has no option {option!r}; {choices}.")
-    return build(name, int(num_envs), None if seed is None else int(seed), **options)
+    if workers is None and hasattr(module, "default_workers"):
+        workers = module.default_workers(num_envs)
+    seed = None if seed is None else int(seed)
+    if not workers:
+        return build(name, int(num_envs), seed, **options)
+    from keras_rtrl.environments.workers import WorkerVector
+
+    return WorkerVector(functools.partial(build, name, **options), int(num_envs), seed, int(workers))
 
 
 def family(name):

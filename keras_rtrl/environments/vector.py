@@ -6,8 +6,25 @@ from tf_agents.trajectories.time_step import StepType, TimeStep
 
 
 def stream_seeds(seed, num_envs):
-    """One seed a stream, int32 in 0..2^31-1, so that vectors with neighbouring seeds share no game."""
-    return (np.random.SeedSequence(seed).generate_state(num_envs) >> 1).astype(np.int32)
+    """One seed a stream, int32 [num_envs] in 0..2^31-1, no two the same.
+
+    Args:
+      seed: a non-negative int, from which the seeds are drawn so that vectors with neighbouring ints share no game;
+        None for seeds never used before; or an array of num_envs seeds, which comes back as it is.
+      num_envs: number of streams.
+
+    Raises:
+      ValueError: an array that does not hold num_envs different seeds.
+    """
+    if isinstance(seed, np.ndarray):
+        if seed.dtype != np.int32 or seed.shape != (num_envs,) or len(np.unique(seed)) != num_envs or seed.min() < 0:
+            raise ValueError(f"seed must be {num_envs} int32 >= 0, all different, got {seed.dtype} {seed.tolist()}.")
+        return seed
+    drawn = (np.random.SeedSequence(seed).generate_state(2 * num_envs + 8) >> 1).astype(np.int32)
+    seeds, spare = drawn[:num_envs], np.setdiff1d(drawn[num_envs:], drawn[:num_envs])
+    repeated = np.setdiff1d(np.arange(num_envs), np.unique(seeds, return_index=True)[1])
+    seeds[repeated] = spare[: len(repeated)]
+    return seeds
 
 
 class VectorEnvironment(py_environment.PyEnvironment):

@@ -20,7 +20,7 @@ AGENTS = {
 
 
 @gin.configurable("environment", module="keras_rtrl", denylist=["seed", "streams", "evaluation"])
-def environment(seed, streams=None, evaluation=False, name=gin.REQUIRED, num_envs=16, options=None):
+def environment(seed, streams=None, evaluation=False, name=gin.REQUIRED, num_envs=16, workers=None, options=None):
     """Makes the configured environment, its observations with last reward and last action.
 
     Args:
@@ -29,6 +29,7 @@ def environment(seed, streams=None, evaluation=False, name=gin.REQUIRED, num_env
       evaluation: whole games, where the environment knows a difference (Atari: a lost life ends no episode).
       name: as `keras_rtrl.environments.make`.
       num_envs: number of streams B in training.
+      workers: number of processes of the simulator, as `make`; fewer where `streams` are fewer.
       options: dict of further arguments of `make`.
 
     Raises:
@@ -38,12 +39,15 @@ def environment(seed, streams=None, evaluation=False, name=gin.REQUIRED, num_env
         raise UsageError(f"environment.options must be a dict, got {options!r}")
     options = dict(options or {})
     for option in options:
-        if not isinstance(option, str) or option in ("name", "num_envs", "seed"):
+        if not isinstance(option, str) or option in ("name", "num_envs", "seed", "workers"):
             raise UsageError(f"environment.options must hold options of the environment alone, got {option!r}")
     if evaluation and str(name).startswith("ALE/"):
         options["training"] = False
+    if streams and isinstance(workers, int):
+        workers = min(workers, streams)
     try:
-        return environments.with_history(environments.make(name, num_envs=streams or num_envs, seed=seed, **options))
+        env = environments.make(name, num_envs=streams or num_envs, seed=seed, workers=workers, **options)
+        return environments.with_history(env)
     except (ValueError, ImportError) as error:
         raise UsageError(one_line(error)) from error
 
