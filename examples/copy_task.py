@@ -1,0 +1,266 @@
+"""The copy task, learned online: store a pattern of bits while it goes by, and say it back when it has ended.
+
+A sequence holds t bits, t uniform on 1..L, then t blanks; during the blanks the network is to say the bits in their
+order. Only these answers count, in the loss and in every score: whoever merely counts the length scores chance, half of
+the bits. The task is that of Irie, Gopalakrishnan and Schmidhuber (ICLR 2024): batches of 128, Adam (0.9, 0.995) with
+epsilon 1e-9, gradients clipped at a global norm of 1, state and traces zeroed where a sequence starts, and a weight
+update at every time step (--chunk 1), traces kept through the updates; or after every chunk of steps.
+
+The 128 streams run on: where a sequence ends the next begins, by `reset`. So no step is spent on padding, and each
+update sees streams at all places of their sequences, where a padded batch would have all of them listen, then answer.
+
+--gradient tbptt is the same network on the same chunks, its gradient cut where the chunk begins: what can be learned
+without traces.
+
+    python examples/copy_task.py --minutes 15 --out runs/copy-rtrl
+    python examples/copy_task.py --minutes 15 --gradient tbptt --out runs/copy-tbptt
+
+--out receives config.json, metrics.csv and learning_curve.png. A killed run leaves the metrics so far, and cannot be
+resumed.
+"""
+
+import argparse
+import csv
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from keras_rtrl.layers import ELSTM, LRU, RTU
+
+keras = tf.keras  # Keras 3, or tf-keras with TF_USE_LEGACY_KERAS=1
+
+STREAMS = 128
+BLANK = 2  # the third token, after the bits 0 and 1
+HELD_OUT = 512  # sequences
+BLOCK = 1000  # time steps between two looks at the clock
+EVALUATE = 5  # blocks between two evaluations
+
+
+class CopyStreams:
+    """Copy sequences without end, `streams` at a time, one after another in each stream.
+
+    Args:
+      streams: B.
+      length: L, the longest pattern.
+      rng: a numpy Generator.
+    """
+
+    def __init__(self, streams, length, rng):
+        self._length, self._rng = length, rng
+        self._bits = np.zeros((streams, length), np.int32)
+        self._t = np.zeros(streams, np.int64)
+        self._position = np.zeros(streams, np.int64)
+
+    def take(self, steps):
+        """The next time steps: tokens (0, 1 or BLANK), reset (where a sequence starts), the bits to say, asked (where).
+
+        Each array is [B, steps], int32 or bool.
+        """
+        shape = (len(self._t), steps)
+        tokens, bits = np.empty(shape, np.int32), np.empty(shape, np.int32)
+        reset, asked = np.empty(shape, bool), np.empty(shape, bool)
+        rows = np.arange(len(self._t))
+        for i in range(steps):
+            ended = self._position == 2 * self._t
+            count = np.count_nonzero(ended)
+            self._t[ended] = self._rng.integers(1, self._length + 1, count)
+            self._bits[ended] = self._rng.integers(0, 2, (count, self._length))
+            self._position[ended] = 0
+            reset[:, i] = ended
+            asked[:, i] = self._position >= self._t
+            bits[:, i] = self._bits[rows, self._position - self._t * asked[:, i]]
+            tokens[:, i] = np.where(asked[:, i], BLANK, bits[:, i])
+            self._position += 1
+        return tokens, reset, bits, asked
+
+
+def held_out(sequences, length, rng):
+    """Whole sequences, one a row, as `CopyStreams.take`: what follows the first of each stream is not asked."""
+    tokens, reset, bits, asked = CopyStreams(sequences, length, rng).take(2 * length)
+    return tokens, reset, bits, asked & (np.cumsum(reset, axis=1) == 1)
+
+
+def scores(logits, bits, asked):
+    """(share of the bits asked for that are right, share of the rows in which all are); every argument [B, T]."""
+    right = (np.asarray(logits) > 0) == (np.asarray(bits) == 1)
+    return right[asked].mean(), (right | ~asked).all(axis=1).mean()
+
+
+def make_core(args):
+    """The recurrent layer; without traces it is TBPTT's."""
+    common = {"gradient": args.gradient, "return_sequences": True, "return_state": True}
+    if args.layer == "elstm":
+        return ELSTM(args.units, forget_bias=args.forget_bias, **common)
+    if args.layer == "rtu":
+        return RTU(args.units, activation="linear", r_min=args.r_min, **common)
+    return LRU(args.units, r_min=args.r_min, **common)
+
+
+class Copier(tf.Module):
+    """The recurrent layer and its read-out: what to recall of the state depends on how long the pattern was, so the
+    features of the read-out are products of a value and a gate."""
+
+    def __init__(self, args):
+        super().__init__()
+        self.core = make_core(args)
+        self.value, self.gate = keras.layers.Dense(args.hidden), keras.layers.Dense(args.hidden, "sigmoid")
+        self.head = keras.layers.Dense(1)
+        self.core.build((None, None, 3))
+        for layer, width in ((self.value, self.core.output_size), (self.gate, self.core.output_size)):
+            layer.build((None, None, width))
+        self.head.build((None, None, args.hidden))
+        self.layers = (self.core, self.value, self.gate, self.head)
+        self.weights = [weight for layer in self.layers for weight in layer.trainable_weights]
+
+    def __call__(self, tokens, reset, carry):
+        """Logits [B, T] of the bit being 1, and the carry after the last step."""
+        y, *carry = self.core(tf.one_hot(tokens, 3), initial_state=carry, reset=reset)
+        return self.head(self.value(y) * self.gate(y))[..., 0], tuple(carry)
+
+
+def make_training(copier, rate, chunk):
+    """A function of one block of time steps and the carry before it, that makes an update after every chunk."""
+    optimizer = keras.optimizers.Adam(rate, beta_1=0.9, beta_2=0.995, epsilon=1e-9, global_clipnorm=1.0)
+    optimizer.build(copier.weights)
+
+    @tf.function
+    def train(tokens, reset, bits, asked, carry):
+        def cut(array):  # [updates, B, chunk]
+            return tf.transpose(tf.reshape(array, (STREAMS, -1, chunk)), (1, 0, 2))
+
+        tokens, reset, bits, asked = cut(tokens), cut(reset), cut(bits), cut(asked)
+        total = 0.0
+        for i in tf.range(tf.shape(tokens)[0]):
+            with tf.GradientTape() as tape:
+                logits, carry = copier(tokens[i], reset[i], carry)
+                errors = tf.nn.sigmoid_cross_entropy_with_logits(tf.cast(bits[i], tf.float32), logits)
+                weights = tf.cast(asked[i], tf.float32)
+                loss = tf.math.divide_no_nan(tf.reduce_sum(weights * errors), tf.reduce_sum(weights))
+            gradients = tape.gradient(loss, copier.weights)
+            optimizer.apply_gradients(zip(gradients, copier.weights, strict=True))
+            total += loss
+        return total / tf.cast(tf.shape(tokens)[0], tf.float32), carry
+
+    return train
+
+
+def train(args, report=print):
+    """One run; returns the rows of its metrics."""
+    train_seed, test_seed = np.random.SeedSequence(args.seed).spawn(2)
+    keras.utils.set_random_seed(args.seed)
+    streams = CopyStreams(STREAMS, args.length, np.random.default_rng(train_seed))
+    tokens, reset, bits, asked = held_out(HELD_OUT, args.length, np.random.default_rng(test_seed))
+    copier = Copier(args)
+    update = make_training(copier, args.rate, args.chunk)
+    carry = copier.core.get_initial_state(STREAMS, traces=args.gradient == "rtrl")
+    answer = tf.function(lambda: copier(tokens, reset, copier.core.get_initial_state(HELD_OUT))[0])
+    block = -(-BLOCK // args.chunk) * args.chunk
+    if args.steps is not None:
+        block = min(block, -(-args.steps // args.chunk) * args.chunk)
+
+    rows, losses, step = [], [], 0
+    begin = time.monotonic()
+    over = False
+    with open(args.out / "metrics.csv", "w", newline="") as file:
+        while not over:
+            loss, carry = update(*streams.take(block), carry)
+            losses.append(float(loss))
+            step += block
+            seconds = time.monotonic() - begin
+            over = step >= args.steps if args.steps is not None else seconds >= 60 * args.minutes
+            if not over and len(losses) < EVALUATE:
+                continue
+            of_bits, of_sequences = scores(answer(), bits, asked)
+            row = {
+                "step": step,
+                "updates": step // args.chunk,
+                "seconds": round(seconds, 1),
+                "loss": round(float(np.mean(losses)), 5),
+                "bit_accuracy": round(float(of_bits), 5),
+                "sequence_accuracy": round(float(of_sequences), 5),
+            }
+            if not rows:
+                writer = csv.DictWriter(file, row)
+                writer.writeheader()
+            writer.writerow(row)
+            file.flush()
+            report("  ".join(f"{name.replace('_', ' ')} {value}" for name, value in row.items()))
+            rows.append(row)
+            losses = []
+    return rows
+
+
+def plot(rows, args):
+    """Writes the learning curve."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.5), layout="constrained")
+    axis = figure.subplots()
+    for name in ("bit_accuracy", "sequence_accuracy"):
+        axis.plot([row["step"] for row in rows], [100 * row[name] for row in rows], label=name.replace("_", " "))
+    axis.axhline(50, color="k", linewidth=0.5, linestyle=":", label="bits, chance")
+    axis.set(xlabel=f"time steps, {STREAMS} streams", ylabel="held-out sequences, %", ylim=(0, 102))
+    axis.set_title(f"copy, L = {args.length}: {args.layer}, {args.gradient}, chunk {args.chunk}")
+    axis.legend()
+    figure.savefig(args.out / "learning_curve.png", dpi=120)
+
+
+def number(kind, holds, expected):
+    """A type for argparse: a number of that kind for which `holds`."""
+
+    def parse_number(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not math.isfinite(value) or not holds(value):
+            raise argparse.ArgumentTypeError(f"must be {expected}, got {text}")
+        return value
+
+    return parse_number
+
+
+def parse(words=None):
+    whole = number(int, lambda value: value >= 1, "a whole number of at least 1")
+    positive = number(float, lambda value: value > 0, "a number above 0")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--layer", choices=("elstm", "rtu", "lru"), default="rtu")
+    add("--gradient", choices=("rtrl", "tbptt"), default="rtrl")
+    add("--length", type=whole, default=50, help="L, the longest pattern, bits; the paper: 50 and 500")
+    add("--chunk", type=whole, default=10, help="time steps an update; 1: an update at every step")
+    add("--units", type=whole, default=128, help="of the recurrent layer")
+    add("--hidden", type=whole, default=128, help="features of the read-out")
+    bias = number(float, lambda value: True, "a number")
+    add("--forget-bias", type=bias, default=3.0, help="eLSTM: initial bias of its forget gate")
+    radius = number(float, lambda value: 0 <= value < 1, "at least 0 and below 1")
+    add("--r-min", type=radius, default=0.9, help="RTU, LRU: initial radii lie between this and 1")
+    add("--rate", type=positive, default=1e-3, help="Adam's step size")
+    seed = number(int, lambda value: value >= 0, "a whole number of at least 0")
+    add("--seed", type=seed, default=1, help="of weights, training sequences and held-out sequences")
+    bound = parser.add_mutually_exclusive_group()
+    bound.add_argument("--steps", type=whole, help="time steps of each stream, rounded up to whole blocks")
+    bound.add_argument("--minutes", type=positive, default=15.0, help="wall time, where there is no --steps")
+    add("--out", type=Path, default=Path("runs/copy_task"), help="folder for the results; made anew")
+    return parser.parse_args(words)
+
+
+def main(words=None):
+    args = parse(words)
+    try:
+        args.out.mkdir(parents=True)
+    except OSError as error:
+        sys.exit(f"error: --out must be a folder that does not exist yet and can be made: {error}")
+    config = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    config |= {"streams": STREAMS, "tensorflow": tf.__version__}
+    (args.out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    plot(train(args), args)
+
+
+if __name__ == "__main__":
+    main()
