@@ -91,6 +91,28 @@ def restore_network(run, network, reward_scaler=None):
         tf.train.Checkpoint(**parts).restore(path).expect_partial().assert_existing_objects_matched()
 
 
+def restore_encoder(run, network):
+    """Restores a network's encoder, with the normalisation before it, from the newest checkpoint of a run.
+
+    Raises UsageError where the run's encoder has other layers or other shapes.
+    """
+    path = tf.train.latest_checkpoint(run.checkpoints)
+    with _as_usage_error(run):
+        saved, own = tf.train.CheckpointView(path), tf.train.TrackableView(network)
+        theirs = _subtrees(saved, saved.children(0)["network"], network.encoder_parts)
+        if theirs != _subtrees(own, network, network.encoder_parts):
+            raise UsageError(f"{run.path}: its encoder has other layers than this network's")
+        parts = {name: getattr(network, name) for name in theirs}
+        checkpoint = tf.train.Checkpoint(network=tf.train.Checkpoint(**parts))
+        checkpoint.restore(path).expect_partial().assert_existing_objects_matched()
+
+
+def _subtrees(view, node, names):
+    """The names of all that hangs on the children `names` of a node, as dicts in dicts."""
+    children = view.children(node)
+    return {name: _subtrees(view, child, view.children(child)) for name, child in children.items() if name in names}
+
+
 @contextlib.contextmanager
 def _as_usage_error(run):
     try:

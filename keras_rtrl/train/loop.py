@@ -16,7 +16,7 @@ from keras_rtrl._checks import number, whole_number
 from keras_rtrl.train import building, checkpoints, config, export, metrics
 from keras_rtrl.train import optimizers as _optimizers  # noqa: F401  registers them with gin
 from keras_rtrl.train.config import one_line
-from keras_rtrl.train.run_folder import UsageError
+from keras_rtrl.train.run_folder import UsageError, open_run
 from keras_rtrl.train.runners import make_runner
 
 Result = collections.namedtuple(
@@ -43,6 +43,7 @@ def train(
     log_updates=10,
     checkpoint_minutes=3.0,
     return_window=100,
+    encoder_from=None,
 ):
     """Trains an agent as the gin configuration says and leaves all of a run's files in its folder.
 
@@ -63,6 +64,8 @@ def train(
       log_updates: updates between two rows of metrics.csv; an in-graph task makes as many in one compiled call.
       checkpoint_minutes: minutes between two checkpoints.
       return_window: number of last games that mean_return is over.
+      encoder_from: folder of a run whose encoder, as its newest checkpoint has it, a new run begins with; None for a
+        fresh one. ActorCriticNetwork.train_encoder says whether it goes on learning.
 
     Returns:
       Result: frames, updates and games of the whole run, mean return of the last games (None before the first), seconds
@@ -103,7 +106,10 @@ def train(
         optimizer = optimizer(learning_rate=schedule)
     except (ValueError, TypeError) as error:
         raise UsageError(f"train.optimizer: {one_line(error)}") from error
-    agent = building.agent(env, building.network(env), optimizer, agent_config)
+    network = building.network(env)
+    if encoder_from is not None and not resume:
+        _load_encoder(encoder_from, network)
+    agent = building.agent(env, network, optimizer, agent_config)
     counters = checkpoints.Counters()
     runner = make_runner(env, agent, rollout, log_updates)
     facts = {**(facts or {}), **_store(agent, rollout)}
@@ -192,6 +198,15 @@ def train(
         counters.frames, counters.updates, counters.games, _mean(counters.recent_returns), counters.seconds,
         received[0] if received else None, done, last_errors,
     )  # fmt: skip
+
+
+def _load_encoder(path, network):
+    if not isinstance(path, str):
+        raise UsageError(f"train.encoder_from must be the folder of a run, got {path!r}")
+    try:
+        checkpoints.restore_encoder(open_run(path), network)
+    except UsageError as error:
+        raise UsageError(f"train.encoder_from: {error}") from error
 
 
 def _store(agent, rollout):
