@@ -15,6 +15,7 @@ _FAMILIES = (
     ("MemoryChain-", "memory_chain"),
     ("Trace", "conditioning"),
     ("popgym-", "popgym"),
+    ("procgen:", "procgen"),
     ("", "gymnasium_vector"),
 )
 _IN_GRAPH = ("tmaze", "memory_chain", "conditioning")

@@ -1,0 +1,164 @@
+"""ProcGen (Cobbe et al., arXiv 1912.01588): its 16 games, each level of which is drawn from a seed of its own."""
+
+import numbers
+import os
+
+import cffi
+import numpy as np
+from tf_agents.specs import array_spec
+from tf_agents.trajectories.time_step import StepType, TimeStep
+
+from keras_rtrl.environments.registry import unknown_name
+from keras_rtrl.environments.vector import VectorEnvironment, stream_seeds
+
+# Steps after which a game ends by itself; from the source, github.com/openai/procgen, procgen/src/games.
+_TIME_LIMITS = {
+    "bigfish": 6000,
+    "bossfight": 4000,
+    "caveflyer": 1000,
+    "chaser": 1000,
+    "climber": 1000,
+    "coinrun": 1000,
+    "dodgeball": 1000,
+    "fruitbot": 1000,
+    "heist": 1000,
+    "jumper": 1000,
+    "leaper": 500,
+    "maze": 500,
+    "miner": 1000,
+    "ninja": 1000,
+    "plunder": 4000,
+    "starpilot": 1000,
+}
+_JUMPER_MEMORY_TIME_LIMIT = 2000
+# ProcGen ends the process where a game has no such levels.
+_DISTRIBUTIONS = {
+    "easy": set(_TIME_LIMITS),
+    "hard": set(_TIME_LIMITS),
+    "extreme": {"chaser", "dodgeball", "leaper", "starpilot"},
+    "memory": {"caveflyer", "dodgeball", "heist", "jumper", "maze", "miner"},
+}
+_MOST_LEVELS = 2**31 - 1
+_ACTIONS = 15
+_NO_OP = 4
+_RESET = -1  # ProcGen begins a new level
+
+
+def make(name, num_envs, seed, *, distribution="hard", num_levels=500, start_level=0):
+    """The game "procgen:<game>" as a `ProcgenEnvironment`.
+
+    The levels trained on are `start_level` to `start_level + num_levels - 1`, as the benchmark has them. Held-out
+    levels: `num_levels=0, start_level=500` are all those from 500 on.
+    """
+    try:
+        import procgen  # noqa: F401
+    except ImportError as error:
+        raise ImportError(f'{name} needs procgen2: pip install "keras_rtrl[procgen]".') from error
+    game = name.partition(":")[2]
+    if game not in _TIME_LIMITS:
+        raise unknown_name(name, [f"procgen:{known}" for known in _TIME_LIMITS])
+    known = [mode for mode, games in _DISTRIBUTIONS.items() if game in games]
+    if distribution not in known:
+        raise ValueError(f"distribution must be one of {', '.join(known)} for {name}, got {distribution!r}.")
+    for option, value in (("num_levels", num_levels), ("start_level", start_level)):
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not 0 <= value < _MOST_LEVELS:
+            raise ValueError(f"{option} must be an int of at least 0 and below {_MOST_LEVELS}, got {value!r}.")
+    if start_level + num_levels > _MOST_LEVELS:
+        raise ValueError(f"start_level + num_levels must be at most {_MOST_LEVELS}, got {start_level} + {num_levels}.")
+    # ProcGen's own num_levels=0 draws from all levels whatever start_level says.
+    num_levels = int(num_levels) or _MOST_LEVELS - int(start_level)
+    return ProcgenEnvironment(game, num_envs, seed, distribution, num_levels, int(start_level))
+
+
+class ProcgenEnvironment(VectorEnvironment):
+    """A batch of one ProcGen game, stepped by threads of the simulator's own.
+
+    Observation: RGB, uint8 [B, 64, 64, 3]. Actions are int64 [B] in 0..14, ProcGen's. One action is one frame.
+
+    ProcGen begins the next level in the very step that ends one and shows the new level only. So LAST holds the
+    observation before it, and FIRST shows the new level's first observation, untouched by the action given then, which
+    is undone: the games played are those that ProcGen plays without these two steps. A game that its time limit ends is
+    truncated (LAST, discount 1), even where something else ended it in the same step; any other end terminates.
+
+    Args:
+      game: "chaser".
+      num_envs: number of streams B.
+      seed: as `stream_seeds`; each stream draws its levels by a seed of its own.
+      distribution: "easy", "hard", "extreme" or "memory".
+      num_levels: number of levels, at least 1.
+      start_level: the first.
+    """
+
+    def __init__(self, game, num_envs, seed, distribution, num_levels, start_level):
+        from procgen import ProcgenGym3Env
+        from procgen.env import MAX_STATE_SIZE
+
+        def simulator(streams, stream_seed, threads):
+            return ProcgenGym3Env(
+                streams,
+                game,
+                distribution_mode=distribution,
+                num_levels=num_levels,
+                start_level=start_level,
+                rand_seed=stream_seed,
+                num_threads=threads,
+            )
+
+        seeds = stream_seeds(seed, num_envs).tolist()
+        threads = min(num_envs, len(os.sched_getaffinity(0)))
+        self._env = simulator(num_envs, seeds[0], threads if threads > 1 else 0)
+        # A vector draws its streams' seeds from one. Each is to have its own, whatever vector it is in.
+        for stream, stream_seed in enumerate(seeds):
+            alone = simulator(1, stream_seed, 0)
+            self._restore(stream, alone.get_state()[0])
+            alone.close()
+        self._time_limit = (
+            _JUMPER_MEMORY_TIME_LIMIT if (game, distribution) == ("jumper", "memory") else _TIME_LIMITS[game]
+        )
+        self._buffer = np.empty(MAX_STATE_SIZE, np.uint8)
+        self._address = cffi.FFI().from_buffer("char[]", self._buffer)
+        self._begun = {}  # stream: (state, observation) of the level that its next step shows first
+        self._played = False
+        super().__init__(
+            num_envs,
+            array_spec.BoundedArraySpec((64, 64, 3), np.uint8, 0, 255, name="observation"),
+            array_spec.BoundedArraySpec((), np.int64, 0, _ACTIONS - 1, name="action"),
+        )
+
+    def _reset(self):
+        if self._played:
+            self._env.act(np.full(self._num_envs, _RESET, np.int32))
+        self._played = True
+        self._begun = {}
+        self._forget_games()
+        _, observation, _ = self._env.observe()
+        return self._first(observation["rgb"])
+
+    def _step(self, action):
+        before = self._current_time_step
+        first = before.step_type == StepType.LAST
+        action = np.where(first, _NO_OP, self._checked(action))
+        self._env.act(action.astype(np.int32))
+        reward, observation, ended = self._env.observe()
+        observation = observation["rgb"]
+        for stream, (state, shown) in self._begun.items():
+            self._restore(stream, state)
+            observation[stream], reward[stream], ended[stream] = shown, 0.0, False
+        self._begun = {stream: (self._state(stream), observation[stream].copy()) for stream in np.flatnonzero(ended)}
+        observation[ended] = before.observation[ended]
+
+        timed_out = ended & (self._lengths + 1 >= self._time_limit)
+        self._count(reward, ~first, ended)
+        step_type = np.where(first, StepType.FIRST, np.where(ended, StepType.LAST, StepType.MID)).astype(np.int32)
+        discount = np.where(ended & ~timed_out, 0.0, 1.0).astype(np.float32)
+        return TimeStep(step_type, reward, discount, observation)
+
+    def _state(self, stream):
+        size = self._env.call_c_func("get_state", int(stream), self._address, len(self._buffer))
+        return self._buffer[:size].tobytes()
+
+    def _restore(self, stream, state):
+        self._env.call_c_func("set_state", int(stream), state, len(state))
+
+    def close(self):
+        self._env.close()
