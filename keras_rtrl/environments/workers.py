@@ -82,6 +82,11 @@ class WorkerVector(VectorEnvironment):
             self._finalizer()
             raise
 
+    @property
+    def worker_pids(self):
+        """Process ids of the workers now living, in the order of their streams."""
+        return [worker.pid for worker in self._workers]
+
     def step_async(self, action):
         """Begins a step with action [B, ...]; `step_wait` must follow."""
         if self._current_time_step is None:
