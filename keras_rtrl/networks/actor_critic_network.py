@@ -133,7 +133,8 @@ class ActorCriticNetwork(network.Network):
         raw = tf.nest.map_structure(squash.flatten, observation["observation"])
         if self._normalizer is not None:
             raw = self._normalizer(tf.cast(raw, keras.backend.floatx()))
-        parts = [squash.unflatten(self._encoder(raw))]
+        encoded = self._encoder(raw)
+        parts = [squash.unflatten(encoded if self._encoder.trainable else tf.stop_gradient(encoded))]
         if self._use_last_reward:
             last_reward = tf.cast(observation["last_reward"], parts[0].dtype)
             parts.append(tf.clip_by_value(last_reward, -1.0, 1.0)[..., tf.newaxis])
