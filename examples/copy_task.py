@@ -9,11 +9,13 @@ update at every time step (--chunk 1), traces kept through the updates; or after
 The 128 streams run on: where a sequence ends the next begins, by `reset`. So no step is spent on padding, and each
 update sees streams at all places of their sequences, where a padded batch would have all of them listen, then answer.
 
+--curriculum trains on short patterns first. The held-out sequences have t on 1..L all the time.
+
 --gradient tbptt is the same network on the same chunks, its gradient cut where the chunk begins: what can be learned
 without traces.
 
-    python examples/copy_task.py --minutes 15 --out runs/copy-rtrl
-    python examples/copy_task.py --minutes 15 --gradient tbptt --out runs/copy-tbptt
+    python examples/copy_task.py --curriculum --out runs/copy-rtrl
+    python examples/copy_task.py --curriculum --gradient tbptt --out runs/copy-tbptt
 
 --out receives config.json, metrics.csv and learning_curve.png. A killed run leaves the metrics so far, and cannot be
 resumed.
@@ -36,9 +38,10 @@ keras = tf.keras  # Keras 3, or tf-keras with TF_USE_LEGACY_KERAS=1
 
 STREAMS = 128
 BLANK = 2  # the third token, after the bits 0 and 1
-HELD_OUT = 512  # sequences
+HELD_OUT = 4 * STREAMS  # sequences
 BLOCK = 1000  # time steps between two looks at the clock
 EVALUATE = 5  # blocks between two evaluations
+FIRST, MASTERED = 5, 0.95  # --curriculum: the longest pattern at first, and what share of the bits lengthens it
 
 
 class CopyStreams:
@@ -46,12 +49,12 @@ class CopyStreams:
 
     Args:
       streams: B.
-      length: L, the longest pattern.
+      length: L, the longest pattern; attribute `longest`, at most L, bounds the sequences that begin from then on.
       rng: a numpy Generator.
     """
 
     def __init__(self, streams, length, rng):
-        self._length, self._rng = length, rng
+        self.longest, self._length, self._rng = length, length, rng
         self._bits = np.zeros((streams, length), np.int32)
         self._t = np.zeros(streams, np.int64)
         self._position = np.zeros(streams, np.int64)
@@ -68,7 +71,7 @@ class CopyStreams:
         for i in range(steps):
             ended = self._position == 2 * self._t
             count = np.count_nonzero(ended)
-            self._t[ended] = self._rng.integers(1, self._length + 1, count)
+            self._t[ended] = self._rng.integers(1, self.longest + 1, count)
             self._bits[ended] = self._rng.integers(0, 2, (count, self._length))
             self._position[ended] = 0
             reset[:, i] = ended
@@ -96,9 +99,11 @@ def make_core(args):
     common = {"gradient": args.gradient, "return_sequences": True, "return_state": True}
     if args.layer == "elstm":
         return ELSTM(args.units, forget_bias=args.forget_bias, **common)
+    # Phases past pi would mirror those below it: the inputs are real.
+    ring = {"r_min": args.radii[0], "r_max": args.radii[1], "max_phase": math.pi}
     if args.layer == "rtu":
-        return RTU(args.units, activation="linear", r_min=args.r_min, **common)
-    return LRU(args.units, r_min=args.r_min, **common)
+        return RTU(args.units, activation="linear", **ring, **common)
+    return LRU(args.units, **ring, **common)
 
 
 class Copier(tf.Module):
@@ -124,7 +129,10 @@ class Copier(tf.Module):
 
 
 def make_training(copier, rate, chunk):
-    """A function of one block of time steps and the carry before it, that makes an update after every chunk."""
+    """A function of a block of time steps and the carry before it, that makes an update after every chunk.
+
+    It returns the mean loss, the share of bits right (each before its own update) and the carry after the block.
+    """
     optimizer = keras.optimizers.Adam(rate, beta_1=0.9, beta_2=0.995, epsilon=1e-9, global_clipnorm=1.0)
     optimizer.build(copier.weights)
 
@@ -134,7 +142,7 @@ def make_training(copier, rate, chunk):
             return tf.transpose(tf.reshape(array, (STREAMS, -1, chunk)), (1, 0, 2))
 
         tokens, reset, bits, asked = cut(tokens), cut(reset), cut(bits), cut(asked)
-        total = 0.0
+        total = said = right = 0.0
         for i in tf.range(tf.shape(tokens)[0]):
             with tf.GradientTape() as tape:
                 logits, carry = copier(tokens[i], reset[i], carry)
@@ -144,7 +152,9 @@ def make_training(copier, rate, chunk):
             gradients = tape.gradient(loss, copier.weights)
             optimizer.apply_gradients(zip(gradients, copier.weights, strict=True))
             total += loss
-        return total / tf.cast(tf.shape(tokens)[0], tf.float32), carry
+            said += tf.reduce_sum(weights)
+            right += tf.reduce_sum(weights * tf.cast((logits > 0) == (bits[i] == 1), tf.float32))
+        return total / tf.cast(tf.shape(tokens)[0], tf.float32), right / said, carry
 
     return train
 
@@ -158,28 +168,36 @@ def train(args, report=print):
     copier = Copier(args)
     update = make_training(copier, args.rate, args.chunk)
     carry = copier.core.get_initial_state(STREAMS, traces=args.gradient == "rtrl")
-    answer = tf.function(lambda: copier(tokens, reset, copier.core.get_initial_state(HELD_OUT))[0])
+    answer = tf.function(lambda *inputs: copier(*inputs, copier.core.get_initial_state(STREAMS))[0])
     block = -(-BLOCK // args.chunk) * args.chunk
     if args.steps is not None:
         block = min(block, -(-args.steps // args.chunk) * args.chunk)
 
+    if args.curriculum:
+        streams.longest = min(FIRST, args.length)
     rows, losses, step = [], [], 0
     begin = time.monotonic()
     over = False
     with open(args.out / "metrics.csv", "w", newline="") as file:
         while not over:
-            loss, carry = update(*streams.take(block), carry)
+            longest = streams.longest
+            loss, right, carry = update(*streams.take(block), carry)
             losses.append(float(loss))
+            if right >= MASTERED:
+                streams.longest = min(longest + max(1, longest // 10), args.length)
             step += block
             seconds = time.monotonic() - begin
             over = step >= args.steps if args.steps is not None else seconds >= 60 * args.minutes
             if not over and len(losses) < EVALUATE:
                 continue
-            of_bits, of_sequences = scores(answer(), bits, asked)
+            parts = [slice(i, i + STREAMS) for i in range(0, HELD_OUT, STREAMS)]  # bounds the memory it takes
+            logits = np.concatenate([answer(tokens[part], reset[part]) for part in parts])
+            of_bits, of_sequences = scores(logits, bits, asked)
             row = {
                 "step": step,
                 "updates": step // args.chunk,
                 "seconds": round(seconds, 1),
+                "longest": longest,
                 "loss": round(float(np.mean(losses)), 5),
                 "bit_accuracy": round(float(of_bits), 5),
                 "sequence_accuracy": round(float(of_sequences), 5),
@@ -234,20 +252,24 @@ def parse(words=None):
     add("--gradient", choices=("rtrl", "tbptt"), default="rtrl")
     add("--length", type=whole, default=50, help="L, the longest pattern, bits; the paper: 50 and 500")
     add("--chunk", type=whole, default=10, help="time steps an update; 1: an update at every step")
-    add("--units", type=whole, default=128, help="of the recurrent layer")
+    add("--units", type=whole, default=64, help="of the recurrent layer")
     add("--hidden", type=whole, default=128, help="features of the read-out")
     bias = number(float, lambda value: True, "a number")
     add("--forget-bias", type=bias, default=3.0, help="eLSTM: initial bias of its forget gate")
-    radius = number(float, lambda value: 0 <= value < 1, "at least 0 and below 1")
-    add("--r-min", type=radius, default=0.9, help="RTU, LRU: initial radii lie between this and 1")
-    add("--rate", type=positive, default=1e-3, help="Adam's step size")
+    radius = number(float, lambda value: 0 <= value <= 1, "between 0 and 1")
+    add("--radii", type=radius, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"), help="RTU, LRU: initial radii")
+    add("--rate", type=positive, default=5e-3, help="Adam's step size")
     seed = number(int, lambda value: value >= 0, "a whole number of at least 0")
+    add("--curriculum", action="store_true", help=f"first patterns of {FIRST} bits, longer as these go well")
     add("--seed", type=seed, default=1, help="of weights, training sequences and held-out sequences")
     bound = parser.add_mutually_exclusive_group()
     bound.add_argument("--steps", type=whole, help="time steps of each stream, rounded up to whole blocks")
     bound.add_argument("--minutes", type=positive, default=15.0, help="wall time, where there is no --steps")
     add("--out", type=Path, default=Path("runs/copy_task"), help="folder for the results; made anew")
-    return parser.parse_args(words)
+    args = parser.parse_args(words)
+    if args.radii[0] >= args.radii[1]:
+        parser.error(f"argument --radii: LOW must be below HIGH, got {args.radii[0]} and {args.radii[1]}")
+    return args
 
 
 def main(words=None):
