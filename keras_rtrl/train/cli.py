@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import os
+import re
 import sys
 import warnings
 
@@ -69,8 +70,12 @@ def _parser():
     evaluate = commands.add_parser("evaluate", help="play whole games greedily")
     evaluate.set_defaults(run=_evaluate)
     evaluate.add_argument("folder", type=_name, metavar="RUN")
-    evaluate.add_argument("--episodes", type=_positive_int, default=30, metavar="N")
-    evaluate.add_argument("--seed", type=_seed, default=1, metavar="N")
+    evaluate.add_argument("--episodes", type=_positive_int, default=30, metavar="N", help="games (default: 30)")
+    evaluate.add_argument("--repeats", type=_positive_int, default=1, metavar="N", help="times to do so (default: 1)")
+    evaluate.add_argument("--seed", type=_seed, default=1, metavar="N", help="of the first repeat (default: 1)")
+    evaluate.add_argument(
+        "--gin", action="append", default=[], metavar="BINDING", help='such as "environment.options = {...}"'
+    )
     evaluate.add_argument("--video", type=_name, metavar="FILE", help="write the first game to an .mp4 or .avi")
 
     export = commands.add_parser("export", help="write the policy as a SavedModel that needs TensorFlow alone")
@@ -124,7 +129,7 @@ def _train(args):
     if args.resume is None:
         preset = os.path.splitext(os.path.basename(args.preset))[0]
         if args.out is None:
-            game = config.text("environment.name", "").split("/")[-1].rsplit("-v", 1)[0]
+            game = re.split("[/:]", config.text("environment.name", ""))[-1].rsplit("-v", 1)[0]
             run = new_run(os.path.join("runs", f"{preset}-{game}-{datetime.datetime.now():%Y%m%d-%H%M%S}"))
         facts = {"command": args.command, "preset": preset}
     print(f"run folder: {run.path}", flush=True)
@@ -136,6 +141,7 @@ def _train(args):
     mean = "none finished" if result.mean_return is None else f"mean return {result.mean_return:.2f}"
     scores = [f"{name} {value:.4g}" for name, value in result.errors.items() if value is not None]
     scores = ", ".join(scores or [f"{result.games} games ({mean})"])
+    scores += _normalized(result.human_normalized)
     print(f"{result.frames} frames, {result.updates} updates, {scores}, {result.seconds:.0f} s")
     if not result.done:
         print(f"not at its end; go on with: keras-rtrl train --resume {run.path}")
@@ -168,11 +174,17 @@ def _evaluate(args):
     run = open_run(args.folder)
     from keras_rtrl.train import evaluate, loop  # noqa: F401  loop: its settings are in the run's configuration
 
-    config.load(run.config)
-    result = evaluate.evaluate(run, args.episodes, args.seed, args.video)
-    for number, (game_return, length) in enumerate(zip(result["returns"], result["lengths"], strict=True), 1):
-        print(f"game {number}: return {game_return:g}, {length} steps")
-    print(f"mean {result['mean']:.2f}, standard deviation {result['std']:.2f} over {args.episodes} games")
+    config.load(run.config, args.gin)
+    result = evaluate.evaluate(run, args.episodes, args.seed, args.video, args.repeats)
+    if args.repeats == 1:
+        for number, (game_return, length) in enumerate(zip(result["returns"], result["lengths"], strict=True), 1):
+            print(f"game {number}: return {game_return:g}, {length} steps")
+        spread = f"{result['std']:.2f} over {args.episodes} games"
+    else:
+        for number, mean in enumerate(result["means"], 1):
+            print(f"repeat {number}: mean {mean:.2f}")
+        spread = f"{result['std_of_means']:.2f} over the means of {args.repeats} x {args.episodes} games"
+    print(f"mean {result['mean']:.2f}, standard deviation {spread}{_normalized(result['human_normalized'])}")
     return 0
 
 
@@ -254,7 +266,11 @@ def _bench(args):
 
 
 def _environment_name(game):
-    return game if "/" in game or "-" in game else f"ALE/{game}-v5"
+    return game if any(mark in game for mark in "/-:") else f"ALE/{game}-v5"
+
+
+def _normalized(score):
+    return "" if score is None else f", human-normalised {score:.3f}"
 
 
 def _name(text):

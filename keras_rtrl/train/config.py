@@ -40,12 +40,17 @@ def load(path, bindings=()):
         raise UsageError(f"configuration: {one_line(error)}") from error
 
 
-def text(setting, default):
-    """The value of a setting as a string, `default` where nothing sets it."""
+def value(setting, default):
+    """The value of a setting, `default` where nothing sets it."""
     try:
-        return str(gin.query_parameter(setting))
+        return gin.query_parameter(setting)
     except ValueError:
         return default
+
+
+def text(setting, default):
+    """The value of a setting as a string, `default` where nothing sets it."""
+    return str(value(setting, default))
 
 
 @gin.configurable("sweep", module="keras_rtrl")

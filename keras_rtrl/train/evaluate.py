@@ -1,14 +1,16 @@
 """Whole games, played greedily."""
 
+import contextlib
 import itertools
 import os
 import tempfile
 
 import numpy as np
 import tensorflow as tf
-from tf_agents.environments import tf_environment
+from tf_agents.environments import py_environment, tf_environment
 
-from keras_rtrl.train import building, checkpoints
+from keras_rtrl.environments import registry
+from keras_rtrl.train import building, checkpoints, config
 from keras_rtrl.train.export import PolicyModule, flat
 from keras_rtrl.train.run_folder import UsageError, write_json
 
@@ -25,53 +27,86 @@ def load_network(run, env, reward_scaler=None):
     return network
 
 
-def evaluate(run, episodes=30, seed=1, video=None):
+def evaluate(run, episodes=30, seed=1, video=None, repeats=1):
     """Plays whole games greedily, as many in each stream (but one), so that short games count no more than long ones.
+
+    The environment is the configured one: to play levels held out from training, change its options in the
+    configuration.
 
     Args:
       run: RunFolder; its configuration must be loaded.
-      episodes: number of games, at least 1.
-      seed: int, of the environment.
+      episodes: number of games of each repeat, at least 1.
+      seed: int, of the first repeat's environment; the others have seed + 1, seed + 2, ...
       video: path of an .mp4 or .avi for the first game, None for none. Needs image observations.
+      repeats: number of times the games are played, in a fresh environment each time, at least 1.
 
     Returns:
-      dict: mean, std, returns and lengths (agent steps) by game. Written to evaluation.json too.
+      dict: mean and std (n in the denominator) over all games; means, one a repeat, and std_of_means, None for one
+      repeat; human_normalized, of the mean, None where no scores are known; returns and lengths (agent steps) by game;
+      environment and options, episodes, repeats, seed, and updates learnt from. Written to evaluation.json too.
 
     Raises:
       UsageError: arguments that do not fit.
     """
-    if episodes < 1:
-        raise UsageError(f"episodes must be at least 1, got {episodes}")
+    for name, value in (("episodes", episodes), ("repeats", repeats)):
+        if value < 1:
+            raise UsageError(f"{name} must be at least 1, got {value}")
     streams = min(episodes, 16)
     quota = [episodes // streams + (stream < episodes % streams) for stream in range(streams)]
+    policy = recorder = None
+    games = []
+    for repeat in range(repeats):
+        with _environment(seed + repeat, streams) as env:
+            if policy is None:
+                if hasattr(env, "ideal_prediction"):
+                    raise UsageError(f"{run.path}: a run of a prediction task, which has no games to play")
+                recorder = Video(video, env) if video is not None else None
+                policy = PolicyModule(load_network(run, env))
+            games += _games(env, policy, quota, None if repeat else recorder)
+    if recorder:
+        recorder.close()
+    returns = [game_return for game_return, _ in games]
+    means = np.reshape(returns, [repeats, episodes]).mean(axis=1)
+    environment = config.value("environment.name", None)
+    result = {
+        "environment": environment,
+        "options": config.value("environment.options", None),
+        "episodes": episodes,
+        "repeats": repeats,
+        "seed": seed,
+        "updates": checkpoints.saved_updates(run),
+        "mean": float(np.mean(returns)),
+        "std": float(np.std(returns)),
+        "means": means.tolist(),
+        "std_of_means": float(np.std(means)) if repeats > 1 else None,
+        "human_normalized": registry.normalized_score(environment, float(np.mean(returns))),
+        "returns": returns,
+        "lengths": [length for _, length in games],
+    }
+    write_json(run.evaluation, result)
+    return result
+
+
+@contextlib.contextmanager
+def _environment(seed, streams):
     env = building.environment(seed, streams=streams, evaluation=True)
-    if hasattr(env, "ideal_prediction"):
-        raise UsageError(f"{run.path}: a run of a prediction task, which has no games to play")
-    recorder = Video(video, env) if video is not None else None
-    games = [[] for _ in range(streams)]
-    steps = _play(env, PolicyModule(load_network(run, env)))
-    for observation, finished in steps:
+    try:
+        yield env
+    finally:
+        if isinstance(env, py_environment.PyEnvironment):
+            env.close()
+
+
+def _games(env, policy, quota, recorder):
+    """The first `quota[i]` games of each stream i, (return, length), stream by stream."""
+    games = [[] for _ in quota]
+    for observation, finished in _play(env, policy):
         if recorder and not games[0]:
             recorder.add(observation)
         for game_return, length, stream in finished:
             games[stream].append((game_return, length))
         if all(len(played) >= wanted for played, wanted in zip(games, quota, strict=True)):
-            break
-    if recorder:
-        recorder.close()
-    played = list(itertools.chain.from_iterable(g[:n] for g, n in zip(games, quota, strict=True)))
-    returns = [game_return for game_return, _ in played]
-    result = {
-        "episodes": episodes,
-        "seed": seed,
-        "updates": checkpoints.saved_updates(run),
-        "mean": float(np.mean(returns)),
-        "std": float(np.std(returns)),
-        "returns": returns,
-        "lengths": [length for _, length in played],
-    }
-    write_json(run.evaluation, result)
-    return result
+            return list(itertools.chain.from_iterable(g[:n] for g, n in zip(games, quota, strict=True)))
 
 
 def _play(env, policy):

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import os
 import signal
 import time
@@ -13,6 +14,7 @@ from tf_agents.environments import py_environment
 from tqdm import tqdm
 
 from keras_rtrl._checks import number, whole_number
+from keras_rtrl.environments import registry
 from keras_rtrl.train import building, checkpoints, config, export, metrics
 from keras_rtrl.train import optimizers as _optimizers  # noqa: F401  registers them with gin
 from keras_rtrl.train.config import one_line
@@ -20,7 +22,7 @@ from keras_rtrl.train.run_folder import UsageError, open_run
 from keras_rtrl.train.runners import make_runner
 
 Result = collections.namedtuple(
-    "Result", ["frames", "updates", "games", "mean_return", "seconds", "signal", "done", "errors"]
+    "Result", ["frames", "updates", "games", "mean_return", "seconds", "signal", "done", "errors", "human_normalized"]
 )
 
 
@@ -69,8 +71,9 @@ def train(
 
     Returns:
       Result: frames, updates and games of the whole run, mean return of the last games (None before the first), seconds
-      of training, the signal that ended it (None), whether all frames were played, and the errors of predictions in
-      the last row by name ({} where the agent does not predict).
+      of training, the signal that ended it (None), whether all frames were played, the errors of predictions in the
+      last row by name ({} where the agent does not predict), and the mean return between random play's and a human's (0
+      and 1; None where their scores are not known).
 
     Raises:
       UsageError: settings that do not fit, before anything is written.
@@ -126,7 +129,9 @@ def train(
         frames=counters.frames, updates=counters.updates,
         recurrent_parameters=sum(variable.shape.num_elements() for variable in agent.network.core_variables),
     )  # fmt: skip
-    columns = (*metrics.COLUMNS, *runner.error_names, *agent.loss_names)
+    normalized = functools.partial(registry.normalized_score, gin.query_parameter("environment.name"))
+    score_names = () if normalized(0.0) is None else ("human_normalized",)
+    columns = (*metrics.COLUMNS, *score_names, *runner.error_names, *agent.loss_names)
     log = metrics.Metrics(run, columns, counters.updates)
     earlier, diverged, last_saved, last_errors = counters.seconds, None, time.monotonic(), {}
     losses, errors, row_started = [], [], (time.monotonic(), counters.frames)
@@ -164,6 +169,7 @@ def train(
                     seconds=counters.seconds,
                     frames_per_second=(counters.frames - row_started[1]) / (now - row_started[0]),
                     learning_rate=float(schedule(agent.optimizer.iterations)),
+                    **{name: normalized(mean_return) for name in score_names},
                     **last_errors,
                     **_means(agent.loss_names, losses),
                 )
@@ -194,9 +200,10 @@ def train(
         env.close()
     if diverged:
         raise Diverged(f"{diverged}; the checkpoint of update {counters.updates} stands")
+    mean_return = _mean(counters.recent_returns)
     return Result(
-        counters.frames, counters.updates, counters.games, _mean(counters.recent_returns), counters.seconds,
-        received[0] if received else None, done, last_errors,
+        counters.frames, counters.updates, counters.games, mean_return, counters.seconds,
+        received[0] if received else None, done, last_errors, normalized(mean_return),
     )  # fmt: skip
 
 

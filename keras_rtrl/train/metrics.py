@@ -15,7 +15,7 @@ COLUMNS = (
     "seconds",
     "frames_per_second",
     "learning_rate",
-)  # then the errors of predictions, where an agent predicts, and the agent's losses
+)  # then human_normalized where scores are known, errors of predictions where an agent predicts, the agent's losses
 
 ERRORS = ("return_error", "mean_predictor_error", "floor_error")  # of a prediction, and of two references
 
@@ -23,7 +23,8 @@ ERRORS = ("return_error", "mean_predictor_error", "floor_error")  # of a predict
 class Metrics:
     """Appends one row an interval to metrics.csv and to TensorBoard.
 
-    `frames` are environment frames; `mean_return` is over the last whole games (empty before the first ends);
+    `frames` are environment frames; `mean_return` is over the last whole games (empty before the first ends), and
+    `human_normalized` is where it lies between random play's and a human's;
     `seconds` are of training, all sessions of the run together. What predicts has no games: both columns are empty.
 
     Args:
@@ -55,7 +56,8 @@ class Metrics:
 
 def trim(run, columns, updates):
     """Drops the rows of metrics.csv past an update; makes the file where there is none."""
-    rows = [row for row in read(run.metrics) if int(row["updates"]) <= updates]
+    empty = dict.fromkeys(columns, "")  # an earlier version's run may lack some
+    rows = [{**empty, **row} for row in read(run.metrics) if int(row["updates"]) <= updates]
     header = dict(zip(columns, columns, strict=True))
     write_text(run.metrics, "".join(_line(columns, row) for row in [header, *rows]))
 
