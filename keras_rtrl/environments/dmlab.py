@@ -91,7 +91,25 @@ def make(
     renderer="software",
     dataset_path=None,
 ):
-    """The level "dmlab:<level>" as a `LabEnvironment`, of one stream."""
+    """The level "dmlab:<level>" as a `LabEnvironment`, of one stream; more are worker processes' to run.
+
+    A level's short name is its file's in contributed/dmlab30: "rooms_watermaze". Two levels have a training form and a
+    hold-out form instead: "rooms_collect_good_objects_train" and "..._test", "rooms_exploit_deferred_effects_train" and
+    "..._test".
+
+    Args:
+      name, num_envs, seed: as `environments.make`.
+      height, width: of an image, in pixels.
+      frames_per_step: frames that an action is held for.
+      level_cache: folder that keeps compiled levels, which processes may share; None for none. explore_* and skymaze_*
+        compile a maze for each episode.
+      renderer: "software" or "hardware".
+      dataset_path: folder of photographs, which two psychlab levels need.
+
+    Raises:
+      ValueError: an argument that is none of these, or settings that the simulator does not start with.
+      ImportError: without the module `deepmind_lab`.
+    """
     if name not in SCORES:
         raise unknown_name(name, list(SCORES))
     if num_envs != 1:

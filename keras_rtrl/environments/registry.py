@@ -31,15 +31,17 @@ def make(name, num_envs=1, seed=None, workers=None, **options):
     Args:
       name: "ALE/<Game>-v5" for any game of ale-py; an in-graph task, "TMaze-v0", "MemoryChain-v0",
         "TraceConditioning-v0" or "TracePatterning-v0"; any of POPGym's 42, such as "popgym-RepeatFirstEasy-v0"; masked
-        MuJoCo, "Ant-P-v5", "Ant-V-v5" (also HalfCheetah, Hopper, Walker2d) or "Reacher-PO-v5"; or any other id
-        registered with gymnasium whose actions are Box, Discrete or MultiDiscrete.
+        MuJoCo, "Ant-P-v5", "Ant-V-v5" (also HalfCheetah, Hopper, Walker2d) or "Reacher-PO-v5"; a level of DMLab-30,
+        such as "dmlab:rooms_watermaze"; or any other id registered with gymnasium whose actions are Box, Discrete or
+        MultiDiscrete.
       num_envs: number of streams, at least 1.
       seed: a non-negative int from which every stream draws a seed of its own, or None for seeds never used before.
       workers: number of processes to split a simulator's streams over (`WorkerVector`), 0 for none; the same seed plays
         the same games. None is the family's choice: a process a stream for DMLab, else none. A program that uses
         workers does its work under `if __name__ == "__main__":`, for they import it.
       **options: the family's. Atari: `training=True`, `max_frames=108_000`, `sticky_actions=False`. T-maze:
-        `corridor=40`. Memory chain: `length=32`. gymnasium: what `gymnasium.make` takes.
+        `corridor=40`. Memory chain: `length=32`. DMLab: `height=72`, `width=96`, `frames_per_step=4`,
+        `level_cache=None`, `renderer="software"`, `dataset_path=None`. gymnasium: what `gymnasium.make` takes.
 
     Returns:
       A PyEnvironment for simulators (wrap it in TFPyEnvironment for stock drivers), a TFEnvironment for in-graph tasks.

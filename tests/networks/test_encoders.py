@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
-import tf_agents  # noqa: F401
+from tf_agents.specs import BoundedTensorSpec
 
 from keras_rtrl.networks import ENCODERS, make_encoder
 
@@ -52,6 +52,25 @@ def test_bytes_are_divided_by_255_and_other_dtypes_are_not():
     np.testing.assert_allclose(as_bytes, [[0.0, 0.2, 1.0]], rtol=1e-6)
     as_ints = make_encoder("mlp", tf.TensorSpec((3,), tf.int64), ())(tf.constant(x, tf.int64))
     np.testing.assert_array_equal(as_ints, x.astype(np.float32))
+
+
+def test_instructions_are_read_beside_the_image():
+    spec = {"rgb": tf.TensorSpec((4, 4, 3), tf.uint8), "instruction": BoundedTensorSpec((4,), tf.int32, 0, 9)}
+    encoder = make_encoder("mlp", spec, (3,))
+    words = tf.constant([[1, 0, 0, 0], [9, 0, 0, 0], [1, 9, 0, 0], [9, 1, 0, 0], [0, 0, 0, 0]])
+    y = encoder({"rgb": tf.fill([5, 4, 4, 3], tf.constant(7, tf.uint8)), "instruction": words})
+    assert y.shape == (5, 3 + 20)
+    np.testing.assert_array_equal(y[:, :3], np.tile(y[:1, :3], (5, 1)))
+    one, nine, both, swapped, none = y[:, 3:].numpy()
+    assert np.abs(one - nine).max() > 0
+    np.testing.assert_allclose(both, (one + nine) / 2, rtol=1e-6)
+    np.testing.assert_array_equal(both, swapped)
+    assert not none.any()
+
+
+def test_an_observation_of_other_parts():
+    with pytest.raises(ValueError, match=r"must have rgb and instruction, got \['depth', 'rgb'\]"):
+        make_encoder("mlp", {"rgb": tf.TensorSpec((4, 4, 3), tf.uint8), "depth": tf.TensorSpec((4, 4), tf.uint8)})
 
 
 @pytest.mark.parametrize(
