@@ -16,6 +16,8 @@ _FAMILIES = (
     ("Trace", "conditioning"),
     ("popgym-", "popgym"),
     ("procgen:", "procgen"),
+    ("Vizdoom", "vizdoom"),
+    ("MiniGrid-", "minigrid"),
     ("", "gymnasium_vector"),
 )
 _IN_GRAPH = ("tmaze", "memory_chain", "conditioning")
@@ -32,8 +34,9 @@ def make(name, num_envs=1, seed=None, workers=None, **options):
       name: "ALE/<Game>-v5" for any game of ale-py; an in-graph task, "TMaze-v0", "MemoryChain-v0",
         "TraceConditioning-v0" or "TracePatterning-v0"; any of POPGym's 42, such as "popgym-RepeatFirstEasy-v0"; masked
         MuJoCo, "Ant-P-v5", "Ant-V-v5" (also HalfCheetah, Hopper, Walker2d) or "Reacher-PO-v5"; a level of DMLab-30,
-        such as "dmlab:rooms_watermaze"; or any other id registered with gymnasium whose actions are Box, Discrete or
-        MultiDiscrete.
+        such as "dmlab:rooms_watermaze"; any of ProcGen's 16 games, such as "procgen:chaser"; a task of ViZDoom, such
+        as "VizdoomMyWayHome-v1", or of MiniGrid, such as "MiniGrid-MemoryS13Random-v0"; or any other id registered with
+        gymnasium whose actions are Box, Discrete or MultiDiscrete.
       num_envs: number of streams, at least 1.
       seed: a non-negative int from which every stream draws a seed of its own, or None for seeds never used before.
       workers: number of processes to split a simulator's streams over (`WorkerVector`), 0 for none; the same seed plays
@@ -41,7 +44,8 @@ def make(name, num_envs=1, seed=None, workers=None, **options):
         workers does its work under `if __name__ == "__main__":`, for they import it.
       **options: the family's. Atari: `training=True`, `max_frames=108_000`, `sticky_actions=False`. T-maze:
         `corridor=40`. Memory chain: `length=32`. DMLab: `height=72`, `width=96`, `frames_per_step=4`,
-        `level_cache=None`, `renderer="software"`, `dataset_path=None`. gymnasium: what `gymnasium.make` takes.
+        `level_cache=None`, `renderer="software"`, `dataset_path=None`. ProcGen: `distribution="hard"`, `num_levels=500`,
+        `start_level=0`. gymnasium: what `gymnasium.make` takes.
 
     Returns:
       A PyEnvironment for simulators (wrap it in TFPyEnvironment for stock drivers), a TFEnvironment for in-graph tasks.

@@ -1,0 +1,37 @@
+"""MiniGrid (Chevalier-Boisvert et al., arXiv 2306.13831): "MiniGrid-MemoryS13Random-v0" and its other tasks."""
+
+import gymnasium
+from gymnasium.wrappers import FilterObservation
+
+from keras_rtrl.environments import gymnasium_vector
+from keras_rtrl.environments.registry import unknown_name
+
+
+def make(name, num_envs, seed):
+    """The MiniGrid task `name`.
+
+    An observation is one float32 vector: the agent's direction, one-hot of 4, then each cell of its view in turn, its
+    object, colour and state one-hot. The mission's text is left out; a task that says there what is wanted is refused.
+    """
+    try:
+        import minigrid  # noqa: F401  registers the tasks
+        from minigrid.wrappers import OneHotPartialObsWrapper
+    except ImportError as error:
+        raise ImportError(f'{name} needs minigrid: pip install "keras_rtrl[minigrid]".') from error
+    names = [known for known in gymnasium.registry if known.startswith("MiniGrid-")]
+    if name not in names:
+        raise unknown_name(name, names)
+
+    def build():
+        try:
+            env = gymnasium.make(name, disable_env_checker=True)
+        except gymnasium.error.DependencyNotInstalled as error:
+            raise ImportError(f"{name} needs a package that is not installed: {error}") from error
+        if env.observation_space["mission"].ordered_placeholders:
+            raise ValueError(
+                f"{name} must have one mission for all its episodes, as MiniGrid-MemoryS13Random-v0 has, got one that "
+                f"varies: the agents here do not read {env.observation_space['mission'].sample()!r}."
+            )
+        return gymnasium_vector.flattened(FilterObservation(OneHotPartialObsWrapper(env), ["direction", "image"]))
+
+    return gymnasium_vector.vector(build, num_envs, seed)
