@@ -19,7 +19,7 @@ from keras_rtrl import environments
 from keras_rtrl._keras import keras
 from keras_rtrl.agents import R2ACAgent
 from keras_rtrl.drivers import RolloutDriver
-from keras_rtrl.environments import dmlab
+from keras_rtrl.environments import dmlab, registry
 from keras_rtrl.environments.vector import stream_seeds
 from keras_rtrl.networks import ActorCriticNetwork
 from keras_rtrl.train.export import PolicyModule, flat
@@ -274,6 +274,8 @@ def test_levels(tmp_path):
     assert len({name.removesuffix("_train").removesuffix("_test") for name in dmlab.SCORES}) == 30
     for name, (random, human) in dmlab.SCORES.items():
         assert random < human
+        assert registry.normalized_score(name, random) == 0
+        assert registry.normalized_score(name, human) == 1
         photographs = {"dataset_path": str(tmp_path)} if name.startswith("dmlab:psychlab") else {}
         env = make_small(name, **photographs)
         assert isinstance(env.observation_spec(), dict) == name.startswith("dmlab:language")
