@@ -40,12 +40,12 @@ def make(name, num_envs=1, seed=None, workers=None, **options):
       num_envs: number of streams, at least 1.
       seed: a non-negative int from which every stream draws a seed of its own, or None for seeds never used before.
       workers: number of processes to split a simulator's streams over (`WorkerVector`), 0 for none; the same seed plays
-        the same games. None is the family's choice: a process a stream for DMLab, else none. A program that uses
+        the same games. Two or more step in two halves, which `RolloutDriver` steps in turn. None is the family's choice: a process a stream for DMLab, else none. A program that uses
         workers does its work under `if __name__ == "__main__":`, for they import it.
       **options: the family's. Atari: `training=True`, `max_frames=108_000`, `sticky_actions=False`. T-maze:
         `corridor=40`. Memory chain: `length=32`. DMLab: `height=72`, `width=96`, `frames_per_step=4`,
-        `level_cache=None`, `renderer="software"`, `dataset_path=None`. ProcGen: `distribution="hard"`, `num_levels=500`,
-        `start_level=0`. gymnasium: what `gymnasium.make` takes.
+        `level_cache=None`, `renderer="software"`, `dataset_path=None`. ProcGen: `distribution="hard"`,
+        `num_levels=500`, `start_level=0`. gymnasium: what `gymnasium.make` takes.
 
     Returns:
       A PyEnvironment for simulators (wrap it in TFPyEnvironment for stock drivers), a TFEnvironment for in-graph tasks.
@@ -81,9 +81,9 @@ def make(name, num_envs=1, seed=None, workers=None, **options):
     seed = None if seed is None else int(seed)
     if not workers:
         return build(name, int(num_envs), seed, **options)
-    from keras_rtrl.environments.workers import WorkerVector
+    from keras_rtrl.environments.workers import in_workers
 
-    return WorkerVector(functools.partial(build, name, **options), int(num_envs), seed, int(workers))
+    return in_workers(functools.partial(build, name, **options), int(num_envs), seed, int(workers))
 
 
 def family(name):

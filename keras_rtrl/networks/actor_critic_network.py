@@ -53,7 +53,7 @@ class ActorCriticNetwork(network.Network):
           input_tensor_spec: dict of TensorSpecs "observation" (as `make_encoder` takes it), "last_reward" (scalar) and
             "last_action" (as action_spec).
           action_spec: BoundedTensorSpec: an integer, a vector of integers, or floats.
-          encoder: "mlp", "nature_cnn" or "impala_deep".
+          encoder: "mlp", "nature_cnn", "impala_shallow" or "impala_deep".
           encoder_units: widths of the encoder's dense layers; None for its own, () for none.
           core: "elstm", "rtu"; keras' "lstm" or "gru", or "stack" (a dense layer over the last few features), which
             need gradient="tbptt".

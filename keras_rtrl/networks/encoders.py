@@ -69,6 +69,16 @@ def nature_cnn(units):
     ]
 
 
+def impala_shallow(units):
+    """The two convolutions of Espeholt et al. 2018 for [H, W, C] images, then a ReLU layer for each of `units`."""
+    return [
+        layers.Conv2D(16, 8, 4, activation="relu"),
+        layers.Conv2D(32, 4, 2, activation="relu"),
+        layers.Flatten(),
+        *(layers.Dense(width, activation="relu") for width in units),
+    ]
+
+
 def impala_deep(units):
     """The residual network of Espeholt et al. 2018 for [H, W, C] images, then a ReLU layer for each of `units`.
 
@@ -89,6 +99,7 @@ def impala_deep(units):
 ENCODERS = {
     "mlp": (mlp, (64,), None),
     "nature_cnn": (nature_cnn, (512,), 3),
+    "impala_shallow": (impala_shallow, (256,), 3),
     "impala_deep": (impala_deep, (256,), 3),
 }
 

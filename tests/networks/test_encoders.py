@@ -16,6 +16,7 @@ from keras_rtrl.networks import ENCODERS, make_encoder
         ("mlp", (), (4,), 4),
         ("nature_cnn", (84, 84, 4), None, 512),
         ("nature_cnn", (84, 84, 4), (100,), 100),
+        ("impala_shallow", (64, 64, 3), None, 256),
         ("impala_deep", (84, 84, 4), None, 256),
         ("impala_deep", (64, 64, 3), (32,), 32),
     ],
@@ -39,6 +40,9 @@ def test_parameter_counts_are_the_papers():
     nature(tf.zeros([1, 84, 84, 4], tf.uint8))
     # 8*8*4*32+32, 4*4*32*64+64, 3*3*64*64+64, 7*7*64*512+512
     assert nature.count_params() == 8224 + 32832 + 36928 + 1606144
+    shallow = make_encoder("impala_shallow", tf.TensorSpec((84, 84, 4), tf.uint8))
+    shallow(tf.zeros([1, 84, 84, 4], tf.uint8))
+    assert shallow.count_params() == (8 * 8 * 4 * 16 + 16) + (4 * 4 * 16 * 32 + 32) + (9 * 9 * 32 * 256 + 256)
     impala = make_encoder("impala_deep", tf.TensorSpec((84, 84, 4), tf.uint8))
     impala(tf.zeros([1, 84, 84, 4], tf.uint8))
     # per section of c channels from d: 9dc+c and four of 9cc+c; then 11*11*32*256+256
