@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 import weakref
+from concurrent import futures
 from multiprocessing import reduction
 
 import numpy as np
@@ -19,6 +20,7 @@ from absl import logging
 from tf_agents.trajectories import time_step as ts
 from tf_agents.trajectories.time_step import StepType
 
+from keras_rtrl.environments.halves import HalvedEnvironment
 from keras_rtrl.environments.vector import VectorEnvironment, stream_seeds
 
 # Workers are forked by a server process that has imported all they need and runs nothing: the parent is full of
@@ -27,6 +29,28 @@ _PROCESSES = multiprocessing.get_context("forkserver")
 _PRELOAD = ["keras_rtrl_cli", "keras_rtrl.environments.workers"]
 
 _TRIES = 3  # of a replacement, before it is taken that no worker can live
+
+
+def in_workers(build, num_envs, seed, workers):
+    """A WorkerVector, or for two workers and more a HalvedEnvironment of two; arguments as WorkerVector's."""
+    if workers == 1:
+        return WorkerVector(build, num_envs, seed, 1)
+    first = (workers + 1) // 2
+    cut = sum(len(streams) for streams in np.array_split(np.arange(num_envs), workers)[:first])
+    seeds = stream_seeds(seed, num_envs)
+    with futures.ThreadPoolExecutor(2) as pool:  # both begin at once
+        halves = [
+            pool.submit(WorkerVector, build, len(part), part, count)
+            for part, count in ((seeds[:cut], first), (seeds[cut:], workers - first))
+        ]
+        errors = [half.exception() for half in halves]
+    for half, error in zip(halves, errors, strict=True):
+        if error is None and any(errors):
+            half.result().close()
+    for error in errors:
+        if error is not None:
+            raise error
+    return HalvedEnvironment([half.result() for half in halves])
 
 
 class WorkerVector(VectorEnvironment):
@@ -216,7 +240,7 @@ class _Worker:
             try:
                 answer = self._connection.recv()
             except (EOFError, OSError):
-                self._process.join(1)
+                self._process.join(5)
                 raise _Died(self._process.exitcode) from None
             self._owed -= 1
         if isinstance(answer, _Raised):

@@ -104,8 +104,8 @@ def kill(pid, sort=signal.SIGKILL):
 
 
 def gone(pid):
-    """Whether a process ends within 10 seconds."""
-    for _ in range(200):
+    """Whether a process ends within a minute."""
+    for _ in range(1200):
         try:
             with open(f"/proc/{pid}/stat") as file:
                 if file.read().rpartition(")")[2].split()[0] == "Z":
@@ -121,8 +121,7 @@ def test_equal_to_one_process():
     steps, streams = 120, 5
     actions = np.random.default_rng(0).integers(0, 2, (steps, streams))
     with made(num_envs=streams, seed=3, workers=2) as env, made(num_envs=streams, seed=3, workers=0) as one:
-        assert isinstance(env, WorkerVector)
-        assert not isinstance(one, WorkerVector)
+        assert not hasattr(one, "worker_pids")
         assert (env.batch_size, env.frames_per_step) == (streams, 1)
         assert (env.time_step_spec(), env.action_spec()) == (one.time_step_spec(), one.action_spec())
         assert len(set(env.worker_pids) | {os.getpid()}) == 3
@@ -202,7 +201,6 @@ def test_what_a_step_raises_comes_with_its_traceback():
 
 
 def test_close():
-    before = len(os.listdir("/proc/self/fd"))
     env = environments.make("CartPole-v1", num_envs=2, seed=0, workers=2)
     env.reset()
     pids = env.worker_pids
@@ -214,12 +212,15 @@ def test_close():
         env.reset()
     with pytest.raises(RuntimeError, match="closed"):
         env.step(np.array([0, 1]))
+    del env
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
     forgotten = environments.make("CartPole-v1", num_envs=1, seed=0, workers=1)
     pids = forgotten.worker_pids
-    del env, forgotten
+    del forgotten
     gc.collect()
     assert all(gone(pid) for pid in pids)
-    assert len(os.listdir("/proc/self/fd")) <= before
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def follows(before, action, after):
@@ -386,7 +387,7 @@ def test_workers_outlive_an_interrupt_but_not_their_parent():
 
 
 def test_training_survives(tmp_path):
-    """A worker killed in mid-training: it goes on, every loss finite."""
+    """A worker killed in mid-training: it goes on, every loss finite; evaluation takes fewer workers."""
     run = tmp_path / "run"
     seen = []
 
@@ -394,9 +395,9 @@ def test_training_survives(tmp_path):
         return metrics.read(RunFolder(str(run)).metrics)
 
     def until(count):
-        end = time.monotonic() + 60
+        end = time.monotonic() + 300
         while len(rows()) < count and time.monotonic() < end:
-            time.sleep(0.02)
+            time.sleep(0.05)
         return len(rows())
 
     def disturb():
@@ -424,3 +425,4 @@ def test_training_survives(tmp_path):
     kept = rows()
     assert len(kept) >= 6
     assert all(math.isfinite(float(row["loss"])) for row in kept)
+    assert cli.main(["evaluate", str(run), "--episodes", "1"]) == 0
