@@ -6,9 +6,12 @@ from tf_agents.specs import tensor_spec
 
 from keras_rtrl import agents, environments
 from keras_rtrl.agents.reward_scaler import RewardScaler
+from keras_rtrl.environments import atari
 from keras_rtrl.networks import ActorCriticNetwork
 from keras_rtrl.train.config import one_line
 from keras_rtrl.train.run_folder import UsageError
+
+gin.constant("ATARI_57", atari.ATARI_57)
 
 # name: (class of the agent, class of its settings)
 AGENTS = {

@@ -8,6 +8,7 @@ import gin
 from keras_rtrl.train.run_folder import UsageError, write_text
 
 _PRESETS = os.path.join(os.path.dirname(__file__), "configs")
+gin.add_config_file_search_path(_PRESETS)  # any gin file can include a preset
 
 
 def presets():
@@ -58,15 +59,18 @@ def sweep(tasks=None, conditions=None):
     """What the loaded configuration sweeps over.
 
     Args:
-      tasks: dict from a task's label to its list of bindings, such as ["environment.name = 'TMaze-v0'"].
+      tasks: dict from a task's label to its list of bindings, such as ["environment.name = 'TMaze-v0'"]; or a list of
+        environments' names, %ATARI_57 for that benchmark's.
       conditions: dict from a condition's label to its list of bindings.
 
     Returns:
-      (tasks, conditions), as they came.
+      (tasks, conditions), dicts.
 
     Raises:
       UsageError: not such dicts, or labels that would share a folder.
     """
+    if isinstance(tasks, (list, tuple)) and all(isinstance(name, str) for name in tasks):
+        tasks = {name: [f"environment.name = {name!r}"] for name in tasks}
     for name, groups in (("sweep.tasks", tasks), ("sweep.conditions", conditions)):
         fits = isinstance(groups, dict) and groups and all(isinstance(label, str) and slug(label) for label in groups)
         if not fits or not all(_are_bindings(bindings) for bindings in groups.values()):

@@ -178,6 +178,7 @@ def breakout_run(tmp_path_factory):
     run = str(tmp_path_factory.mktemp("runs") / "breakout")
     bindings = [
         "environment.num_envs = 2",
+        "environment.options = {'max_frames': 40}",
         "train.rollout = 4",
         "ActorCriticNetwork.units = 8",
         "train.log_updates = 2",
@@ -191,6 +192,14 @@ def test_atari_counts_four_frames_a_step(breakout_run):
     assert rows(breakout_run, "frames", "updates") == [("64", "2"), ("128", "4"), ("192", "6")]
 
 
+def test_atari_scores_itself_beside_a_human(breakout_run):
+    """Games of 10 steps and a FIRST, after which the mean return is known."""
+    scores = rows(breakout_run, "mean_return", "human_normalized")
+    assert scores[0] == ("", "")
+    mean, normalized = (float(score) for score in scores[-1])
+    assert normalized == pytest.approx((mean - 1.7) / (30.5 - 1.7), rel=1e-5)
+
+
 def test_atari_resumes_with_new_episodes(breakout_run):
     before = saved(breakout_run)
     assert cli.main(["train", "--resume", breakout_run, "--frames", "256"]) == 0
@@ -202,12 +211,16 @@ def test_atari_resumes_with_new_episodes(breakout_run):
 
 def test_evaluate_plays_whole_games_of_breakout_and_films_one(breakout_run, capsys):
     video = os.path.join(breakout_run, "game.mp4")
-    assert cli.main(["evaluate", breakout_run, "--episodes", "2", "--video", video]) == 0
+    whole = ["--gin", "environment.options = {}"]  # not cut short as in training
+    assert cli.main(["evaluate", breakout_run, "--episodes", "2", "--video", video, *whole]) == 0
     result = json.loads(open(os.path.join(breakout_run, "evaluation.json")).read())
     assert len(result["returns"]) == 2
     assert min(result["returns"]) >= 0
     assert min(result["lengths"]) > 100  # five lives, not one
-    assert f"mean {result['mean']:.2f}" in capsys.readouterr().out
+    assert result["human_normalized"] == pytest.approx((result["mean"] - 1.7) / (30.5 - 1.7))
+    out = capsys.readouterr().out
+    assert f"mean {result['mean']:.2f}" in out
+    assert f"human-normalised {result['human_normalized']:.3f}" in out
     import cv2
 
     film = cv2.VideoCapture(video)

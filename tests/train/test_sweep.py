@@ -107,6 +107,8 @@ def test_refused(swept, capsys, words, names):
     ("line", "names"),
     [
         ("sweep.tasks = 3", "sweep.tasks must be a dict"),
+        ("sweep.tasks = []", "sweep.tasks must be a dict"),
+        ("sweep.tasks = ['TMaze-v0', 3]", "sweep.tasks must be a dict"),
         ("sweep.conditions = {'a': 'train.rollout = 3'}", "sweep.conditions must be a dict"),
         ("sweep.conditions = {'a b': [], 'A, b': []}", "same folder"),
         ("sweep.conditions = {'..': []}", "sweep.conditions must be a dict"),

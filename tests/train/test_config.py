@@ -1,0 +1,39 @@
+"""The presets that come with the package, and gin files that build on them."""
+
+import pytest
+
+from keras_rtrl.train import config, loop  # noqa: F401  loop: its settings are in the presets
+
+
+@pytest.mark.parametrize("preset", config.presets())
+def test_every_run_of_a_presets_sweep_is_a_configuration(preset):
+    path = config.find(preset)
+    config.load(path)
+    assert config.value("train.frames", None) > 0
+    if config.value("sweep.tasks", None) is None:
+        return
+    tasks, conditions = config.sweep()
+    for task in tasks.values():
+        for condition in conditions.values():
+            config.load(path, [*task, *condition])
+
+
+def test_all_of_atari_in_a_file_that_includes_a_preset(tmp_path):
+    path = tmp_path / "mine.gin"
+    path.write_text('include "atari_r2ac.gin"\nsweep.tasks = %ATARI_57\n')
+    config.load(str(path))
+    tasks, conditions = config.sweep()
+    assert len(tasks) == 57
+    assert tasks["ALE/Pong-v5"] == ["environment.name = 'ALE/Pong-v5'"]
+    assert list(conditions) == ["RTRL", "TBPTT", "feed-forward"]
+    assert config.text("train.rollout", "") == "50"
+
+
+def test_frozen_vision_is_the_dmlab_preset_but_for_its_vision():
+    config.load(config.find("dmlab_r2ac"))
+    other = {name: config.text(name, "") for name in ("environment.name", "train.rollout", "RMSprop.rho")}
+    assert config.value("ActorCriticNetwork.train_encoder", True) is True
+    config.load(config.find("dmlab_r2ac_frozen_vision"))
+    assert {name: config.text(name, "") for name in other} == other
+    assert config.value("ActorCriticNetwork.train_encoder", True) is False
+    assert config.value("train.encoder_from", None) == "runs/vision-watermaze"
