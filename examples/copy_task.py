@@ -107,8 +107,10 @@ def make_core(args):
 
 
 class Copier(tf.Module):
-    """The recurrent layer and its read-out: what to recall of the state depends on how long the pattern was, so the
-    features of the read-out are products of a value and a gate."""
+    """The recurrent layer and its read-out.
+
+    What to recall of the state depends on how long the pattern was: features of the read-out are values times gates.
+    """
 
     def __init__(self, args):
         super().__init__()
@@ -116,11 +118,11 @@ class Copier(tf.Module):
         self.value, self.gate = keras.layers.Dense(args.hidden), keras.layers.Dense(args.hidden, "sigmoid")
         self.head = keras.layers.Dense(1)
         self.core.build((None, None, 3))
-        for layer, width in ((self.value, self.core.output_size), (self.gate, self.core.output_size)):
-            layer.build((None, None, width))
+        self.value.build((None, None, self.core.output_size))
+        self.gate.build((None, None, self.core.output_size))
         self.head.build((None, None, args.hidden))
-        self.layers = (self.core, self.value, self.gate, self.head)
-        self.weights = [weight for layer in self.layers for weight in layer.trainable_weights]
+        layers = (self.core, self.value, self.gate, self.head)
+        self.weights = [weight for layer in layers for weight in layer.trainable_weights]
 
     def __call__(self, tokens, reset, carry):
         """Logits [B, T] of the bit being 1, and the carry after the last step."""
@@ -259,7 +261,7 @@ def parse(words=None):
     radius = number(float, lambda value: 0 <= value <= 1, "between 0 and 1")
     add("--radii", type=radius, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"), help="RTU, LRU: initial radii")
     add("--rate", type=positive, default=5e-3, help="Adam's step size")
-    seed = number(int, lambda value: value >= 0, "a whole number of at least 0")
+    seed = number(int, lambda value: 0 <= value < 2**32, "a whole number of at least 0 and below 2**32")
     add("--curriculum", action="store_true", help=f"first patterns of {FIRST} bits, longer as these go well")
     add("--seed", type=seed, default=1, help="of weights, training sequences and held-out sequences")
     bound = parser.add_mutually_exclusive_group()

@@ -9,10 +9,14 @@ import sys
 import numpy as np
 import pytest
 
+from keras_rtrl._keras import LEGACY
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from examples import copy_task  # noqa: E402
+
+pytestmark = pytest.mark.skipif(LEGACY, reason="once is enough: the layers' own tests run on both Keras")
 
 L = 50
 
@@ -114,6 +118,24 @@ def test_equal_seeds_give_equal_runs(tmp_path):
     assert loss("one") == loss("other")
 
 
+@pytest.mark.slow
+def test_short_patterns_are_learned(tmp_path):
+    out = tmp_path / "run"
+    copy_task.main(["--length", "5", "--steps", "5000", "--out", str(out)])
+    assert float(rows(out)[-1]["sequence_accuracy"]) > 0.95  # counting alone: 0.19
+
+
+@pytest.mark.slow
+def test_memory_grows_by_rtrl_where_the_truncated_gradient_sees_one_step(tmp_path):
+    def longest(gradient):
+        out = tmp_path / gradient
+        words = ["--curriculum", "--chunk", "1", "--radii", "0", "0.7", "--rate", "2e-3", "--steps", "10000"]
+        copy_task.main([*words, "--gradient", gradient, "--out", str(out)])
+        return int(rows(out)[-1]["longest"])
+
+    assert longest("rtrl") >= longest("tbptt") + 2  # seen: 12 and 8
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
@@ -127,7 +149,7 @@ def test_equal_seeds_give_equal_runs(tmp_path):
         (["--radii", "0", "1.5"], "--radii: must be between 0 and 1, got 1.5"),
         (["--radii", "0.9", "0.5"], "--radii: LOW must be below HIGH, got 0.9 and 0.5"),
         (["--rate", "0"], "--rate: must be a number above 0, got 0"),
-        (["--seed", "-1"], "--seed: must be a whole number of at least 0, got -1"),
+        (["--seed", "-1"], "--seed: must be a whole number of at least 0 and below 2**32, got -1"),
         (["--steps", "0"], "--steps: must be a whole number of at least 1, got 0"),
         (["--minutes", "nan"], "--minutes: must be a number above 0, got nan"),
         (["--steps", "1", "--minutes", "1"], "--minutes: not allowed with argument --steps"),
