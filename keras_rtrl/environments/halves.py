@@ -1,0 +1,76 @@
+"""Two environments as one, whose halves step in turn: one steps while the other waits for its actions."""
+
+import numpy as np
+import tensorflow as tf
+from tf_agents.environments import py_environment
+
+
+class HalvedEnvironment(py_environment.PyEnvironment):
+    """The streams of two batched PyEnvironments, those of the first before those of the second.
+
+    `RolloutDriver` steps the halves in turn, so that acting for one and stepping the other overlap.
+
+    Args:
+      halves: two PyEnvironments with `step_async(action)` and `step_wait()`, of equal specs.
+    """
+
+    def __init__(self, halves):
+        self.halves = tuple(halves)
+        first, second = (half.batch_size for half in self.halves)
+        self.rows = (slice(0, first), slice(first, first + second))
+        self.frames_per_step = getattr(self.halves[0], "frames_per_step", 1)
+        super().__init__()
+
+    @property
+    def batched(self):
+        return True
+
+    @property
+    def batch_size(self):
+        return self.rows[1].stop
+
+    def observation_spec(self):
+        return self.halves[0].observation_spec()
+
+    def action_spec(self):
+        return self.halves[0].action_spec()
+
+    def finished_games(self):
+        """As VectorEnvironment's."""
+        return [
+            (total, length, stream + rows.start)
+            for half, rows in zip(self.halves, self.rows, strict=True)
+            for total, length, stream in half.finished_games()
+        ]
+
+    @property
+    def worker_pids(self):
+        """As WorkerVector's."""
+        return [pid for half in self.halves for pid in half.worker_pids]
+
+    # Where the halves stand is known to them alone: they are stepped behind this one's back.
+    @property
+    def _current_time_step(self):
+        time_steps = [half.current_time_step() for half in self.halves]
+        return None if time_steps[0] is None else joined(time_steps)
+
+    @_current_time_step.setter
+    def _current_time_step(self, _):
+        pass
+
+    def _reset(self):
+        return joined([half.reset() for half in self.halves])
+
+    def _step(self, action):
+        for half, rows in zip(self.halves, self.rows, strict=True):
+            half.step_async(tf.nest.map_structure(lambda x, rows=rows: np.asarray(x)[rows], action))
+        return joined([half.step_wait() for half in self.halves])
+
+    def close(self):
+        for half in self.halves:
+            half.close()
+
+
+def joined(time_steps):
+    """Time steps [B1, ...] and [B2, ...] as one [B1 + B2, ...]."""
+    return tf.nest.map_structure(lambda *parts: np.concatenate(parts), *time_steps)
