@@ -7,6 +7,7 @@ from tf_agents.environments import py_environment, tf_environment
 from tf_agents.trajectories import trajectory
 
 from keras_rtrl._checks import whole_number
+from keras_rtrl.environments.halves import HalvedEnvironment
 
 
 class RolloutDriver(driver.Driver):
@@ -15,7 +16,8 @@ class RolloutDriver(driver.Driver):
     Frame t holds what TF-Agents' `from_transition` puts there: step type, observation, action and policy info of time
     step t; step type, reward and discount of time step t + 1. Of frame T only observation and step_type mean
     anything, the rest is zero; the next rollout begins with it as its frame 0. Frames where a new episode starts
-    (LAST to FIRST) count as any other.
+    (LAST to FIRST) count as any other. The two halves of a HalvedEnvironment are stepped in turn: while the policy acts
+    for one, the other steps.
     """
 
     def __init__(self, env, policy, num_steps, observers=()):
@@ -43,6 +45,10 @@ class RolloutDriver(driver.Driver):
             if not env.batched:
                 raise ValueError("env must be batched: wrap it in tf_agents.environments.BatchedPyEnvironment")
             self._action_fn = tf.function(lambda time_step, state: policy.action(time_step, state))
+            if isinstance(env, HalvedEnvironment):
+                self._parts = tuple(zip(env.halves, env.rows, strict=True))
+            else:
+                self._parts = ((_InTurn(env), slice(None)),)
             self._buffers = tf.nest.map_structure(
                 lambda spec: np.zeros([env.batch_size, num_steps + 1, *spec.shape], spec.dtype.as_numpy_dtype),
                 policy.trajectory_spec,
@@ -148,21 +154,39 @@ class RolloutDriver(driver.Driver):
 
     def _rollout_py(self, time_step, policy_state):
         buffers = self._buffers
-        for t in range(self._num_steps):
-            _write(buffers.step_type, t, time_step.step_type)
-            _write(buffers.observation, t, time_step.observation)
-            action_step = self._action_fn(_arrays(time_step), policy_state)
-            action = _arrays(action_step.action)
-            time_step, policy_state = self.env.step(action), action_step.state
-            _write(buffers.action, t, action)
-            _write(buffers.policy_info, t, action_step.info)
-            _write(buffers.next_step_type, t, time_step.step_type)
-            _write(buffers.reward, t, time_step.reward)
-            _write(buffers.discount, t, time_step.discount)
-        _write(buffers.step_type, self._num_steps, time_step.step_type)
-        _write(buffers.observation, self._num_steps, time_step.observation)
+        time_steps = [_rows(time_step, rows) for _, rows in self._parts]
+        states = [_rows(policy_state, rows) for _, rows in self._parts]
+        for t in range(self._num_steps + 1):
+            for i, (env, rows) in enumerate(self._parts):
+                if t:
+                    time_steps[i] = env.step_wait()
+                    _write(buffers.next_step_type, rows, t - 1, time_steps[i].step_type)
+                    _write(buffers.reward, rows, t - 1, time_steps[i].reward)
+                    _write(buffers.discount, rows, t - 1, time_steps[i].discount)
+                _write(buffers.step_type, rows, t, time_steps[i].step_type)
+                _write(buffers.observation, rows, t, time_steps[i].observation)
+                if t < self._num_steps:
+                    action_step = self._action_fn(_arrays(time_steps[i]), states[i])
+                    action, states[i] = _arrays(action_step.action), action_step.state
+                    env.step_async(action)
+                    _write(buffers.action, rows, t, action)
+                    _write(buffers.policy_info, rows, t, action_step.info)
+        time_step, policy_state = _joined(time_steps), _joined(states)
         # tf.constant copies: the tensors stay as they are when the next call writes the buffers
         return tf.nest.map_structure(tf.constant, buffers), time_step, policy_state
+
+
+class _InTurn:
+    """An environment that steps at once, behind the two calls of one that does not."""
+
+    def __init__(self, env):
+        self._env = env
+
+    def step_async(self, action):
+        self._time_step = self._env.step(action)
+
+    def step_wait(self):
+        return self._time_step
 
 
 def _batch_major(x):
@@ -174,6 +198,14 @@ def _arrays(nest):
     return tf.nest.map_structure(np.asarray, nest)
 
 
-def _write(buffers, t, values):
-    """buffers[:, t] = values, for nests of arrays."""
-    tf.nest.map_structure(lambda buffer, value: buffer.__setitem__((slice(None), t), value), buffers, values)
+def _rows(nest, rows):
+    return tf.nest.map_structure(lambda x: x[rows], nest)
+
+
+def _joined(parts):
+    return parts[0] if len(parts) == 1 else tf.nest.map_structure(lambda *x: np.concatenate(x), *parts)
+
+
+def _write(buffers, rows, t, values):
+    """buffers[rows, t] = values, for nests of arrays."""
+    tf.nest.map_structure(lambda buffer, value: buffer.__setitem__((rows, t), value), buffers, values)

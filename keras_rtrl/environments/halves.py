@@ -61,10 +61,18 @@ class HalvedEnvironment(py_environment.PyEnvironment):
     def _reset(self):
         return joined([half.reset() for half in self.halves])
 
-    def _step(self, action):
+    def step_async(self, action):
+        """Begins a step with action [B, ...] of both halves; `step_wait` must follow."""
         for half, rows in zip(self.halves, self.rows, strict=True):
             half.step_async(tf.nest.map_structure(lambda x, rows=rows: np.asarray(x)[rows], action))
+
+    def step_wait(self):
+        """Ends the step begun with `step_async`."""
         return joined([half.step_wait() for half in self.halves])
+
+    def _step(self, action):
+        self.step_async(action)
+        return self.step_wait()
 
     def close(self):
         for half in self.halves:

@@ -6,6 +6,8 @@ from tf_agents.environments import py_environment, tf_environment, tf_wrappers, 
 from tf_agents.specs import array_spec
 from tf_agents.trajectories import time_step as ts
 
+from keras_rtrl.environments.halves import HalvedEnvironment
+
 
 def with_history(env):
     """The same environment with the last reward and action in its observations.
@@ -26,6 +28,8 @@ def with_history(env):
     Raises:
       ValueError: if `env` is neither.
     """
+    if isinstance(env, HalvedEnvironment):
+        return HalvedEnvironment(_PyHistory(half) for half in env.halves)
     if isinstance(env, py_environment.PyEnvironment):
         return _PyHistory(env)
     if isinstance(env, tf_environment.TFEnvironment):
@@ -47,7 +51,19 @@ class _PyHistory(wrappers.PyEnvironmentBaseWrapper):
         return _extended(time_step, np.zeros((*time_step.step_type.shape, *spec.shape), spec.dtype))
 
     def _step(self, action):
-        time_step = self._env.step(action)
+        return self._with_action(self._env.step(action), action)
+
+    def step_async(self, action):
+        """Begins a step, where the environment can; `step_wait` must follow."""
+        self._action = action
+        self._env.step_async(action)
+
+    def step_wait(self):
+        """Ends the step begun with `step_async`."""
+        self._current_time_step = self._with_action(self._env.step_wait(), self._action)
+        return self._current_time_step
+
+    def _with_action(self, time_step, action):
         action = np.array(action, self._env.action_spec().dtype)
         action[time_step.step_type == ts.StepType.FIRST] = 0
         return _extended(time_step, action)

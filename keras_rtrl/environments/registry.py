@@ -40,8 +40,9 @@ def make(name, num_envs=1, seed=None, workers=None, **options):
       num_envs: number of streams, at least 1.
       seed: a non-negative int from which every stream draws a seed of its own, or None for seeds never used before.
       workers: number of processes to split a simulator's streams over (`WorkerVector`), 0 for none; the same seed plays
-        the same games. Two or more step in two halves, which `RolloutDriver` steps in turn. None is the family's choice: a process a stream for DMLab, else none. A program that uses
-        workers does its work under `if __name__ == "__main__":`, for they import it.
+        the same games. Two or more make two halves, which `RolloutDriver` steps in turn. None is the family's choice: a
+        process a stream for DMLab, else none. A program that uses workers does its work under
+        `if __name__ == "__main__":`, for they import it.
       **options: the family's. Atari: `training=True`, `max_frames=108_000`, `sticky_actions=False`. T-maze:
         `corridor=40`. Memory chain: `length=32`. DMLab: `height=72`, `width=96`, `frames_per_step=4`,
         `level_cache=None`, `renderer="software"`, `dataset_path=None`. ProcGen: `distribution="hard"`,

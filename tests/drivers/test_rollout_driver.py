@@ -39,14 +39,14 @@ def _tensor_specs(env):
 
 
 def make_env(kind):
-    """Batches of short episodes: `py`, the same seen by TensorFlow as `tf_py`, and in-graph as `tf`."""
+    """Batches of short episodes: `py`, the same in `workers`, seen by TensorFlow as `tf_py`, and in-graph as `tf`."""
     if kind == "tf":
         return with_history(make("TMaze-v0", num_envs=3, seed=5, corridor=2))
-    env = with_history(make("CartPole-v1", num_envs=3, seed=5))
+    env = with_history(make("CartPole-v1", num_envs=3, seed=5, workers=2 if kind == "workers" else 0))
     return tf_py_environment.TFPyEnvironment(env) if kind == "tf_py" else env
 
 
-KINDS = ["py", "tf_py", "tf"]
+KINDS = ["py", "workers", "tf_py", "tf"]
 
 
 def by_hand(env, policy, frames):
@@ -71,7 +71,7 @@ def test_rollouts_equal_a_hand_stepped_loop_and_overlap_by_one_frame(kind):
     driver = RolloutDriver(env, CountingPolicy(env), STEPS, observers=[rollouts.append])
     for _ in range(5):
         driver.run()
-    other = make_env(kind)
+    other = make_env("py" if kind == "workers" else kind)
     time_steps, action_steps = by_hand(other, CountingPolicy(other), 5 * STEPS)
     assert any((step.step_type == ts.StepType.LAST).any() for step in time_steps[:-1])
 
@@ -127,6 +127,21 @@ def test_observers_keep_what_they_were_given():
     before = tf.nest.map_structure(lambda x: np.array(x, copy=True), rollouts[0])
     driver.run()
     tf.nest.map_structure(np.testing.assert_array_equal, tf.nest.flatten(before), tf.nest.flatten(rollouts[0]))
+
+
+def test_one_half_steps_while_the_policy_acts_for_the_other(monkeypatch):
+    env = make_env("workers")
+    calls = []
+    for i, half in enumerate(env.halves):
+        for name in ("step_async", "step_wait"):
+            method = getattr(half, name)
+            monkeypatch.setattr(half, name, lambda *x, i=i, name=name, f=method: (calls.append((name, i)), f(*x))[1])
+    RolloutDriver(env, CountingPolicy(env), 2).run()
+    assert calls == [
+        *(("step_async", 0), ("step_async", 1)),
+        *(("step_wait", 0), ("step_async", 0), ("step_wait", 1), ("step_async", 1)),
+        *(("step_wait", 0), ("step_wait", 1)),
+    ]
 
 
 def test_rollout_inside_an_outer_compiled_function():
