@@ -3,6 +3,7 @@
 import concurrent.futures
 import os
 import shlex
+import subprocess
 import tempfile
 
 import gymnasium
@@ -52,7 +53,8 @@ class VizdoomEnvironment(VectorEnvironment):
     with discount 1, reward 0 and the screen before it, then FIRST of the new engine; a stream that was due a FIRST gets
     it from the new engine at once. No other stream notices. The game cut off is not in `finished_games`.
 
-    Engines end with `close`, with this object, and with this process.
+    An engine that dies while it starts takes the process along, a fault of ViZDoom's; with `workers` of `make` that is
+    a worker's, which is replaced too. Engines end with `close`, with this object, and with this process.
 
     Args:
       name: "VizdoomMyWayHome-v1".
@@ -61,7 +63,7 @@ class VizdoomEnvironment(VectorEnvironment):
 
     Raises:
       ValueError: a task whose actions are not Discrete.
-      RuntimeError: an engine that does not start.
+      RuntimeError: an engine that does not run here.
     """
 
     frames_per_step = 4
@@ -83,6 +85,7 @@ class VizdoomEnvironment(VectorEnvironment):
         with open(self._launcher, "w") as file:
             file.write(_LAUNCHER.format(engine=shlex.quote(engine)))
         os.chmod(self._launcher, 0o700)
+        self._check_runs()
 
         self._seeds = stream_seeds(seed, num_envs).tolist()  # of the next episode; None goes on from the last
         self._engines = [self._engine() for _ in range(num_envs)]
@@ -96,7 +99,19 @@ class VizdoomEnvironment(VectorEnvironment):
         )
         # ViZDoom gives up the interpreter's lock while an engine works.
         self._threads = concurrent.futures.ThreadPoolExecutor(min(num_envs, len(os.sched_getaffinity(0))))
-        self._screens = self._begin_all()  # of the first reset; what does not start fails here
+        self._screens = self._begin_all()  # of the first reset
+
+    def _check_runs(self):
+        """Raises RuntimeError where the engine does not run at all: ViZDoom would end this process without a word."""
+        try:
+            result = subprocess.run(
+                [self._launcher, "-version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+            )
+            said = result.stdout + result.stderr
+        except OSError as error:
+            said = str(error)
+        if "ViZDoom" not in said.partition("\n")[0]:
+            raise RuntimeError(f"{self._name}: ViZDoom's engine does not run here: {said.strip()}")
 
     def _engine(self):
         env = gymnasium.make(
@@ -152,7 +167,7 @@ class VizdoomEnvironment(VectorEnvironment):
             else:
                 self._seeds[stream] = None
                 return _resized(observation["screen"])
-        raise RuntimeError(f"{self._name}: ViZDoom's engine does not start, or dies as soon as it has.")
+        raise RuntimeError(f"{self._name}: ViZDoom's engine dies as soon as it has started.")
 
     def _replace(self, stream, death):
         logging.warning("A ViZDoom engine died (%s): stream %d begins a new episode in a fresh one.", death, stream)

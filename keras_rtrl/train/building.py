@@ -36,7 +36,7 @@ def environment(seed, streams=None, evaluation=False, name=gin.REQUIRED, num_env
       options: dict of further arguments of `make`.
 
     Raises:
-      UsageError: a name or an option that `make` does not know.
+      UsageError: a name or an option that `make` does not know, or a simulator that does not run here.
     """
     if options is not None and not isinstance(options, dict):
         raise UsageError(f"environment.options must be a dict, got {options!r}")
@@ -51,7 +51,7 @@ def environment(seed, streams=None, evaluation=False, name=gin.REQUIRED, num_env
     try:
         env = environments.make(name, num_envs=streams or num_envs, seed=seed, workers=workers, **options)
         return environments.with_history(env)
-    except (ValueError, ImportError) as error:
+    except (ValueError, ImportError, RuntimeError) as error:
         raise UsageError(one_line(error)) from error
 
 
