@@ -171,3 +171,11 @@ def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "procgen", None)
     with pytest.raises(ImportError, match=r'needs procgen2: pip install "keras_rtrl\[procgen\]"'):
         environments.make("procgen:chaser")
+
+
+def test_training_goes_on_after_a_kill(train_disturbed):
+    env = environments.make("procgen:chaser", num_envs=3, seed=0, workers=2)
+    losses, step_types = train_disturbed(env, lambda: os.kill(env.worker_pids[1], signal.SIGKILL))
+    assert np.isfinite(losses).all()
+    assert step_types[:, 12:15].tolist() == [[MID] * 3] * 2 + [[MID, LAST, FIRST]]
+    env.close()

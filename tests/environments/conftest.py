@@ -1,0 +1,47 @@
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tf_agents.specs import tensor_spec
+
+from keras_rtrl._keras import keras
+from keras_rtrl.agents import R2ACAgent
+from keras_rtrl.drivers import RolloutDriver
+from keras_rtrl.environments import with_history
+from keras_rtrl.networks import ActorCriticNetwork
+
+
+@pytest.fixture
+def train_disturbed():
+    """Trains a small R2AC agent on an environment and calls `disturb()` in mid-rollout, before step 12 of 24.
+
+    Gives the losses of the updates and the step types [B, 24], and checks that no frame lies between two rollouts.
+    """
+
+    def train(vector, disturb):
+        keras.utils.set_random_seed(0)
+        env = with_history(vector)
+        specs = tensor_spec.from_spec(env.time_step_spec()), tensor_spec.from_spec(env.action_spec())
+        network = ActorCriticNetwork(specs[0].observation, specs[1], encoder="mlp", encoder_units=(8,), units=8)
+        agent = R2ACAgent(*specs, network, keras.optimizers.Adam(1e-3), num_streams=env.batch_size)
+        count, step, rollouts, losses = itertools.count(), vector.step, [], []
+
+        def disturbed(action):
+            if next(count) == 12:
+                disturb()
+            return step(action)
+
+        vector.step = disturbed
+        driver = RolloutDriver(env, agent.collect_policy, 8, observers=[rollouts.append])
+        update = tf.function(agent.train)
+        for _ in range(3):
+            driver.run()
+            losses.append(float(update(rollouts[-1]).loss))
+        for before, after in itertools.pairwise(rollouts):
+            np.testing.assert_array_equal(
+                before.observation["observation"][:, -1], after.observation["observation"][:, 0]
+            )
+        return losses, np.concatenate([rollout.step_type[:, :-1] for rollout in rollouts], axis=1)
+
+    return train
