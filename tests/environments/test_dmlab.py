@@ -3,7 +3,6 @@
 import concurrent.futures
 import importlib.util
 import itertools
-import multiprocessing
 import os
 import pathlib
 import signal
@@ -427,25 +426,16 @@ def make_agent(env):
     return R2ACAgent(*specs, network, keras.optimizers.Adam(1e-3), num_streams=env.batch_size)
 
 
-def processes(make):
-    """What `make` gives, and the processes it started, in order."""
-    before = set(multiprocessing.active_children())
-    made = make()
-    started = set(multiprocessing.active_children()) - before
-    return made, sorted(started, key=lambda process: int(process.name.rpartition("-")[2]))
-
-
 def test_a_process_a_stream_and_none_disturbs_another():
     """A killed one gives LAST with discount 1 and the frame held, then FIRST; the others go on undisturbed."""
-    env, started = processes(lambda: environments.make(SHORT, num_envs=3, seed=0, **SMALL))
+    env = environments.make(SHORT, num_envs=3, seed=0, **SMALL)
     calm = environments.make(SHORT, num_envs=3, seed=0, **SMALL)
-    assert len(started) == 3
+    assert len({os.getpid(), *env.worker_pids}) == 4
     assert_equal(env.reset(), calm.reset())
     rng = np.random.default_rng(0)
     for step in itertools.count():
         if step == 50:
-            os.kill(started[1].pid, signal.SIGKILL)
-            started[1].join()
+            os.kill(env.worker_pids[1], signal.SIGKILL)
         before, action = env.current_time_step(), rng.integers(0, 9, 3)
         time_step, expected = env.step(action), calm.step(action)
         if step < 50:
@@ -469,7 +459,7 @@ def test_training_goes_on_after_a_crash(tmp_path, monkeypatch):
     """The learner takes instructions, survives a process that dies in mid-rollout, and its policy can be exported."""
     crash = tmp_path / "crash"
     monkeypatch.setenv("DEEPMIND_LAB_DOUBLE_ABORT", str(crash))
-    vector, started = processes(lambda: environments.make(SPOKEN, num_envs=2, seed=0, **SMALL))
+    vector = environments.make(SPOKEN, num_envs=2, seed=0, **SMALL)
     env = environments.with_history(vector)
     agent, rollouts = make_agent(env), []
     driver = RolloutDriver(env, agent.collect_policy, 5, observers=[rollouts.append])
@@ -478,7 +468,7 @@ def test_training_goes_on_after_a_crash(tmp_path, monkeypatch):
     for update in range(4):
         if update == 2:
             if REAL:
-                os.kill(started[0].pid, signal.SIGKILL)
+                os.kill(vector.worker_pids[0], signal.SIGKILL)
             else:
                 crash.touch()
         driver.run()
