@@ -93,6 +93,12 @@ def _parser():
     bench.add_argument("--quick", action="store_true", help="tiny shapes: only that everything runs")
     bench.add_argument("--out", type=_name, metavar="DIR", help="folder for the results (default: runs/bench)")
     bench.add_argument("--publish", action="store_true", help="keep them in results/speed and docs/performance.md")
+    bench_env = bench.add_subparsers(metavar="env").add_parser("env", help="time an agent's parts on an environment")
+    bench_env.set_defaults(run=_bench_env)
+    bench_env.add_argument("name", type=_name, metavar="NAME", help='environment; "Pong" means ALE/Pong-v5')
+    bench_env.add_argument("--preset", type=_name, help="(default: one that has such environments)")
+    bench_env.add_argument("--gin", action="append", default=[], metavar="BINDING", help='such as "train.rollout = 10"')
+    bench_env.add_argument("--rounds", type=_positive_int, default=15, metavar="N", help="rollouts each part is timed")
     return parser
 
 
@@ -263,6 +269,37 @@ def _bench(args):
     check_writable(out)
     run.bench(shapes, args.rounds, args.quick, out, args.publish)
     return 0
+
+
+def _bench_env(args):
+    from keras_rtrl.environments import registry
+    from keras_rtrl.train import loop, throughput  # noqa: F401  loop: its settings are in the preset
+
+    name = _environment_name(args.name)
+    preset = args.preset or _preset_of(registry.family(name))
+    config.load(config.find(preset), [f"environment.name = {name!r}", *args.gin])
+    rates = throughput.measure(args.rounds)
+    print(f"{name}, preset {preset}: agent steps a second of all streams, medians of {args.rounds} rollouts")
+    for part in ("environment", "policy", "learner"):
+        rate = getattr(rates, part)
+        print(f"{part:<12}{rate:9,.0f}   alone; {100 * rates.end_to_end / rate:.0f} % of end to end's time")
+    print(f"{'end to end':<12}{rates.end_to_end:9,.0f}   {100 * rates.end_to_end / rates.allowed:.0f} % of "
+          f"{rates.allowed:,.0f}, the rate of the three one after the other")  # fmt: skip
+    return 0
+
+
+def _preset_of(family):
+    """The preset that has environments of a family; the one for CPUs where there are several."""
+    from keras_rtrl.environments import registry
+
+    fitting = []
+    for preset in config.presets():
+        config.load(config.find(preset))
+        if registry.family(config.text("environment.name", "")) == family:
+            fitting.append(preset)
+    if not fitting:
+        raise UsageError("no preset has such an environment: name one with --preset")
+    return max(fitting, key=lambda preset: preset.endswith("_cpu"))
 
 
 def _environment_name(game):

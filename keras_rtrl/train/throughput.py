@@ -1,0 +1,96 @@
+"""How fast a configured agent's parts are, each alone and all together."""
+
+import collections
+import time
+
+import gin
+import numpy as np
+import tensorflow as tf
+import tf_keras
+from tf_agents.environments import tf_environment
+
+from keras_rtrl.drivers import RolloutDriver
+from keras_rtrl.train import building
+from keras_rtrl.train.run_folder import UsageError
+
+WARM_UP = 3  # rounds that are not counted: functions are traced, caches filled
+
+Throughput = collections.namedtuple("Throughput", ["environment", "policy", "learner", "end_to_end", "allowed"])
+Throughput.__doc__ = """Agent steps a second, all streams together; medians over rounds.
+
+environment: the simulator alone, random actions.
+policy: inference alone, on one time step.
+learner: updates alone, on one rollout.
+end_to_end: training.
+allowed: by the three costs one after the other, 1 / (1 / environment + 1 / policy + 1 / learner).
+"""
+
+
+def measure(rounds):
+    """Measures the configured environment and agent, in turn within each of `rounds` rounds of one rollout each.
+
+    Args:
+      rounds: int, counted rounds.
+
+    Returns:
+      Throughput.
+
+    Raises:
+      UsageError: settings that do not fit, an in-graph task.
+    """
+    tf_keras.utils.set_random_seed(0)
+    env = building.environment(0)
+    if isinstance(env, tf_environment.TFEnvironment):
+        raise UsageError("bench env measures simulators; an in-graph task is collected and learned in one function")
+    settings = building.agent_config()
+    optimizer = gin.query_parameter("train.optimizer").scoped_configurable_fn(
+        learning_rate=gin.query_parameter("train.learning_rate")
+    )
+    agent = building.agent(env, building.network(env), optimizer, settings)
+    length = gin.query_parameter("train.rollout")
+    rollouts = []
+    driver = RolloutDriver(env, agent.collect_policy, length, [rollouts.append])
+    driver.run()
+    rollout = rollouts.pop()
+    policy, generator = agent.collect_policy, np.random.default_rng(0)
+    act = tf.function(policy.action)
+    time_step = tf.nest.map_structure(np.array, env.current_time_step())
+    state = policy.get_initial_state(env.batch_size)
+    train = tf.function(agent.train, autograph=False)
+    spec = env.action_spec()
+    actions = [_random_actions(spec, env.batch_size, generator) for _ in range(length)]
+
+    def environment():
+        for action in actions:
+            env.step(action)
+
+    def acting():
+        for _ in range(length):
+            tf.nest.map_structure(np.asarray, act(time_step, state).action)
+
+    def learning(rollout=rollout):
+        float(train(rollout).loss)
+
+    def end_to_end():
+        driver.run()
+        learning(rollouts.pop())
+
+    parts = {"environment": environment, "policy": acting, "learner": learning, "end_to_end": end_to_end}
+    seconds = {name: [] for name in parts}
+    for _ in range(WARM_UP + rounds):
+        for name, part in parts.items():
+            start = time.perf_counter()
+            part()
+            seconds[name].append(time.perf_counter() - start)
+    env.close()
+    medians = {name: float(np.median(values[WARM_UP:])) for name, values in seconds.items()}
+    steps = env.batch_size * length
+    apart = sum(medians[name] for name in ("environment", "policy", "learner"))
+    return Throughput(**{name: steps / value for name, value in medians.items()}, allowed=steps / apart)
+
+
+def _random_actions(spec, size, generator):
+    shape = (size, *spec.shape)
+    if np.issubdtype(spec.dtype, np.integer):
+        return generator.integers(spec.minimum, spec.maximum + 1, shape, spec.dtype)
+    return generator.uniform(np.maximum(spec.minimum, -1.0), np.minimum(spec.maximum, 1.0), shape).astype(spec.dtype)
