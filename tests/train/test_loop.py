@@ -93,6 +93,13 @@ def test_rows_past_the_checkpoint_are_dropped_on_resume(tmaze_run, tmp_path):
     assert updates == [10, 20, 30, 40, 50, 60]
 
 
+def test_rows_of_an_earlier_version_are_filled_up(tmp_path):
+    run = RunFolder(tmp_path)
+    (tmp_path / "metrics.csv").write_text("frames,updates\n4,1\n8,2\n")
+    metrics.trim(run, ("frames", "updates", "human_normalized"), 1)
+    assert metrics.read(run.metrics) == [{"frames": "4", "updates": "1", "human_normalized": ""}]
+
+
 def test_a_nan_stops_training_and_keeps_the_last_good_checkpoint(tiny_tmaze, tmp_path, capfd):
     run = tmp_path / "run"
     code = tiny_tmaze("--out", str(run), bindings=["train.learning_rate = 1e38", "train.final_learning_rate = 1e38"])
