@@ -55,6 +55,7 @@ def make(name, num_envs=1, seed=None, workers=None, **options):
       ValueError: for an unknown name or option, a `num_envs` below 1, a seed that is no non-negative int, or `workers`
         that are no int of 0 to num_envs, or for an in-graph task.
       ImportError: if the family's simulator is not installed.
+      RuntimeError: if it does not run here.
     """
     if not isinstance(name, str):
         raise ValueError(f"name must be a string such as 'ALE/Breakout-v5', got {name!r}.")
