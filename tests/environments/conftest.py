@@ -25,14 +25,16 @@ def train_disturbed():
         specs = tensor_spec.from_spec(env.time_step_spec()), tensor_spec.from_spec(env.action_spec())
         network = ActorCriticNetwork(specs[0].observation, specs[1], encoder="mlp", encoder_units=(8,), units=8)
         agent = R2ACAgent(*specs, network, keras.optimizers.Adam(1e-3), num_streams=env.batch_size)
-        count, step, rollouts, losses = itertools.count(), vector.step, [], []
+        stepped = getattr(vector, "halves", [vector])[-1]
+        stepping = "step_async" if hasattr(stepped, "step_async") else "step"
+        count, step, rollouts, losses = itertools.count(), getattr(stepped, stepping), [], []
 
         def disturbed(action):
             if next(count) == 12:
                 disturb()
             return step(action)
 
-        vector.step = disturbed
+        setattr(stepped, stepping, disturbed)
         driver = RolloutDriver(env, agent.collect_policy, 8, observers=[rollouts.append])
         update = tf.function(agent.train)
         for _ in range(3):
