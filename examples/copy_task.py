@@ -280,7 +280,7 @@ def main(words=None):
         args.out.mkdir(parents=True)
     except OSError as error:
         sys.exit(f"error: --out must be a folder that does not exist yet and can be made: {error}")
-    config = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
+    config = {name: value for name, value in vars(args).items() if name != "out"}
     config |= {"streams": STREAMS, "tensorflow": tf.__version__}
     (args.out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     plot(train(args), args)
