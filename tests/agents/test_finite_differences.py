@@ -86,20 +86,21 @@ def zero_carry(agent):
 CORES = ["elstm", "rtu"]
 
 
-def r2ac_gradients(gradient, core):
+def r2ac_gradients(gradient, core, actions=ONE):
     """(analytic, numeric) derivatives along random directions."""
-    network = make_network(ONE, core, gradient)
-    first, second = make_rollout(network, ONE, 1), make_rollout(network, ONE, 2)
+    network = make_network(actions, core, gradient)
+    first, second = make_rollout(network, actions, 1), make_rollout(network, actions, 2)
     optimizer = keras.optimizers.SGD(0.0)
-    agent = R2ACAgent(*arguments(network, ONE), optimizer, B, R2ACConfig(gradient_clip=None, reward_clip=None))
+    agent = R2ACAgent(*arguments(network, actions), optimizer, B, R2ACConfig(gradient_clip=None, reward_clip=None))
     variables = network.trainable_variables
 
     agent.train(first)
     state = network.state_of([part.value() for part in agent.carry])
     boundary, reset = tf.equal(second.step_type, 2), tf.equal(second.step_type, 0)
-    logits, values, _ = network.unroll(second.observation, reset, state)
-    rho = losses.log_probability(logits, second.action) - losses.log_probability(
-        second.policy_info["logits"], second.action
+    outputs, values, _ = network.unroll(second.observation, reset, state)
+    head = network.actions
+    rho = head.log_probability(outputs, second.action) - head.log_probability(
+        head.from_info(second.policy_info), second.action
     )
     targets = losses.vtrace(
         rho[:, :T],
@@ -113,10 +114,11 @@ def r2ac_gradients(gradient, core):
     def loss():
         zero_carry(agent)
         agent.train(first)  # the learning rate is 0: it moves the carry alone
-        logits, values, _ = network.unroll(
+        outputs, values, _ = network.unroll(
             second.observation, reset, network.state_of([part.value() for part in agent.carry])
         )
-        terms = losses.r2ac_loss(logits[:, :T], values[:, :T], second.action[:, :T], targets, boundary[:, :T])
+        log_pi, entropy = head.log_probability(outputs, second.action), head.entropy(outputs)
+        terms = losses.r2ac_loss(log_pi[:, :T], entropy[:, :T], values[:, :T], targets, boundary[:, :T])
         return terms.policy_loss + 0.5 * terms.value_loss - 0.01 * terms.entropy
 
     expected, directions = numeric(variables, tf.function(loss, autograph=False))
@@ -129,9 +131,9 @@ def r2ac_gradients(gradient, core):
     return along(moved, directions), expected, variables
 
 
-@pytest.mark.parametrize("core", CORES)
-def test_r2ac(core):
-    got, expected, variables = r2ac_gradients("rtrl", core)
+@pytest.mark.parametrize(("core", "actions"), [("elstm", ONE), ("rtu", ONE), ("rtu", FLOATS)])
+def test_r2ac(core, actions):
+    got, expected, variables = r2ac_gradients("rtrl", core, actions)
     assert len(variables) >= 7
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-8)
 

@@ -14,7 +14,7 @@ R2ACExtra = collections.namedtuple("R2ACExtra", ["policy_loss", "value_loss", "e
 
 
 class R2ACAgent(RolloutAgent):
-    """Advantage actor-critic over an endless rollout of B streams, discrete actions.
+    """Advantage actor-critic over an endless rollout of B streams.
 
         loss = - sum log pi(a_t) A_t + value_cost 1/2 sum (v_t - V_t)^2 - entropy_cost sum H(pi_t)
 
@@ -27,33 +27,28 @@ class R2ACAgent(RolloutAgent):
     config_class = R2ACConfig
     extra_class = R2ACExtra
 
-    def __init__(self, time_step_spec, action_spec, *arguments, **options):
-        if not action_spec.dtype.is_integer or action_spec.shape.rank:
-            raise ValueError(f"action_spec must be one discrete action, an integer scalar from 0, got {action_spec}")
-        super().__init__(time_step_spec, action_spec, *arguments, **options)
-
     def _trained_variables(self):
         frozen = set() if self._config.train_core else {v.ref() for v in self._network.core_variables}
         return [v for v in self._network.trainable_variables if v.ref() not in frozen]
 
     def _unroll(self, experience):
-        """Logits [B, T, A] and values [B, T] of frames 0..T-1, value [B] of frame T, carry after frame T-1."""
+        """Outputs [B, T, P] and values [B, T] of frames 0..T-1, value [B] of frame T, carry after frame T-1."""
         network = self._network
         features = network.encode(experience.observation)
         reset = tf.equal(experience.step_type, ts.StepType.FIRST)
         y, carry = network.core(features[:, :-1], reset[:, :-1], tuple(v.value() for v in self._carry))
         carry = tuple(tf.stop_gradient(part) for part in carry)
         last_y, _ = network.core(tf.stop_gradient(features[:, -1:]), reset[:, -1:], network.state_of(carry))
-        logits, values = network.heads(y)
+        outputs, values = network.heads(y)
         _, last_value = network.heads(last_y)
-        return logits, values, last_value[:, 0], carry
+        return outputs, values, last_value[:, 0], carry
 
     def _gradients(self, experience):
         """LossInfo, clipped gradients and the carry after frame T-1; assigns nothing."""
-        config = self._config
+        config, actions = self._config, self._network.actions
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self._trained)
-            logits, values, last_value, carry = self._unroll(experience)
+            outputs, values, last_value, carry = self._unroll(experience)
             step = tf.nest.map_structure(
                 lambda x: x[:, :-1], experience._replace(observation=(), next_step_type=())
             )  # frame T holds an observation and a step type only
@@ -61,11 +56,10 @@ class R2ACAgent(RolloutAgent):
             reward, discount = tf.cast(step.reward, values.dtype), tf.cast(step.discount, values.dtype)
             if config.reward_clip is not None:
                 reward = tf.clip_by_value(reward, -config.reward_clip, config.reward_clip)
-            log_rho = losses.log_probability(logits, step.action) - losses.log_probability(
-                step.policy_info["logits"], step.action
-            )
-            targets = losses.vtrace(log_rho, config.gamma * discount, reward, values, last_value, boundary)
-            terms = losses.r2ac_loss(logits, values, step.action, targets, boundary)
+            log_pi = actions.log_probability(outputs, step.action)
+            log_mu = actions.log_probability(actions.from_info(step.policy_info), step.action)
+            targets = losses.vtrace(log_pi - log_mu, config.gamma * discount, reward, values, last_value, boundary)
+            terms = losses.r2ac_loss(log_pi, actions.entropy(outputs), values, targets, boundary)
             total = terms.policy_loss + config.value_cost * terms.value_loss - config.entropy_cost * terms.entropy
         gradients = tape.gradient(total, self._trained, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         norm = tf.linalg.global_norm(gradients)

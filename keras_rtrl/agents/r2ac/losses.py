@@ -21,17 +21,6 @@ def _check_shapes(**tensors):
         raise ValueError(f"expected one shape [B, T] for all of {list(shapes)}, got {shapes}")
 
 
-def log_probability(logits_t, action_t):
-    """log pi(a_t), [B, T], of logits_t [B, T, A] and actions action_t [B, T]."""
-    return -tf.nn.sparse_softmax_cross_entropy_with_logits(labels=action_t, logits=logits_t)
-
-
-def entropy(logits_t):
-    """Entropy of the policy in nats, [B, T], of logits_t [B, T, A]."""
-    log_pi_t = tf.nn.log_softmax(logits_t)
-    return -tf.reduce_sum(tf.exp(log_pi_t) * log_pi_t, axis=-1)
-
-
 def vtrace(log_rho_t, discount_t, reward_t, value_t, bootstrap_value, boundary_t):
     """V-trace targets and advantages with rho-bar = c-bar = 1 and no lambda.
 
@@ -78,13 +67,13 @@ def vtrace(log_rho_t, discount_t, reward_t, value_t, bootstrap_value, boundary_t
     return VTrace(v_t, rho_t * (reward_t + discount_t * next_v_t - value_t))
 
 
-def r2ac_loss(logits_t, value_t, action_t, vtrace_t, boundary_t):
+def r2ac_loss(log_pi_t, entropy_t, value_t, vtrace_t, boundary_t):
     """The terms of the loss, summed over batch and time, boundary frames left out.
 
     Args:
-      logits_t: [B, T, A].
+      log_pi_t: log pi(a_t), [B, T].
+      entropy_t: entropy of the policy in nats, H(pi_t), [B, T].
       value_t: V_t, [B, T].
-      action_t: [B, T].
       vtrace_t: VTrace, constant for the gradient.
       boundary_t: bool [B, T].
 
@@ -92,13 +81,15 @@ def r2ac_loss(logits_t, value_t, action_t, vtrace_t, boundary_t):
       LossTerms of scalars: policy_loss = - sum log pi(a_t) A_t, value_loss = 1/2 sum (v_t - V_t)^2,
       entropy = sum H(pi_t).
     """
-    _check_shapes(value_t=value_t, action_t=action_t, boundary_t=boundary_t, **vtrace_t._asdict())
+    _check_shapes(
+        log_pi_t=log_pi_t, entropy_t=entropy_t, value_t=value_t, boundary_t=boundary_t, **vtrace_t._asdict()
+    )
 
     def total(term_t):
         return tf.reduce_sum(tf.where(boundary_t, tf.zeros_like(term_t), term_t))
 
     return LossTerms(
-        policy_loss=-total(log_probability(logits_t, action_t) * vtrace_t.advantage_t),
+        policy_loss=-total(log_pi_t * vtrace_t.advantage_t),
         value_loss=0.5 * total(tf.square(vtrace_t.v_t - value_t)),
-        entropy=total(entropy(logits_t)),
+        entropy=total(entropy_t),
     )

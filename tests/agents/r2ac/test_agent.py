@@ -260,14 +260,13 @@ def test_core_gradient_is_full_bptt_through_both_rollouts(core):
 
 
 def _loss_from_outputs(agent, experience, logits, values, last_value):
-    config = agent.config
+    config, head = agent.config, agent.network.actions
     action, boundary = experience.action[:, :-1], experience.step_type[:, :-1] == LAST
-    log_rho = losses.log_probability(logits, action) - losses.log_probability(
-        experience.policy_info["logits"][:, :-1], action
-    )
+    log_pi = head.log_probability(logits, action)
+    log_rho = log_pi - head.log_probability(experience.policy_info["logits"][:, :-1], action)
     reward = tf.clip_by_value(experience.reward[:, :-1], -1, 1)
     targets = losses.vtrace(log_rho, config.gamma * experience.discount[:, :-1], reward, values, last_value, boundary)
-    terms = losses.r2ac_loss(logits, values, action, targets, boundary)
+    terms = losses.r2ac_loss(log_pi, head.entropy(logits), values, targets, boundary)
     return terms.policy_loss + config.value_cost * terms.value_loss - config.entropy_cost * terms.entropy
 
 

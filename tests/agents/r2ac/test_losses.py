@@ -85,14 +85,15 @@ def test_targets_are_constants_for_the_gradient():
 
 
 def test_loss_by_hand():
-    # pi = (1/4, 3/4) in each frame; the second of three is a boundary and counts for nothing
-    logits = tf.math.log([[[0.25, 0.75]] * 3])
+    # the second of three frames is a boundary and counts for nothing
+    log_pi = tf.math.log([[0.25, 0.75, 0.75]])
+    entropy = tf.constant([[0.5, 100.0, 0.7]])
     targets = losses.VTrace(tf.constant([[2.0, 100.0, -1.0]]), tf.constant([[3.0, 100.0, -2.0]]))
-    value, action = tf.constant([[1.0, 0.0, 1.0]]), tf.constant([[0, 1, 1]], tf.int64)
-    terms = losses.r2ac_loss(logits, value, action, targets, tf.constant([[False, True, False]]))
+    value = tf.constant([[1.0, 0.0, 1.0]])
+    terms = losses.r2ac_loss(log_pi, entropy, value, targets, tf.constant([[False, True, False]]))
     np.testing.assert_allclose(terms.policy_loss, -(3 * np.log(0.25) - 2 * np.log(0.75)), rtol=1e-6)
     np.testing.assert_allclose(terms.value_loss, 0.5 * (1 + 4), rtol=1e-6)
-    np.testing.assert_allclose(terms.entropy, -2 * (0.25 * np.log(0.25) + 0.75 * np.log(0.75)), rtol=1e-6)
+    np.testing.assert_allclose(terms.entropy, 0.5 + 0.7, rtol=1e-6)
 
 
 def test_shapes_are_checked():
