@@ -109,7 +109,7 @@ def _with_interval(runs, name):
     mean, half = interval([score(run["rows"], name) for run in runs])
     if math.isnan(mean):
         return "no game finished"
-    return f"{mean:.4g}" if math.isnan(half) else f"{mean:.4g} ± {half:.2g}"
+    return f"{mean:.4g}" if math.isnan(half) else f"{mean:.4g} ± {float(f'{half:.2g}'):g}"
 
 
 def _plot(results, title, path):
