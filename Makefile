@@ -69,11 +69,11 @@ $(PEERS): $(STAMP)
 test: test-keras3 test-tf-keras  ## run all fast tests, under Keras 3 and under tf-keras
 
 test-keras3: $(STAMP) $(NATIVE)
-	@echo "== Keras 3: all but the TF-Agents side"
+	@echo "== Keras 3: layers, and what knows no Keras"
 	@TF_USE_LEGACY_KERAS=0 $(PYTEST)
 
 test-tf-keras: $(STAMP) $(NATIVE)
-	@echo "== tf-keras: everything"
+	@echo "== tf-keras: layers, and the TF-Agents side"
 	@TF_USE_LEGACY_KERAS=1 $(PYTEST)
 
 test-slow: $(STAMP) $(NATIVE)  ## run the learning tests (minutes)
