@@ -7,7 +7,7 @@ from tf_agents.environments import py_environment, tf_environment
 from tf_agents.trajectories import trajectory
 
 from keras_rtrl._checks import whole_number
-from keras_rtrl.environments.halves import HalvedEnvironment
+from keras_rtrl.environments.halves import HalvedEnvironment, joined
 
 
 class RolloutDriver(driver.Driver):
@@ -171,7 +171,7 @@ class RolloutDriver(driver.Driver):
                     env.step_async(action)
                     _write(buffers.action, rows, t, action)
                     _write(buffers.policy_info, rows, t, action_step.info)
-        time_step, policy_state = _joined(time_steps), _joined(states)
+        time_step, policy_state = joined(time_steps), joined(states)
         # tf.constant copies: the tensors stay as they are when the next call writes the buffers
         return tf.nest.map_structure(tf.constant, buffers), time_step, policy_state
 
@@ -200,10 +200,6 @@ def _arrays(nest):
 
 def _rows(nest, rows):
     return tf.nest.map_structure(lambda x: x[rows], nest)
-
-
-def _joined(parts):
-    return parts[0] if len(parts) == 1 else tf.nest.map_structure(lambda *x: np.concatenate(x), *parts)
 
 
 def _write(buffers, rows, t, values):

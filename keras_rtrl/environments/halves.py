@@ -4,6 +4,8 @@ import numpy as np
 import tensorflow as tf
 from tf_agents.environments import py_environment
 
+from keras_rtrl.environments.vector import checked_action
+
 
 class HalvedEnvironment(py_environment.PyEnvironment):
     """The streams of two batched PyEnvironments, those of the first before those of the second.
@@ -51,7 +53,7 @@ class HalvedEnvironment(py_environment.PyEnvironment):
     # Where the halves stand is known to them alone: they are stepped behind this one's back.
     @property
     def _current_time_step(self):
-        time_steps = [half.current_time_step() for half in self.halves]
+        time_steps = [half._current_time_step for half in self.halves]
         return None if time_steps[0] is None else joined(time_steps)
 
     @_current_time_step.setter
@@ -63,8 +65,9 @@ class HalvedEnvironment(py_environment.PyEnvironment):
 
     def step_async(self, action):
         """Begins a step with action [B, ...] of both halves; `step_wait` must follow."""
+        action = checked_action(action, self.action_spec(), self.batch_size)  # of both, before either begins
         for half, rows in zip(self.halves, self.rows, strict=True):
-            half.step_async(tf.nest.map_structure(lambda x, rows=rows: np.asarray(x)[rows], action))
+            half.step_async(action[rows])
 
     def step_wait(self):
         """Ends the step begun with `step_async`."""
@@ -79,6 +82,6 @@ class HalvedEnvironment(py_environment.PyEnvironment):
             half.close()
 
 
-def joined(time_steps):
-    """Time steps [B1, ...] and [B2, ...] as one [B1 + B2, ...]."""
-    return tf.nest.map_structure(lambda *parts: np.concatenate(parts), *time_steps)
+def joined(parts):
+    """Nests of arrays [B1, ...], [B2, ...] as one [B1 + B2, ...]; a single part as it is."""
+    return parts[0] if len(parts) == 1 else tf.nest.map_structure(lambda *x: np.concatenate(x), *parts)

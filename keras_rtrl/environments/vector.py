@@ -27,6 +27,18 @@ def stream_seeds(seed, num_envs):
     return seeds
 
 
+def checked_action(action, spec, num_envs):
+    """`action` as an array [num_envs, ...] of the spec; raises ValueError where it is none."""
+    action = np.asarray(action)
+    if action.shape != (num_envs, *spec.shape):
+        raise ValueError(f"action must have shape {(num_envs, *spec.shape)}, got {action.shape}.")
+    if np.issubdtype(spec.dtype, np.integer) and ((action < spec.minimum) | (action > spec.maximum)).any():
+        raise ValueError(f"action must lie in {spec.minimum}..{spec.maximum}, got {action.tolist()}.")
+    if np.isnan(action).any():
+        raise ValueError(f"action must be numbers, got {action.tolist()}.")
+    return action.astype(spec.dtype, copy=False)
+
+
 class VectorEnvironment(py_environment.PyEnvironment):
     """A batched PyEnvironment that also keeps the return and length of whole games.
 
@@ -79,15 +91,7 @@ class VectorEnvironment(py_environment.PyEnvironment):
         self._lengths[:] = 0
 
     def _checked(self, action):
-        spec = self._action_spec
-        action = np.asarray(action)
-        if action.shape != (self._num_envs, *spec.shape):
-            raise ValueError(f"action must have shape {(self._num_envs, *spec.shape)}, got {action.shape}.")
-        if np.issubdtype(spec.dtype, np.integer) and ((action < spec.minimum) | (action > spec.maximum)).any():
-            raise ValueError(f"action must lie in {spec.minimum}..{spec.maximum}, got {action.tolist()}.")
-        if np.isnan(action).any():
-            raise ValueError(f"action must be numbers, got {action.tolist()}.")
-        return action.astype(spec.dtype, copy=False)
+        return checked_action(action, self._action_spec, self._num_envs)
 
     def _first(self, observation):
         size = self._num_envs

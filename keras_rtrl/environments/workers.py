@@ -116,7 +116,10 @@ class WorkerVector(VectorEnvironment):
         if self._current_time_step is None:
             raise RuntimeError("reset() must come before step_async().")
         self._check_open()
-        self._memory.action[:] = self._checked(action)
+        action = self._checked(action)
+        if any(worker.owed for worker in self._workers):
+            raise RuntimeError("step_wait() must come before the next step_async().")
+        self._memory.action[:] = action
         for worker in self._workers:
             worker.ask("step")
 
@@ -216,7 +219,7 @@ class _Worker:
         self._process = _PROCESSES.Process(target=_work, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
-        self._owed = 1  # answers; the first says what the environment is
+        self.owed = 1  # answers; the first says what the environment is
 
     @property
     def pid(self):
@@ -230,19 +233,19 @@ class _Worker:
     def ask(self, command):
         with contextlib.suppress(OSError):
             self._connection.send(command)
-        self._owed += 1
+        self.owed += 1
 
     def answer(self):
         """The answer to the last question; raises _Died, or what the worker raised. Drops answers nobody waited for."""
-        if not self._owed:
+        if not self.owed:
             raise RuntimeError("step_async() must come before step_wait().")
-        while self._owed:
+        while self.owed:
             try:
                 answer = self._connection.recv()
             except (EOFError, OSError):
                 self._process.join(5)
                 raise _Died(self._process.exitcode) from None
-            self._owed -= 1
+            self.owed -= 1
         if isinstance(answer, _Raised):
             raise answer.error from RuntimeError(f"in a worker process:\n{answer.traceback}")
         return answer

@@ -136,6 +136,20 @@ def test_equal_to_one_process():
             assert_equal(time_step, other)
 
 
+def test_two_halves_step_both_or_neither():
+    with made(num_envs=4, seed=3, workers=2) as env, made(num_envs=4, seed=3) as one:
+        assert_equal(env.step(np.zeros(4, int)), one.step(np.zeros(4, int)))  # before reset: FIRST
+        for bad in ([0, 0, 0, 7], [0, 0, 0]):
+            with pytest.raises(ValueError, match="action must"):
+                env.step(np.array(bad))
+        assert_equal(env.step(np.zeros(4, int)), one.step(np.zeros(4, int)))
+        assert_equal(env.current_time_step(), one.current_time_step())
+        env.step_async(np.zeros(4, int))
+        with pytest.raises(RuntimeError, match="step_wait"):
+            env.step_async(np.zeros(4, int))
+        env.step_wait()
+
+
 def test_nested_observations_and_frames():
     env = WorkerVector(Clock, 3, 0, 2)
     try:
