@@ -1,5 +1,6 @@
 """Gin: presets, bindings, and the resolved configuration of a run."""
 
+import contextlib
 import os
 import re
 
@@ -8,7 +9,6 @@ import gin
 from keras_rtrl.train.run_folder import UsageError, write_text
 
 _PRESETS = os.path.join(os.path.dirname(__file__), "configs")
-gin.add_config_file_search_path(_PRESETS)  # any gin file can include a preset
 
 
 def presets():
@@ -32,8 +32,10 @@ def load(path, bindings=()):
     Every configurable must have been imported before. Raises UsageError for what gin does not accept.
     """
     gin.clear_config()
+    path = os.path.abspath(path)
     try:
-        gin.parse_config_file(path)
+        with contextlib.chdir(_PRESETS):  # what a file includes is a preset, or has a whole path
+            gin.parse_config_file(path)
         for binding in bindings:
             gin.parse_config(binding)
         gin.finalize()  # finds macros without a value
@@ -42,9 +44,10 @@ def load(path, bindings=()):
 
 
 def value(setting, default):
-    """The value of a setting, `default` where nothing sets it."""
+    """The value of a setting, macros resolved; `default` where nothing sets it."""
+    configurable, _, parameter = setting.rpartition(".")
     try:
-        return gin.query_parameter(setting)
+        return gin.get_bindings(configurable).get(parameter, default)
     except ValueError:
         return default
 

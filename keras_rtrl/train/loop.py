@@ -129,7 +129,7 @@ def train(
         frames=counters.frames, updates=counters.updates,
         recurrent_parameters=sum(variable.shape.num_elements() for variable in agent.network.core_variables),
     )  # fmt: skip
-    normalized = functools.partial(registry.normalized_score, gin.query_parameter("environment.name"))
+    normalized = functools.partial(registry.normalized_score, config.value("environment.name", ""))
     score_names = () if normalized(0.0) is None else ("human_normalized",)
     columns = (*metrics.COLUMNS, *score_names, *runner.error_names, *agent.loss_names)
     log = metrics.Metrics(run, columns, counters.updates)
@@ -244,7 +244,7 @@ def _mean(returns):
 
 
 def _title(run):
-    return f"{run.read_record().get('preset') or 'training'}, {gin.query_parameter('environment.name')}"
+    return f"{run.read_record().get('preset') or 'training'}, {config.text('environment.name', '')}"
 
 
 def _progress(frames, counters):

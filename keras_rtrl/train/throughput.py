@@ -3,14 +3,13 @@
 import collections
 import time
 
-import gin
 import numpy as np
 import tensorflow as tf
 import tf_keras
 from tf_agents.environments import tf_environment
 
 from keras_rtrl.drivers import RolloutDriver
-from keras_rtrl.train import building
+from keras_rtrl.train import building, config
 from keras_rtrl.train.run_folder import UsageError
 
 WARM_UP = 3  # rounds that are not counted: functions are traced, caches filled
@@ -43,11 +42,9 @@ def measure(rounds):
     if isinstance(env, tf_environment.TFEnvironment):
         raise UsageError("bench env measures simulators; an in-graph task is collected and learned in one function")
     settings = building.agent_config()
-    optimizer = gin.query_parameter("train.optimizer").scoped_configurable_fn(
-        learning_rate=gin.query_parameter("train.learning_rate")
-    )
+    optimizer = config.value("train.optimizer", tf_keras.optimizers.RMSprop)(learning_rate=1e-4)  # whatever it is
     agent = building.agent(env, building.network(env), optimizer, settings)
-    length = gin.query_parameter("train.rollout")
+    length = config.value("train.rollout", 20)
     rollouts = []
     driver = RolloutDriver(env, agent.collect_policy, length, [rollouts.append])
     driver.run()

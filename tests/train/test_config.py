@@ -29,6 +29,25 @@ def test_all_of_atari_in_a_file_that_includes_a_preset(tmp_path):
     assert config.text("train.rollout", "") == "50"
 
 
+def test_included_presets_are_the_packages_own(tmp_path, monkeypatch, caplog):
+    (tmp_path / "ppo_rtu_mujoco_p.gin").write_text("train.rollout = 7\n")
+    monkeypatch.chdir(tmp_path)
+    config.load(config.find("ppo_rtu_popgym"))
+    assert config.value("train.rollout", None) == 128
+    assert caplog.text == ""
+
+
+def test_settings_by_macros(tmp_path):
+    path = tmp_path / "mine.gin"
+    path.write_text(
+        'GAME = "ALE/Pong-v5"\nLIMIT = 9\nenvironment.name = %GAME\nenvironment.options = {"max_frames": %LIMIT}\n'
+    )
+    config.load(str(path))
+    assert config.value("environment.name", None) == "ALE/Pong-v5"
+    assert config.text("environment.options", "") == "{'max_frames': 9}"
+    assert config.value("no_such.setting", 3) == 3
+
+
 def test_frozen_vision_is_the_dmlab_preset_but_for_its_vision():
     config.load(config.find("dmlab_r2ac"))
     other = {name: config.text(name, "") for name in ("environment.name", "train.rollout", "RMSprop.rho")}
