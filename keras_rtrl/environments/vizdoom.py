@@ -105,10 +105,15 @@ class VizdoomEnvironment(VectorEnvironment):
         """Raises RuntimeError where the engine does not run at all: ViZDoom would end this process without a word."""
         try:
             result = subprocess.run(
-                [self._launcher, "-version"], stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+                [self._launcher, "-version"],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=60,
             )
             said = result.stdout + result.stderr
-        except OSError as error:
+        except (OSError, subprocess.TimeoutExpired) as error:
             said = str(error)
         if "ViZDoom" not in said.partition("\n")[0]:
             raise RuntimeError(f"{self._name}: ViZDoom's engine does not run here: {said.strip()}")
