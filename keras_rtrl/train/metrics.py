@@ -5,7 +5,7 @@ import os
 
 import tensorflow as tf
 
-from keras_rtrl.train.run_folder import write_text
+from keras_rtrl.train.run_folder import replacing, write_text
 
 COLUMNS = (
     "frames",
@@ -97,6 +97,5 @@ def plot(run, title):
     label = "mean squared error" if errors else "mean return of the last games"
     axes.set(title=title, xlabel="environment frames", ylabel=label)
     axes.grid(alpha=0.3)
-    temporary = f"{run.curve}.tmp.png"
-    figure.savefig(temporary, dpi=120)
-    os.replace(temporary, run.curve)
+    with replacing(run.curve) as temporary:
+        figure.savefig(temporary, dpi=120)

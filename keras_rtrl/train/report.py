@@ -10,7 +10,7 @@ import tensorflow_probability as tfp
 
 from keras_rtrl.train import metrics
 from keras_rtrl.train.config import slug
-from keras_rtrl.train.run_folder import RunFolder, UsageError, write_text
+from keras_rtrl.train.run_folder import RunFolder, UsageError, replacing, write_text
 
 _REFERENCES = {"mean_predictor_error": "(predicting the mean)", "floor_error": "(noise floor)"}
 
@@ -152,9 +152,8 @@ def _plot(results, title, path):
     }
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=legend_columns, fontsize=9)
     figure.suptitle(f"{title}: mean over seeds and its 95 % interval")
-    temporary = f"{path}.tmp.png"
-    figure.savefig(temporary, dpi=120)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120)
 
 
 def _curves(runs, name):

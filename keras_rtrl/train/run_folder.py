@@ -1,5 +1,6 @@
 """The folder of one run: where its files lie, and whether a path is one."""
 
+import contextlib
 import glob
 import json
 import os
@@ -93,13 +94,23 @@ def check_writable(path):
 
 
 def write_text(path, text):
-    """Writes a file atomically: a reader, or a kill, finds the old text or the new one."""
-    temporary = f"{path}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
+    """Writes a file atomically: a reader, another writer, or a kill, finds the old text or the new one."""
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Yields a path of this process alone, ending as `path` does; what is written there replaces `path` at once."""
+    temporary = os.path.join(os.path.dirname(path), f".{os.getpid()}.{os.path.basename(path)}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
 
 
 def write_json(path, content):

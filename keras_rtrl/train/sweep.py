@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from keras_rtrl._checks import whole_number
 from keras_rtrl.train import config, metrics
-from keras_rtrl.train.run_folder import RunFolder, UsageError, check_writable
+from keras_rtrl.train.run_folder import RunFolder, UsageError, check_writable, replacing
 
 KEPT = ("config.gin", "metrics.csv", "run.json")  # the last marks a run as kept
 TAIL = 15  # lines of a failed run's output that are shown
@@ -60,9 +60,8 @@ class Run:
         """Moves what shall stay out of the finished training's folder."""
         os.makedirs(self.kept.path, exist_ok=True)
         for name in KEPT:
-            temporary = os.path.join(self.kept.path, f"{name}.tmp")
-            shutil.copyfile(os.path.join(self.scratch.path, name), temporary)
-            os.replace(temporary, os.path.join(self.kept.path, name))
+            with replacing(os.path.join(self.kept.path, name)) as temporary:
+                shutil.copyfile(os.path.join(self.scratch.path, name), temporary)
 
 
 def chosen(option, groups, text):

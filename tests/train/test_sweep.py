@@ -206,6 +206,14 @@ def test_two_sweeps_of_one_folder_share_their_runs(tmp_path):
     assert not list((tmp_path / "out" / ".runs").rglob("checkpoint"))
 
 
+def test_two_reports_are_written_at_once(swept):
+    code = "from keras_rtrl.train import cli\nfor _ in range(8): assert cli.main(%r) == 0"
+    words = ["sweep", str(swept / "tiny.gin"), "--report-only", "--out", str(swept / "out")]
+    both = [subprocess.Popen([sys.executable, "-c", code % words], stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait(120) for process in both] == [0, 0]
+    assert {path.name for path in (swept / "out").iterdir()} == {".runs", "corridor-3", "table.md", "curves.png"}
+
+
 def test_interval_is_students():
     mean, half = report.interval([1.0, 2.0, 4.0])
     assert mean == pytest.approx(7 / 3)
