@@ -2,7 +2,7 @@
 
 import pytest
 
-from keras_rtrl.cells import ELSTMCell, LRUCell, RTRLCell, RTUCell
+from keras_rtrl.cells import EGRUCell, ELSTMCell, LRUCell, MinGRUCell, RTRLCell, RTUCell
 
 
 class AutodiffELSTMCell(ELSTMCell):
@@ -22,8 +22,10 @@ class LeakyCell(RTRLCell):
 
 
 CELLS = {
+    "egru": lambda: EGRUCell(3),
     "elstm": lambda: ELSTMCell(3),
     "lru": lambda: LRUCell(3, r_min=0.9),
+    "mingru": lambda: MinGRUCell(3),
     "rtu-linear": lambda: RTUCell(3, activation="tanh", r_min=0.9),
     "rtu-nonlinear": lambda: RTUCell(3, recurrence="nonlinear", activation="tanh"),
 }

@@ -1,0 +1,18 @@
+"""EGRU: RTRL of an EGRUCell."""
+
+from keras_rtrl._keras import register
+from keras_rtrl.cells import EGRUCell
+from keras_rtrl.layers.rtrl import NamedRTRL
+
+
+@register
+class EGRU(NamedRTRL):
+    """GRU with diagonal recurrent weights trained by exact RTRL (equations: `EGRUCell`). Output [B, (T,) N].
+
+    Args:
+      units: N.
+      **kwargs: the arguments of `RTRL`.
+    """
+
+    def __init__(self, units, **kwargs):
+        super().__init__(EGRUCell(units), **kwargs)

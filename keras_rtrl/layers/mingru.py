@@ -1,0 +1,18 @@
+"""MinGRU: RTRL of a MinGRUCell."""
+
+from keras_rtrl._keras import register
+from keras_rtrl.cells import MinGRUCell
+from keras_rtrl.layers.rtrl import NamedRTRL
+
+
+@register
+class MinGRU(NamedRTRL):
+    """Minimal GRU trained by exact RTRL (Feng et al., 2024; equations: `MinGRUCell`). Output [B, (T,) N].
+
+    Args:
+      units: N.
+      **kwargs: the arguments of `RTRL`.
+    """
+
+    def __init__(self, units, **kwargs):
+        super().__init__(MinGRUCell(units), **kwargs)
