@@ -2,17 +2,18 @@
 
 import tensorflow as tf
 
-from keras_rtrl._keras import LEGACY, NO_AUTOCAST, keras, register
-from keras_rtrl.cells import ELSTMCell, LRUCell, RTRLCell, RTUCell
+from keras_rtrl._keras import NO_AUTOCAST, keras, register
+from keras_rtrl.cells import EGRUCell, ELSTMCell, LRUCell, MinGRUCell, RTRLCell, RTUCell
 from keras_rtrl.cells.base import ROLES
-from keras_rtrl.engine import Carry, carry_shapes, chunked, native, zero_carry
+from keras_rtrl.engine import chunked, native
+from keras_rtrl.layers.recurrent import Recurrent
 
-for _cell in (ELSTMCell, LRUCell, RTUCell):
+for _cell in (EGRUCell, ELSTMCell, LRUCell, MinGRUCell, RTUCell):
     register(_cell)
 
 
 @register
-class RTRL(keras.layers.Layer):
+class RTRL(Recurrent):
     """Recurrent layer of an element-wise cell whose gradient is exact real-time recurrent learning.
 
     Any gradient asked of it, by `tf.GradientTape`, `model.fit` or an optimiser, is the RTRL gradient: exact over all
@@ -37,7 +38,8 @@ class RTRL(keras.layers.Layer):
       return_state: whether to return, after the output, the carry: state [B, N, m] and traces S [B, D, G', N, m] and
         r [B, P, N, m].
       stateful: keep the carry from call to call, row b of a batch continuing row b of the one before. Two are kept: the
-        training carry, and a state without traces that calls with `training=False` use. `reset_state()` zeroes both.
+        training carry, and a state without traces that calls with `training=False` use. `reset_state()` zeroes both;
+        `get_carry` and `set_carry` read and write them, and `carry_bytes` says what the carry takes.
       zero_output_for_mask: zeros at masked steps instead of the output of the step before.
       kernel_initializer, recurrent_initializer, bias_initializer: None: the cell's own.
       kernel_regularizer, recurrent_regularizer, bias_regularizer: as of `keras.layers.LSTM`.
@@ -53,7 +55,7 @@ class RTRL(keras.layers.Layer):
       training: only False matters, and only where stateful: the inference state is used.
       reset: [B, T] bool, true where a new episode starts with that step: state and traces before it are zeroed.
 
-    Output shape: [B, T, output_size] or [B, output_size], output_size N for ELSTM and LRU, 2 N for RTU.
+    Output shape: [B, T, output_size] or [B, output_size], output_size N, 2 N for RTU.
 
     Raises:
       TypeError: `cell` is no RTRLCell, or `sequences` is not floating.
@@ -94,15 +96,12 @@ class RTRL(keras.layers.Layer):
             raise ValueError(f"implementation must be one of {native.IMPLEMENTATIONS}, got {implementation!r}.")
         if trace_dtype not in (None, "float32", "float64"):
             raise ValueError(f"trace_dtype must be None, 'float32' or 'float64', got {trace_dtype!r}.")
-        super().__init__(autocast=False, **kwargs)
+        super().__init__(return_sequences, return_state, stateful, **kwargs)
         if trace_dtype is not None and tf.as_dtype(trace_dtype).size < tf.as_dtype(self.variable_dtype).size:
             raise ValueError(f"trace_dtype must not be narrower than the weights' {self.variable_dtype}.")
         self.cell = cell
         self.gradient = gradient
         self.implementation = implementation
-        self.return_sequences = bool(return_sequences)
-        self.return_state = bool(return_state)
-        self.stateful = bool(stateful)
         self.zero_output_for_mask = bool(zero_output_for_mask)
         self._given_trace_dtype = trace_dtype
         given = {
@@ -114,16 +113,16 @@ class RTRL(keras.layers.Layer):
             module = getattr(keras, f"{kind}s")
             for role, value in zip(ROLES, values, strict=True):
                 setattr(self, f"{role}_{kind}", module.get(value))
-        self.supports_masking = True
-        self._input_dim = None
         self._parameters = ()
-        self._training_carry = self._inference_carry = None
 
     @property
     def trace_dtype(self) -> str:
         """Dtype of state and traces; never narrower than float32."""
         wider = "float64" if tf.as_dtype(self.variable_dtype).size > 4 else "float32"
         return self._given_trace_dtype or wider
+
+    def _recurrent_layers(self):
+        return [self]
 
     @property
     def units(self) -> int:
@@ -140,10 +139,7 @@ class RTRL(keras.layers.Layer):
         return (self.cell.units, self.cell.components)
 
     def build(self, sequences_shape, initial_state_shape=None, reset_shape=None):
-        shape = tuple(sequences_shape)
-        if len(shape) != 3 or shape[-1] is None:
-            raise ValueError(f"sequences must have shape [batch, time, features] with features known, got {shape}.")
-        dim = self._input_dim = int(shape[-1])
+        dim = self._input_dim = self._shape_of_features(sequences_shape)
         cell = self.cell
         kernel_shape = (dim, len(cell.gates) * cell.units)
         self._add("kernel", "kernel", kernel_shape, cell.kernel_initializer)
@@ -177,146 +173,22 @@ class RTRL(keras.layers.Layer):
         )
         setattr(self, name, weight)  # as an attribute, so that Checkpoint finds it
 
-    def call(self, sequences, initial_state=None, mask=None, training=None, reset=None):
-        x = tf.convert_to_tensor(sequences)
-        self._check_sequences(x.shape, x.dtype)
-        x = tf.ensure_shape(x, (None, None, self._input_dim))
-        if mask is None:  # Keras 3 drops the automatic mask where other tensor arguments are passed
-            mask = getattr(sequences, "_keras_mask", None)
-        mask = self._check_flags("mask", mask, x)
-        reset = self._check_flags("reset", reset, x)
-        if mask is not None:
-            x = tf.where(mask[..., None], x, tf.zeros_like(x))  # padding may hold anything, NaN too
-        own = None
-        if initial_state is not None:
-            self._check_initial_state(initial_state, x.shape[0])
-            values = tf.nest.flatten(initial_state)
-            wanted = carry_shapes(self.cell, self._input_dim)
-            carry = Carry(
-                *(
-                    tf.ensure_shape(tf.cast(value, self.trace_dtype), (x.shape[0], *shape))
-                    for value, shape in zip(values, wanted, strict=False)
-                )
-            )
-        elif self.stateful:
-            own = self._own_carry(x, training)
-            carry = Carry(*(tf.convert_to_tensor(v) for v in own))
-        else:
-            carry = zero_carry(self.cell, tf.shape(x)[0], self.trace_dtype)
-            carry = carry._replace(state=tf.ensure_shape(carry.state, (x.shape[0], *self.state_shape)))
-        without = initial_state is None and not self.stateful
-        traces = carry.S is not None or (without and self.return_state)
-
-        w = {name: tf.cast(getattr(self, name), self.trace_dtype) for name in self._parameters}
-        rho = {name: w[name] for name in self.cell.unit_names}
-        inputs = tf.cast(x, self.trace_dtype)
-        states, carry = chunked.run(
-            self.cell, w["kernel"], rho, inputs, carry, reset, mask, self.gradient, traces, self.implementation
-        )
-        if own is not None:
-            for variable, value in zip(own, carry, strict=False):
-                if value is not None:
-                    variable.assign(value)
-            if self.return_state and carry.S is None:  # the inference state has no traces
-                carry = zero_carry(self.cell, x.shape[0], self.trace_dtype, self._input_dim)._replace(state=carry.state)
-        y = self._output(tf.cast(x, self.compute_dtype), states, mask)
-        return (y, *(v for v in carry if v is not None)) if self.return_state else y
-
-    def _output(self, x, states, mask):
-        if mask is None and not self.return_sequences:
+    def _run(self, x, carries, reset, mask, traces):
+        states, carry = self.recur(x, carries[0], reset, mask, traces[0])
+        if self._only_last(mask):
             x, states = x[:, -1:], tuple(s[:, -1:] for s in states)
-        y = self._read(x, states)
-        if mask is not None:
-            y = _hold(y, mask, self.zero_output_for_mask and self.return_sequences)
-        return y if self.return_sequences else y[:, -1]
+        return self._read(tf.cast(x, self.compute_dtype), states), [carry]
+
+    def recur(self, x, carry, reset, mask, traces):
+        """States of a chunk (m tensors [B, T, N] in `trace_dtype`) and the `Carry` after it; `_run` says of what."""
+        w = {name: tf.cast(weight, self.trace_dtype) for name, weight in self.recurrent_weights().items()}
+        kernel = w.pop("kernel")
+        inputs = tf.cast(x, self.trace_dtype)
+        return chunked.run(self.cell, kernel, w, inputs, carry, reset, mask, self.gradient, traces, self.implementation)
 
     def _read(self, x, states):
         w = {name: tf.cast(getattr(self, name), self.compute_dtype) for name in self._parameters}
         return self.cell.output(x, tuple(tf.cast(s, self.compute_dtype) for s in states), w)
-
-    # Checks. Each raises before anything is computed.
-
-    def _check_sequences(self, shape, dtype):
-        if len(shape) != 3:
-            raise ValueError(f"sequences must have shape [batch, time, features], got {tuple(shape)}.")
-        if not tf.as_dtype(dtype).is_floating:
-            raise TypeError(f"sequences must be floating, got {tf.as_dtype(dtype).name}.")
-        if shape[1] == 0:
-            raise ValueError("sequences must have at least one step, got time = 0.")
-        if shape[2] not in (None, self._input_dim):
-            raise ValueError(
-                f"sequences must have {self._input_dim} features as this layer was built for, got {shape[2]}."
-            )
-
-    def _check_flags(self, name, flags, x):
-        if flags is None:
-            return None
-        flags = tf.convert_to_tensor(flags)
-        if flags.shape.rank != 2 or not x.shape[:2].is_compatible_with(flags.shape):
-            raise ValueError(f"{name} must have shape [batch, time] = {tuple(x.shape[:2])}, got {tuple(flags.shape)}.")
-        if not (flags.dtype.is_bool or flags.dtype.is_integer or flags.dtype.is_floating):
-            raise TypeError(f"{name} must be boolean, got {flags.dtype.name}.")
-        return tf.cast(flags, tf.bool)
-
-    def _check_initial_state(self, initial_state, batch):
-        if self.stateful:
-            raise ValueError("initial_state must be left out: a stateful layer carries its own; see reset_state().")
-        values = initial_state if isinstance(initial_state, (list, tuple)) else [initial_state]
-        if len(values) not in (1, 3):
-            raise ValueError(
-                f"initial_state must be the state [B, N, m] alone or [state, S, r], got {len(values)} tensors."
-            )
-        wanted = carry_shapes(self.cell, self._input_dim)
-        for name, value, shape in zip(Carry._fields, values, wanted, strict=False):
-            got = tuple(value.shape) if hasattr(value, "shape") else type(value).__name__
-            if isinstance(got, str) or not tf.TensorShape(got).is_compatible_with((batch, *shape)):
-                raise ValueError(f"initial_state: {name} must have shape {(batch, *shape)}, got {got}.")
-
-    def _check_batch(self, batch):
-        if batch is None:
-            raise ValueError(
-                "stateful=True needs the same known batch size at every call: give keras.Input a batch size, and let "
-                "no batch be smaller (drop_remainder=True)."
-            )
-
-    # The carries that a stateful layer keeps.
-
-    def _own_carry(self, x, training):
-        """Variables of the carry that this call continues: the inference state where training is False."""
-        batch = x.shape[0]
-        self._check_batch(batch)
-        kind = "inference" if training is False else "training"
-        holder = getattr(self, f"_{kind}_carry")
-        if holder is None:
-            traces = kind == "training" and (self.gradient == "rtrl" or self.return_state)
-            with tf.init_scope():
-                zero = zero_carry(self.cell, batch, self.trace_dtype, self._input_dim if traces else None)
-                holder = tf.train.Checkpoint(
-                    **{
-                        name: tf.Variable(value, trainable=False, name=f"{kind}_{name}")
-                        for name, value in zip(Carry._fields, zero, strict=True)
-                        if value is not None
-                    }
-                )
-            # A holder, so that checkpoints track the variables and the layer's weights do not include them.
-            setattr(self, f"_{kind}_carry", holder)
-        own = tuple(getattr(holder, name) for name in Carry._fields if hasattr(holder, name))
-        if own[0].shape[0] != batch:
-            raise ValueError(
-                f"sequences has a batch of {batch}, and the carry kept by this stateful layer has "
-                f"{own[0].shape[0]} streams."
-            )
-        return own
-
-    def reset_state(self):
-        """Zeroes the carries that a stateful layer keeps."""
-        for holder in (self._training_carry, self._inference_carry):
-            for name in Carry._fields:
-                if hasattr(holder, name):
-                    variable = getattr(holder, name)
-                    variable.assign(tf.zeros_like(variable))
-
-    reset_states = reset_state  # tf-keras' name
 
     # For loops that own their update (keras_rtrl.engine.streaming).
 
@@ -327,53 +199,6 @@ class RTRL(keras.layers.Layer):
     def read_out(self, x, state):
         """Output [B, output_size] from one step's input [B, D] and its new state [B, N, m]: differentiable code."""
         return self._read(tf.cast(x, self.compute_dtype), tf.unstack(state, axis=-1))
-
-    def get_initial_state(self, batch_size, traces=False):
-        """Zero carry: (state,), or (state, S, r) with `traces`, for which the layer must be built."""
-        if traces and self._input_dim is None:
-            raise ValueError(
-                "get_initial_state(traces=True) needs a built layer: the traces' shape depends on the input's."
-            )
-        carry = zero_carry(self.cell, batch_size, self.trace_dtype, self._input_dim if traces else None)
-        return tuple(value for value in carry if value is not None)
-
-    # What Keras asks.
-
-    def compute_mask(self, sequences, mask=None):
-        mask = mask[0] if isinstance(mask, (list, tuple)) else mask
-        mask = mask if self.return_sequences else None
-        return (mask, None, None, None) if self.return_state else mask
-
-    def compute_output_shape(self, sequences_shape, initial_state_shape=None, reset_shape=None):
-        # One shape is the state's alone; a list holds one or three.
-        nested = initial_state_shape and isinstance(initial_state_shape[0], (list, tuple, tf.TensorShape))
-        return self._output_shapes(
-            sequences_shape, (len(initial_state_shape) if nested else 1) if initial_state_shape else 3
-        )
-
-    def _output_shapes(self, sequences_shape, carried):
-        shape = tuple(sequences_shape)
-        y = (shape[0], shape[1], self.output_size) if self.return_sequences else (shape[0], self.output_size)
-        carry = [(shape[0], *s) for s in carry_shapes(self.cell, shape[2])]
-        return (y, *carry[:carried]) if self.return_state else y
-
-    if not LEGACY:
-
-        def compute_output_spec(self, sequences, initial_state=None, mask=None, training=None, reset=None):
-            self._check_sequences(sequences.shape, sequences.dtype)
-            if initial_state is not None:
-                self._check_initial_state(initial_state, sequences.shape[0])
-            elif self.stateful:
-                self._check_batch(sequences.shape[0])
-            carried = 3 if initial_state is None else len(tf.nest.flatten(initial_state))
-            shapes = self._output_shapes(sequences.shape, carried)
-            if not self.return_state:
-                return keras.KerasTensor(shapes, dtype=self.compute_dtype)
-            y, *carry = shapes
-            return (
-                keras.KerasTensor(y, dtype=self.compute_dtype),
-                *(keras.KerasTensor(s, dtype=self.trace_dtype) for s in carry),
-            )
 
     def get_config(self):
         config = {"cell": keras.saving.serialize_keras_object(self.cell), **self._common_config()}
@@ -415,13 +240,3 @@ class NamedRTRL(RTRL):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         return cls(**config)
-
-
-def _hold(y, mask, zero):
-    """Outputs [B, T, W] with masked steps holding the last real one (zeros before it), or zeros if `zero`."""
-    if zero:
-        return tf.where(mask[..., None], y, tf.zeros_like(y))
-    real = tf.cumsum(tf.cast(mask, tf.int32), axis=1)  # real steps so far
-    order = tf.argsort(tf.cast(~mask, tf.int32), axis=1, stable=True)  # their positions come first
-    held = tf.gather(y, tf.gather(order, tf.maximum(real - 1, 0), batch_dims=1), batch_dims=1)
-    return tf.where((real > 0)[..., None], held, tf.zeros_like(held))

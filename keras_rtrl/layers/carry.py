@@ -1,0 +1,230 @@
+"""The carries that a stateful layer keeps from call to call, and control over them."""
+
+import math
+import os
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from keras_rtrl._checks import whole_number
+from keras_rtrl.engine import Carry, carry_shapes
+
+SHARE = 0.25  # of the machine's memory, from which on a carry gets a warning
+
+
+class Entry(NamedTuple):
+    """One tensor of a carry.
+
+    Attributes:
+      name: "state", "S" or "r"; in a stack with the layer's number: "state_1", ...
+      shape: without the batch dimension.
+      dtype: its name.
+    """
+
+    name: str
+    shape: tuple
+    dtype: str
+
+
+class KeepsCarry:
+    """Part of a layer: its carry as a flat tuple, and where it is stateful the two carries that it keeps.
+
+    The layer gives `_recurrent_layers`, its RTRL layers from below, `return_state` and `stateful`.
+    """
+
+    _training_carry = _inference_carry = None
+
+    def get_carry(self, training=True):
+        """The carry that this stateful layer keeps.
+
+        Args:
+          training: False for the inference state, which has no traces.
+
+        Returns:
+          Arrays, in the order in which `return_state` gives the carry; without traces where none are kept
+          (gradient="tbptt" or "instant", and no return_state).
+
+        Raises:
+          ValueError: the layer is not stateful, or was not called yet.
+        """
+        kind = self._kind(training)
+        holder = getattr(self, f"_{kind}_carry")
+        if holder is None:
+            raise ValueError(f"There is no {kind} carry yet: call the layer, or set_carry() first.")
+        return tuple(np.array(variable) for variable in self._kept(kind, holder).values())
+
+    def set_carry(self, values, training=True):
+        """Replaces the carry that this stateful layer keeps.
+
+        Before the first call it makes the carry, with as many streams as the values have.
+
+        Args:
+          values: arrays as `get_carry` returns them, all of one batch size.
+          training: False for the inference state.
+
+        Raises:
+          ValueError: the layer is not stateful or not built, or the values do not fit.
+        """
+        kind = self._kind(training)
+        self._require_built("set_carry()")
+        entries = self._entries(None if kind == "training" else False)
+        names = [entry.name for entry in entries]
+        if not isinstance(values, (list, tuple)) or len(values) != len(entries):
+            got = f"{len(values)} values" if isinstance(values, (list, tuple)) else type(values).__name__
+            raise ValueError(f"values must be a tuple of {len(entries)}, {', '.join(names)}; got {got}.")
+        values = [np.asarray(value) for value in values]
+        holder = getattr(self, f"_{kind}_carry")
+        batch = next(iter(self._kept(kind, holder).values())).shape[0] if holder else (*values[0].shape, 0)[0]
+        for entry, value in zip(entries, values, strict=True):
+            if batch < 1 or value.shape != (batch, *entry.shape):
+                wanted = (batch if batch else "batch", *entry.shape)
+                raise ValueError(f"values: {entry.name} must have shape {wanted}, got {value.shape}.")
+            if value.dtype.kind not in "fiu":
+                raise ValueError(f"values: {entry.name} must be numbers, got {value.dtype.name}.")
+        own = self._own_carry(batch, kind == "training")
+        for variable, value in zip(own.values(), values, strict=True):
+            variable.assign(value.astype(variable.dtype.as_numpy_dtype))
+
+    def reset_state(self, streams=None, training=None):
+        """Zeroes the carries that a stateful layer keeps.
+
+        Args:
+          streams: None: all; or the streams that begin anew: their indices, or a bool array [B].
+          training: None: the training carry and the inference state; True or False: one of them.
+
+        Raises:
+          ValueError: there is no such stream, or `training` is something else.
+        """
+        if training not in (None, True, False):
+            raise ValueError(f"training must be None, True or False, got {training!r}.")
+        kinds = ("training", "inference") if training is None else (self._name(training),)
+        kept = [self._kept(kind, getattr(self, f"_{kind}_carry")) for kind in kinds]
+        variables = [variable for carry in kept for variable in carry.values()]
+        keep = [None if streams is None else _others(streams, variable.shape[0]) for variable in variables]
+        for variable, kept in zip(variables, keep, strict=True):
+            if kept is None:
+                variable.assign(tf.zeros_like(variable))
+            else:
+                kept = kept.reshape(-1, *(1,) * (variable.shape.rank - 1))
+                variable.assign(tf.where(kept, variable, tf.zeros_like(variable)))
+
+    reset_states = reset_state  # tf-keras' name
+
+    def carry_bytes(self, batch_size):
+        """Bytes of the training carry of `batch_size` streams: state, and traces where they are carried.
+
+        A training step under a tape holds two such carries, the old and the new one.
+
+        Raises:
+          ValueError: the layer is not built.
+        """
+        batch_size = whole_number("batch_size", batch_size)
+        self._require_built("carry_bytes()")
+        return batch_size * sum(math.prod(e.shape) * tf.as_dtype(e.dtype).size for e in self._entries())
+
+    def get_initial_state(self, batch_size, traces=False):
+        """Zero carry: states alone, or with `traces` the whole carry, for which the layer must be built."""
+        if traces:
+            self._require_built("get_initial_state(traces=True)")
+        return tuple(tf.zeros((batch_size, *e.shape), e.dtype) for e in self._entries(bool(traces)))
+
+    # For the layer itself.
+
+    def _entries(self, traces=None):
+        """Entries of the carry: with traces, without, or (None) as the training carry is kept."""
+        entries = []
+        for layer, suffix in zip(self._recurrent_layers(), self._suffixes, strict=True):
+            wanted = (layer.gradient == "rtrl" or self.return_state) if traces is None else traces
+            shapes = carry_shapes(layer.cell, layer._input_dim)
+            for field, shape in list(zip(Carry._fields, shapes, strict=True))[: None if wanted else 1]:
+                entries.append(Entry(field + suffix, shape, layer.trace_dtype))
+        return entries
+
+    @property
+    def _suffixes(self):
+        return [("" if layer is self else f"_{i}") for i, layer in enumerate(self._recurrent_layers(), 1)]
+
+    def _by_layer(self, named):
+        """One `Carry` a recurrent layer of a carry by name."""
+        return [Carry(*(named.get(field + suffix) for field in Carry._fields)) for suffix in self._suffixes]
+
+    def _own_carry(self, batch, training):
+        """Variables by name of the carry that this call continues: the inference state where training is False."""
+        kind = self._name(training)
+        if getattr(self, f"_{kind}_carry") is None:
+            entries = self._entries(None if kind == "training" else False)
+            if kind == "training":
+                self._warn_of(batch)
+            with tf.init_scope():
+                # A holder, so that checkpoints track the variables and the layer's weights do not include them.
+                holder = tf.train.Checkpoint(
+                    **{
+                        e.name: tf.Variable(
+                            tf.zeros((batch, *e.shape), e.dtype), trainable=False, name=f"{kind}_{e.name}"
+                        )
+                        for e in entries
+                    }
+                )
+                setattr(self, f"_{kind}_carry", holder)  # a checkpoint restored before now fills it here
+        own = self._kept(kind, getattr(self, f"_{kind}_carry"))
+        streams = next(iter(own.values())).shape[0]
+        if streams != batch:
+            raise ValueError(
+                f"sequences has a batch of {batch}, and the carry kept by this stateful layer has {streams} streams."
+            )
+        return own
+
+    def _kept(self, kind, holder):
+        names = [entry.name for entry in self._entries(None if kind == "training" else False)] if holder else []
+        return {name: getattr(holder, name) for name in names if hasattr(holder, name)}
+
+    def _name(self, training):
+        return "inference" if training is False else "training"
+
+    def _kind(self, training):
+        if training not in (True, False):
+            raise ValueError(f"training must be True or False, got {training!r}.")
+        if not self.stateful:
+            raise ValueError("Only a layer with stateful=True keeps a carry; others take and return theirs.")
+        return self._name(bool(training))
+
+    def _require_built(self, what):
+        if not self.built:
+            raise ValueError(f"{what} needs a built layer: the traces' shape depends on the input's.")
+
+    def _warn_of(self, batch):
+        size, memory = self.carry_bytes(batch), machine_memory()
+        if size > SHARE * memory:
+            warnings.warn(
+                f"{self.name}: the training carry of {batch} streams takes {size / 2**30:.3g} GiB of this machine's "
+                f"{memory / 2**30:.3g} GiB, and a training step holds it twice. Fewer streams, units or inputs take "
+                "less.",
+                stacklevel=2,
+            )
+
+
+def machine_memory():
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _others(streams, batch):
+    """Bool array [batch], false for `streams`: indices, or a bool array [batch]."""
+    wanted = f"streams must be None, indices below {batch} or a bool array [{batch}]"
+    if tf.is_symbolic_tensor(streams):
+        raise ValueError(f"{wanted}, got a tensor without a value; inside functions there is the argument reset.")
+    given = np.asarray(streams)
+    if given.dtype == bool:
+        if given.shape != (batch,):
+            raise ValueError(f"{wanted}, got a bool array of shape {given.shape}.")
+        return ~given
+    indices = np.atleast_1d(given)
+    if indices.ndim != 1 or (indices.size and indices.dtype.kind not in "iu"):
+        raise ValueError(f"{wanted}, got {streams!r}.")
+    if indices.size and not (0 <= indices.min() and indices.max() < batch):
+        raise ValueError(f"{wanted}, got {streams!r}.")
+    keep = np.ones(batch, bool)
+    keep[indices.astype(int)] = False
+    return keep

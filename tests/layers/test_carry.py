@@ -1,0 +1,185 @@
+"""Control over the carry that a stateful layer keeps: read, write, reset, save, size."""
+
+import warnings
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_rtrl.layers import ELSTM, RTU, carry
+
+B, T, D, N = 3, 4, 2, 3
+rng = np.random.default_rng(1)
+X = rng.normal(size=(B, T, D)).astype("float32")
+
+
+def layer(make=ELSTM, **kwargs):
+    made = make(N, stateful=True, **kwargs)
+    made.build((B, T, D))
+    return made
+
+
+def test_get_and_set_continue_where_the_carry_was():
+    one = layer(RTU)
+    one(X)
+    one(2 * X, training=False)
+    kept, inference = one.get_carry(), one.get_carry(training=False)
+    assert [v.shape for v in kept] == [(B, N, 2), (B, D, 1, N, 2), (B, 2, N, 2)]
+    assert [v.shape for v in inference] == [(B, N, 2)]
+    with tf.GradientTape() as tape:
+        y = one(X)
+        loss = tf.reduce_sum(y**2)
+    want = tape.gradient(loss, one.kernel if isinstance(one.kernel, tf.Variable) else one.kernel.value)
+    expected = one(X, training=False)
+
+    other = layer(RTU)  # never called: set_carry makes the carry
+    other.set_weights(one.get_weights())
+    other.set_carry(kept)
+    other.set_carry([v.tolist() for v in inference], training=False)
+    with tf.GradientTape() as tape:
+        y_other = other(X)
+        loss = tf.reduce_sum(y_other**2)
+    got = tape.gradient(loss, other.kernel if isinstance(other.kernel, tf.Variable) else other.kernel.value)
+    np.testing.assert_array_equal(y_other, y)
+    np.testing.assert_array_equal(got, want)  # the traces too were set
+    np.testing.assert_array_equal(other(X, training=False), expected)
+
+
+def test_what_get_carry_returns_is_a_copy():
+    one = layer()
+    one(X)
+    kept = one.get_carry()
+    before = [v.copy() for v in kept]
+    one(X)
+    for a, b in zip(kept, before, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("streams", [[0, 2], np.array([True, False, True]), np.array([2, 0]), (0, 2, 2)])
+def test_chosen_streams_begin_anew(streams):
+    one = layer()
+    one(X)
+    one(X, training=False)
+    kept, inference = one.get_carry(), one.get_carry(training=False)
+    one.reset_state(streams)
+    for before, after in zip((*kept, *inference), (*one.get_carry(), *one.get_carry(training=False)), strict=True):
+        assert not after[[0, 2]].any()
+        assert before[[0, 2]].any()
+        np.testing.assert_array_equal(after[1], before[1])
+
+
+def test_reset_of_nothing_of_one_stream_and_of_one_carry():
+    one = layer()
+    one.reset_state([7])  # no carry yet: every stream begins anew anyhow
+    one(X)
+    one(X, training=False)
+    kept = one.get_carry()
+    one.reset_state([])
+    np.testing.assert_array_equal(one.get_carry()[1], kept[1])
+    one.reset_state(1, training=True)
+    assert not one.get_carry()[1][1].any()
+    assert one.get_carry(training=False)[0][1].any()
+    one.reset_state(training=False)
+    assert not one.get_carry(training=False)[0].any()
+    one.reset_states()
+    assert not any(v.any() for v in one.get_carry())
+
+
+def test_without_traces_only_the_state_is_kept():
+    one = layer(gradient="tbptt")
+    one(X)
+    assert [v.shape for v in one.get_carry()] == [(B, N, 1)]
+    assert one.carry_bytes(B) == 4 * B * N
+
+
+def test_bytes_are_those_of_the_carry():
+    for dtype in ("float32", "float64", "mixed_bfloat16"):
+        one = layer(RTU, dtype=dtype)
+        one(X)
+        assert one.carry_bytes(B) == sum(v.nbytes for v in one.get_carry())
+    assert one.carry_bytes(5 * B) == 5 * one.carry_bytes(B)
+
+
+def test_a_large_carry_is_told_with_its_figure(monkeypatch):
+    size = layer().carry_bytes(B)
+    monkeypatch.setattr(carry, "machine_memory", lambda: 3 * size)
+    one = layer()
+    with pytest.warns(UserWarning, match=f"carry of {B} streams takes {size / 2**30:.3g} GiB"):
+        one(X)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one(X)  # told once
+        monkeypatch.setattr(carry, "machine_memory", lambda: 5 * size)
+        layer()(X)
+
+
+def test_memory_of_the_machine_is_a_number_of_bytes():
+    assert 2**28 < carry.machine_memory() < 2**50
+
+
+@pytest.mark.parametrize("when", ["before the first call", "after it"])
+def test_checkpoints_hold_both_carries(tmp_path, when):
+    one = layer()
+    one(X)
+    one(2 * X, training=False)
+    path = tf.train.Checkpoint(layer=one).save(tmp_path / "checkpoint")
+    expected, inference = one(X), one(X, training=False)
+    other = layer()
+    if when == "after it":
+        other(X)
+        other(X, training=False)
+    tf.train.Checkpoint(layer=other).restore(path)
+    np.testing.assert_array_equal(tf.function(other)(X), expected)
+    np.testing.assert_array_equal(other(X, training=False), inference)
+
+
+def called():
+    one = layer()
+    one(X)
+    return one
+
+
+def carry_with(index, value):
+    values = list(called().get_carry())
+    values[index] = value
+    return values
+
+
+BAD = {  # call, message
+    "not stateful": (lambda: ELSTM(N).get_carry(), "Only a layer with stateful=True keeps a carry"),
+    "set not stateful": (lambda: ELSTM(N).set_carry([]), "Only a layer with stateful=True keeps a carry"),
+    "no carry yet": (lambda: layer().get_carry(), "There is no training carry yet"),
+    "no inference yet": (lambda: called().get_carry(training=False), "There is no inference carry yet"),
+    "get training": (lambda: called().get_carry(training="yes"), "training must be True or False, got 'yes'"),
+    "set training": (lambda: called().set_carry([], training=None), "training must be True or False, got None"),
+    "not built": (lambda: ELSTM(N, stateful=True).set_carry([]), r"set_carry\(\) needs a built layer"),
+    "few values": (lambda: called().set_carry([1]), "values must be a tuple of 3, state, S, r; got 1 values"),
+    "no tuple": (lambda: called().set_carry("zero"), "values must be a tuple of 3, state, S, r; got str"),
+    "shape": (lambda: called().set_carry(carry_with(1, np.zeros((B, 1)))), r"values: S must have shape \(3, 2, 2"),
+    "streams": (lambda: called().set_carry([v[:2] for v in called().get_carry()]), r"values: state .* got \(2, 3, 1\)"),
+    "scalars": (lambda: layer().set_carry([1, 1, 1]), r"values: state must have shape \('batch', 3, 1\), got \(\)"),
+    "words": (lambda: called().set_carry(carry_with(0, np.full((B, N, 1), "a"))), "values: state must be numbers"),
+    "index": (lambda: called().reset_state([3]), "streams must be None, indices below 3 .* got"),
+    "negative": (lambda: called().reset_state([-1]), "streams must be None, indices below 3"),
+    "bools": (lambda: called().reset_state([True]), r"got a bool array of shape \(1,\)"),
+    "fraction": (lambda: called().reset_state([0.5]), "streams must be None, indices below 3"),
+    "symbolic": (lambda: tf.function(called().reset_state)(tf.constant([1])), "got a tensor without a value"),
+    "reset training": (lambda: called().reset_state(training="all"), "training must be None, True or False"),
+    "bytes not built": (lambda: ELSTM(N).carry_bytes(2), r"carry_bytes\(\) needs a built layer"),
+    "batch_size": (lambda: layer().carry_bytes(0), "batch_size must be a whole number of at least 1, got 0"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD)
+def test_bad_arguments_get_one_clear_error(bad):
+    make, message = BAD[bad]
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_refused_carry_leaves_the_kept_one():
+    one = called()
+    kept = one.get_carry()
+    with pytest.raises(ValueError, match="values: r"):
+        one.set_carry([kept[0] + 1, kept[1], kept[2][:1]])
+    np.testing.assert_array_equal(one.get_carry()[0], kept[0])
