@@ -109,25 +109,29 @@ def make_core(args):
 class Copier(tf.Module):
     """The recurrent layer and its read-out.
 
-    What to recall of the state depends on how long the pattern was: features of the read-out are values times gates.
+    What to recall of the state depends on how long the pattern was: features of the read-out are values, linear in the
+    state, times gates, which a hidden layer works out.
     """
 
     def __init__(self, args):
         super().__init__()
         self.core = make_core(args)
-        self.value, self.gate = keras.layers.Dense(args.hidden), keras.layers.Dense(args.hidden, "sigmoid")
+        self.value = keras.layers.Dense(args.hidden)
+        self.hidden = keras.layers.Dense(args.hidden, "gelu")
+        self.gate = keras.layers.Dense(args.hidden, "sigmoid")
         self.head = keras.layers.Dense(1)
         self.core.build((None, None, 3))
         self.value.build((None, None, self.core.output_size))
-        self.gate.build((None, None, self.core.output_size))
+        self.hidden.build((None, None, self.core.output_size))
+        self.gate.build((None, None, args.hidden))
         self.head.build((None, None, args.hidden))
-        layers = (self.core, self.value, self.gate, self.head)
+        layers = (self.core, self.value, self.hidden, self.gate, self.head)
         self.weights = [weight for layer in layers for weight in layer.trainable_weights]
 
     def __call__(self, tokens, reset, carry):
         """Logits [B, T] of the bit being 1, and the carry after the last step."""
         y, *carry = self.core(tf.one_hot(tokens, 3), initial_state=carry, reset=reset)
-        return self.head(self.value(y) * self.gate(y))[..., 0], tuple(carry)
+        return self.head(self.value(y) * self.gate(self.hidden(y)))[..., 0], tuple(carry)
 
 
 def make_training(copier, rate, chunk):
@@ -254,13 +258,13 @@ def parse(words=None):
     add("--gradient", choices=("rtrl", "tbptt"), default="rtrl")
     add("--length", type=whole, default=50, help="L, the longest pattern, bits; the paper: 50 and 500")
     add("--chunk", type=whole, default=10, help="time steps an update; 1: an update at every step")
-    add("--units", type=whole, default=64, help="of the recurrent layer")
-    add("--hidden", type=whole, default=128, help="features of the read-out")
+    add("--units", type=whole, default=128, help="of the recurrent layer")
+    add("--hidden", type=whole, default=256, help="features of the read-out")
     bias = number(float, lambda value: True, "a number")
     add("--forget-bias", type=bias, default=3.0, help="eLSTM: initial bias of its forget gate")
     radius = number(float, lambda value: 0 <= value <= 1, "between 0 and 1")
-    add("--radii", type=radius, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"), help="RTU, LRU: initial radii")
-    add("--rate", type=positive, default=5e-3, help="Adam's step size")
+    add("--radii", type=radius, nargs=2, default=(0.98, 1.0), metavar=("LOW", "HIGH"), help="RTU, LRU: initial radii")
+    add("--rate", type=positive, default=3e-3, help="Adam's step size")
     seed = number(int, lambda value: 0 <= value < 2**32, "a whole number of at least 0 and below 2**32")
     add("--curriculum", action="store_true", help=f"first patterns of {FIRST} bits, longer as these go well")
     add("--seed", type=seed, default=1, help="of weights, training sequences and held-out sequences")
