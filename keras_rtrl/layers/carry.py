@@ -99,7 +99,7 @@ class KeepsCarry:
         """
         if training not in (None, True, False):
             raise ValueError(f"training must be None, True or False, got {training!r}.")
-        kinds = ("training", "inference") if training is None else (self._name(training),)
+        kinds = ("training", "inference") if training is None else (self._carry_kind(training),)
         kept = [self._kept(kind, getattr(self, f"_{kind}_carry")) for kind in kinds]
         variables = [variable for carry in kept for variable in carry.values()]
         keep = [None if streams is None else _others(streams, variable.shape[0]) for variable in variables]
@@ -132,12 +132,16 @@ class KeepsCarry:
 
     # For the layer itself.
 
-    def _entries(self, traces=None):
-        """Entries of the carry: with traces, without, or (None) as the training carry is kept."""
+    def _entries(self, traces=None, widths=None):
+        """Entries of the carry: with traces, without, or (None) as the training carry is kept.
+
+        `widths` are those of the recurrent layers' inputs; None: as they were built for.
+        """
         entries = []
-        for layer, suffix in zip(self._recurrent_layers(), self._suffixes, strict=True):
+        widths = widths or [layer._input_dim for layer in self._recurrent_layers()]
+        for layer, suffix, width in zip(self._recurrent_layers(), self._suffixes, widths, strict=True):
             wanted = (layer.gradient == "rtrl" or self.return_state) if traces is None else traces
-            shapes = carry_shapes(layer.cell, layer._input_dim)
+            shapes = carry_shapes(layer.cell, width)
             for field, shape in list(zip(Carry._fields, shapes, strict=True))[: None if wanted else 1]:
                 entries.append(Entry(field + suffix, shape, layer.trace_dtype))
         return entries
@@ -152,7 +156,7 @@ class KeepsCarry:
 
     def _own_carry(self, batch, training):
         """Variables by name of the carry that this call continues: the inference state where training is False."""
-        kind = self._name(training)
+        kind = self._carry_kind(training)
         if getattr(self, f"_{kind}_carry") is None:
             entries = self._entries(None if kind == "training" else False)
             if kind == "training":
@@ -180,7 +184,7 @@ class KeepsCarry:
         names = [entry.name for entry in self._entries(None if kind == "training" else False)] if holder else []
         return {name: getattr(holder, name) for name in names if hasattr(holder, name)}
 
-    def _name(self, training):
+    def _carry_kind(self, training):
         return "inference" if training is False else "training"
 
     def _kind(self, training):
@@ -188,7 +192,7 @@ class KeepsCarry:
             raise ValueError(f"training must be True or False, got {training!r}.")
         if not self.stateful:
             raise ValueError("Only a layer with stateful=True keeps a carry; others take and return theirs.")
-        return self._name(bool(training))
+        return self._carry_kind(bool(training))
 
     def _require_built(self, what):
         if not self.built:
