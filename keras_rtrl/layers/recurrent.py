@@ -10,7 +10,7 @@ from keras_rtrl.layers.carry import KeepsCarry
 class Recurrent(KeepsCarry, keras.layers.Layer):
     """A layer over sequences whose carry is an argument and a result of `_run`.
 
-    A subclass gives `_recurrent_layers`, `output_size`, `_run`, and sets `_input_dim` where it is built.
+    A subclass gives the methods below that raise, and sets `_input_dim` where it is built.
     """
 
     zero_output_for_mask = False
@@ -27,6 +27,14 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
         """The RTRL layers, from below. No property: Keras saves what lists in properties hold, here maybe itself."""
         raise NotImplementedError
 
+    def _input_widths(self, width):
+        """Widths of the recurrent layers' inputs where the layer's own has `width` features."""
+        raise NotImplementedError
+
+    def _width(self, width):
+        """Width of the output where the input has `width` features."""
+        raise NotImplementedError
+
     def _run(self, x, carries, reset, mask, traces):
         """Outputs and new carries of a chunk.
 
@@ -37,8 +45,8 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
           traces: for each recurrent layer, whether its new carry has traces.
 
         Returns:
-          Outputs [B, T, output_size], of the last step alone [B, 1, output_size] where `_only_last(mask)`; a `Carry`
-          for each recurrent layer.
+          Outputs [B, T, W], of the last step alone [B, 1, W] where `_only_last(mask)`; a `Carry` for each recurrent
+          layer.
         """
         raise NotImplementedError
 
@@ -159,14 +167,15 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
             sequences_shape, (len(initial_state_shape) if nested else 1) if initial_state_shape else None
         )
 
-    def _carried(self, given):
+    def _carried(self, given, width):
         """Entries of the carry that comes back where `given` tensors are given as initial state; None: none are."""
-        return self._entries(given != len(self._recurrent_layers()))
+        return self._entries(given != len(self._recurrent_layers()), self._input_widths(width))
 
     def _output_shapes(self, sequences_shape, given):
         shape = tuple(sequences_shape)
-        y = (shape[0], shape[1], self.output_size) if self.return_sequences else (shape[0], self.output_size)
-        return (y, *((shape[0], *e.shape) for e in self._carried(given))) if self.return_state else y
+        size = self._width(shape[2])
+        y = (shape[0], shape[1], size) if self.return_sequences else (shape[0], size)
+        return (y, *((shape[0], *e.shape) for e in self._carried(given, shape[2]))) if self.return_state else y
 
     if not LEGACY:
 
@@ -181,9 +190,10 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
             if not self.return_state:
                 return keras.KerasTensor(shapes, dtype=self.compute_dtype)
             y, *carry = shapes
+            entries = self._carried(given, sequences.shape[2])
             return (
                 keras.KerasTensor(y, dtype=self.compute_dtype),
-                *(keras.KerasTensor(s, dtype=e.dtype) for s, e in zip(carry, self._carried(given), strict=True)),
+                *(keras.KerasTensor(s, dtype=e.dtype) for s, e in zip(carry, entries, strict=True)),
             )
 
 

@@ -124,6 +124,12 @@ class RTRL(Recurrent):
     def _recurrent_layers(self):
         return [self]
 
+    def _input_widths(self, width):
+        return [width]
+
+    def _width(self, width):
+        return self.output_size
+
     @property
     def units(self) -> int:
         return self.cell.units
@@ -177,7 +183,7 @@ class RTRL(Recurrent):
         states, carry = self.recur(x, carries[0], reset, mask, traces[0])
         if self._only_last(mask):
             x, states = x[:, -1:], tuple(s[:, -1:] for s in states)
-        return self._read(tf.cast(x, self.compute_dtype), states), [carry]
+        return self.read(x, states), [carry]
 
     def recur(self, x, carry, reset, mask, traces):
         """States of a chunk (m tensors [B, T, N] in `trace_dtype`) and the `Carry` after it; `_run` says of what."""
@@ -186,9 +192,12 @@ class RTRL(Recurrent):
         inputs = tf.cast(x, self.trace_dtype)
         return chunked.run(self.cell, kernel, w, inputs, carry, reset, mask, self.gradient, traces, self.implementation)
 
-    def _read(self, x, states):
+    def read(self, x, states):
+        """Outputs [..., output_size] from inputs [..., D] and new states, m tensors [..., N]: differentiable code."""
         w = {name: tf.cast(getattr(self, name), self.compute_dtype) for name in self._parameters}
-        return self.cell.output(x, tuple(tf.cast(s, self.compute_dtype) for s in states), w)
+        return self.cell.output(
+            tf.cast(x, self.compute_dtype), tuple(tf.cast(s, self.compute_dtype) for s in states), w
+        )
 
     # For loops that own their update (keras_rtrl.engine.streaming).
 
@@ -198,7 +207,7 @@ class RTRL(Recurrent):
 
     def read_out(self, x, state):
         """Output [B, output_size] from one step's input [B, D] and its new state [B, N, m]: differentiable code."""
-        return self._read(tf.cast(x, self.compute_dtype), tf.unstack(state, axis=-1))
+        return self.read(x, tf.unstack(state, axis=-1))
 
     def get_config(self):
         config = {"cell": keras.saving.serialize_keras_object(self.cell), **self._common_config()}

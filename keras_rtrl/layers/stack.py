@@ -1,0 +1,221 @@
+"""RTRLStack: RTRL layers above each other, with feed-forward layers between, as one layer."""
+
+import inspect
+
+import tensorflow as tf
+
+from keras_rtrl._keras import keras, register
+from keras_rtrl.layers.recurrent import Recurrent
+from keras_rtrl.layers.rtrl import RTRL
+
+
+@register
+class RTRLStack(Recurrent):
+    """RTRL layers above each other as one recurrent layer with one carry.
+
+    Its gradient (rtrl-math.md, section 8) is exact for the uppermost RTRL layer's own parameters and for all that
+    follows them. For what lies below it is exact inside the call, plus each RTRL layer's history in its own state. What
+    is dropped at the call's start is the influence of lower parameters on the states that upper layers carry;
+    `docs/exactness.md` has the table, and `keras_rtrl.testing.TwoLayerRTRL` measures it for small nets.
+
+    Example:
+
+    >>> core = RTRLStack([ELSTM(64), Dropout(0.1), ELSTM(64)], residual=True, norm=True, gate=True, stateful=True)
+
+    Args:
+      layers: from below: RTRL layers (at least one), and stateless keras layers that act on each step alone (Dense,
+        Dropout, LayerNormalization, ...). The stack runs all steps of every RTRL layer, whatever its
+        `return_sequences`; `stateful`, `return_state` and `zero_output_for_mask` are refused in it. No layer may come
+        twice.
+      residual: add an RTRL layer's input to its output (after `gate`). Their widths must agree, which `gate` sees to.
+      norm: normalise each RTRL layer's input: LayerNormalization inside the residual connection.
+      gate: a gated linear unit after each RTRL layer, back to the width W of its input:
+        `Dense(W)(y) * Dense(W, activation="sigmoid")(y)`.
+      return_sequences: whether to return the output of every step or of the last.
+      return_state: whether to return, after the output, the carry, flat, layer after layer: state_1 [B, N, m],
+        S_1 [B, D, G', N, m], r_1 [B, P, N, m], state_2, ...
+      stateful: keep the carry from call to call, as `RTRL` does.
+      **kwargs: of `keras.layers.Layer`; `dtype` is that of what the stack itself makes, and of its output.
+
+    Call arguments:
+      sequences: [B, T, D], floating.
+      initial_state: the states alone, one an RTRL layer: no traces are made, and the states alone come back with
+        `return_state`; or the whole carry. Its gradient is zero. Refused by a stateful stack.
+      mask: [B, T] bool. Where false, every state and trace passes through and the output of the step before is held.
+      training: as of `RTRL`; stateless layers see it as in any model.
+      reset: [B, T] bool, true where a new episode starts with that step: every state and trace before it is zeroed.
+
+    Output shape: [B, T, W] or [B, W], W the last layer's width.
+
+    Raises:
+      TypeError: `layers` holds something that is no keras layer, or `sequences` is not floating.
+      ValueError: any other argument, or tensor shape, that does not fit.
+    """
+
+    def __init__(
+        self,
+        layers,
+        residual=False,
+        norm=False,
+        gate=False,
+        return_sequences=False,
+        return_state=False,
+        stateful=False,
+        **kwargs,
+    ):
+        _check_layers(layers)
+        super().__init__(return_sequences, return_state, stateful, **kwargs)
+        self.layers = list(layers)
+        self.residual = bool(residual)
+        self.norm = bool(norm)
+        self.gate = bool(gate)
+        self._norms, self._values, self._gates = [], [], []
+
+    def _recurrent_layers(self):
+        return [layer for layer in self.layers if isinstance(layer, RTRL)]
+
+    @property
+    def output_size(self) -> int:
+        """Width of the output; of a built stack."""
+        self._require_built("output_size")
+        return self._width(self._input_dim)
+
+    def _widths(self, width):
+        """(layer, width of its input) from below, and (None, width of the output) at the end."""
+        for i, layer in enumerate(self.layers):
+            yield layer, width
+            if isinstance(layer, RTRL):
+                given, width = width, width if self.gate else layer.output_size
+                if self.residual and width != given:
+                    raise ValueError(
+                        f"residual: layers[{i}] ({layer.name}) has an input of width {given} and an output of width "
+                        f"{width}; they must agree, or gate=True brings them together."
+                    )
+                continue
+            shape = tuple(layer.compute_output_shape((None, None, width)))
+            if len(shape) != 3 or shape[1] is not None or shape[2] is None:
+                raise ValueError(
+                    f"layers[{i}] ({layer.name}) must act on each step alone: [batch, time, features] to the same; its "
+                    f"output has shape {shape}."
+                )
+            width = int(shape[2])
+        yield None, width
+
+    def _input_widths(self, width):
+        return [given for layer, given in self._widths(width) if isinstance(layer, RTRL)]
+
+    def _width(self, width):
+        return list(self._widths(width))[-1][1]
+
+    def build(self, sequences_shape, initial_state_shape=None, reset_shape=None):
+        dim = self._shape_of_features(sequences_shape)
+        widths = list(self._widths(dim))
+        policy = self.dtype_policy
+        for i, (layer, width) in enumerate(widths[:-1]):
+            if not isinstance(layer, RTRL):
+                _build(layer, width)
+                continue
+            if layer.built and layer._input_dim != width:
+                raise ValueError(
+                    f"layers[{i}] ({layer.name}) was built for {layer._input_dim} features and gets {width} here."
+                )
+            if self.norm:
+                self._norms.append(keras.layers.LayerNormalization(name=f"norm_{i}", dtype=policy))
+                _build(self._norms[-1], width)
+            _build(layer, width)
+            if self.gate:
+                self._values.append(keras.layers.Dense(width, name=f"value_{i}", dtype=policy))
+                self._gates.append(keras.layers.Dense(width, activation="sigmoid", name=f"gate_{i}", dtype=policy))
+                _build(self._values[-1], layer.output_size)
+                _build(self._gates[-1], layer.output_size)
+        self._input_dim = dim
+        super().build(sequences_shape)
+
+    def _run(self, x, carries, reset, mask, traces):
+        new = []
+
+        def recur(layer, h):
+            i = len(new)
+            states, carry = layer.recur(h, carries[i], reset, mask, traces[i])
+            new.append(carry)
+            return states
+
+        return self.wire(x, recur, mask, self._only_last(mask)), new
+
+    def wire(self, x, recur, mask=None, only_last=False):
+        """Output of the stack around recurrences that are computed elsewhere.
+
+        Args:
+          x: [B, T, D].
+          recur: function of an RTRL layer and its input [B, T, W] to its states, m tensors [B, T, N].
+          mask: [B, T] bool or None, for those stateless layers that take one.
+          only_last: whether the last step's output suffices.
+
+        Returns:
+          [B, T, W], or [B, 1, W] where `only_last`.
+        """
+        h = tf.cast(x, self.compute_dtype)
+        recurrent = self._recurrent_layers()
+        for layer in self.layers:
+            if not isinstance(layer, RTRL):
+                takes_mask = mask is not None and "mask" in inspect.signature(layer.call).parameters
+                h = layer(h, mask=mask) if takes_mask else layer(h)
+                continue
+            i, below = recurrent.index(layer), h
+            h = self._norms[i](h) if self.norm else h
+            states = recur(layer, h)
+            if only_last and layer is recurrent[-1]:
+                below, h, states = below[:, -1:], h[:, -1:], tuple(s[:, -1:] for s in states)
+                mask = None
+            h = tf.cast(layer.read(h, states), self.compute_dtype)
+            if self.gate:
+                h = self._values[i](h) * self._gates[i](h)
+            if self.residual:
+                h += tf.cast(below, self.compute_dtype)
+        return tf.cast(h, self.compute_dtype)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "layers": [keras.saving.serialize_keras_object(layer) for layer in self.layers],
+            "residual": self.residual,
+            "norm": self.norm,
+            "gate": self.gate,
+            "return_sequences": self.return_sequences,
+            "return_state": self.return_state,
+            "stateful": self.stateful,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        layers = [
+            keras.saving.deserialize_keras_object(layer, custom_objects=custom_objects) for layer in config["layers"]
+        ]
+        return cls(**{**config, "layers": layers})
+
+
+def _build(layer, width):
+    if not layer.built:
+        with tf.name_scope(layer.name):  # tf-keras names weights by it
+            layer.build((None, None, width))
+
+
+def _check_layers(layers):
+    if not isinstance(layers, (list, tuple)):
+        raise TypeError(f"layers must be a list of layers, got {type(layers).__name__}.")
+    for i, layer in enumerate(layers):
+        what = f"layers[{i}] ({type(layer).__name__})"
+        if not isinstance(layer, keras.layers.Layer):
+            raise TypeError(f"layers[{i}] must be a keras layer, got {type(layer).__name__}: {layer!r}.")
+        if any(layer is other for other in layers[:i]):
+            raise ValueError(f"{what} comes twice; each layer has its own place.")
+        if isinstance(layer, RTRL):
+            for name in ("stateful", "return_state", "zero_output_for_mask"):
+                if getattr(layer, name):
+                    raise ValueError(f"{what}: {name} must be False inside a stack, which has its own.")
+            if layer.activity_regularizer is not None:
+                raise ValueError(f"{what}: activity_regularizer must be None inside a stack; give it to the stack.")
+        elif any(isinstance(inner, (Recurrent, keras.layers.RNN)) for inner in layer._flatten_layers()):
+            raise ValueError(f"{what} must be an RTRL layer or have no state: it holds a recurrent layer.")
+    if not any(isinstance(layer, RTRL) for layer in layers):
+        raise ValueError(f"layers must hold at least one RTRL layer, got {[type(layer).__name__ for layer in layers]}.")
