@@ -8,25 +8,9 @@ out = policy.signatures["action"](observation=..., last_reward=..., last_action=
 ```
 """
 
-import contextlib
-
 import tensorflow as tf
 
-from keras_rtrl.layers import RTRL
-
-
-@contextlib.contextmanager
-def _stock_ops(module):
-    """Inside, the RTRL layers of `module` run on plain TensorFlow: no file may need the native op to load."""
-    layers = [part for part in module.submodules if isinstance(part, RTRL)]
-    before = [layer.implementation for layer in layers]
-    for layer in layers:
-        layer.implementation = "tf"
-    try:
-        yield
-    finally:
-        for layer, implementation in zip(layers, before, strict=True):
-            layer.implementation = implementation
+from keras_rtrl import export
 
 
 def flat(observation):
@@ -40,7 +24,7 @@ def flat(observation):
     return parts
 
 
-class PolicyModule(tf.Module):
+class PolicyModule(export.StatefulModule):
     """The greedy policy of an ActorCriticNetwork, its state without traces.
 
     Signatures, flat tensors by name, batch size B free:
@@ -55,43 +39,33 @@ class PolicyModule(tf.Module):
     """
 
     def __init__(self, network, reward_scaler=None):
-        super().__init__()
-        self.reward_scale = tf.Variable(1.0 if reward_scaler is None else reward_scaler.scale, dtype=tf.float64)
-        self._weights = list(network.variables)  # the module must not track the Keras object itself
-        inputs = {
-            name: tf.TensorSpec([None, *spec.shape], spec.dtype, name=name)
-            for name, spec in flat(network.input_tensor_spec).items()
+        specs = flat(network.input_tensor_spec)
+        inputs = {name: tf.TensorSpec([None, *spec.shape], spec.dtype) for name, spec in specs.items()}
+        inputs["step_type"] = tf.TensorSpec([None], tf.int32)
+        states = {
+            f"state_{i}": tf.TensorSpec([None, *spec.shape], spec.dtype)
+            for i, spec in enumerate(tf.nest.flatten(network.state_spec))
         }
-        inputs["step_type"] = tf.TensorSpec([None], tf.int32, name="step_type")
-        specs = tf.nest.flatten(network.state_spec)
-        for i, spec in enumerate(specs):
-            inputs[f"state_{i}"] = tf.TensorSpec([None, *spec.shape], spec.dtype, name=f"state_{i}")
-        state_spec, observation_spec = network.state_spec, network.input_tensor_spec
 
         def action(**inputs):
-            state = tf.nest.pack_sequence_as(state_spec, [inputs.pop(f"state_{i}") for i in range(len(specs))])
+            state = tf.nest.pack_sequence_as(network.state_spec, [inputs.pop(name) for name in states])
             step_type = inputs.pop("step_type")
-            observation = tf.nest.pack_sequence_as(observation_spec, [inputs[name] for name in flat(observation_spec)])
+            observation = tf.nest.pack_sequence_as(network.input_tensor_spec, [inputs[name] for name in specs])
             (outputs, value), state = network(observation, step_type=step_type, network_state=state)
-            state = {f"state_{i}": part for i, part in enumerate(tf.nest.flatten(state))}
             actions = network.actions
-            return {"action": actions.mode(outputs), **actions.info(outputs), "value": value, **state}
-
-        def initial_state(batch_size):
             return {
-                f"state_{i}": tf.zeros(tf.concat([[batch_size], spec.shape], 0), spec.dtype)
-                for i, spec in enumerate(specs)
+                "action": actions.mode(outputs),
+                **actions.info(outputs),
+                "value": value,
+                **dict(zip(states, tf.nest.flatten(state), strict=True)),
             }
 
-        with _stock_ops(network):
-            self.action = tf.function(action, autograph=False).get_concrete_function(**inputs)
-        self.initial_state = tf.function(initial_state, autograph=False).get_concrete_function(
-            batch_size=tf.TensorSpec([], tf.int32, name="batch_size")
-        )
+        super().__init__(action, inputs, states, network.submodules)
+        self.action = self.step
+        self.reward_scale = tf.Variable(1.0 if reward_scaler is None else reward_scaler.scale, dtype=tf.float64)
 
 
 def save(network, path, reward_scaler=None):
     """Writes the policy of `network` as a SavedModel into the folder `path`."""
     module = PolicyModule(network, reward_scaler)
-    signatures = {"action": module.action, "initial_state": module.initial_state}
-    tf.saved_model.save(module, path, signatures=signatures)
+    export.save(module, path, {"action": module.action, "initial_state": module.initial_state})

@@ -1,0 +1,367 @@
+"""Inference without this package: a model as a SavedModel of stock TensorFlow operations that carries no traces.
+
+```python
+inference_model(model).save("served")              # where keras_rtrl is
+
+served = tf.saved_model.load("served").signatures  # anywhere
+state = served["initial_state"](batch_size=tf.constant(1))
+out = served["serving_default"](x=x, reset=reset, **state)
+```
+"""
+
+import contextlib
+import inspect
+import itertools
+import re
+
+import tensorflow as tf
+
+from keras_rtrl._keras import LEGACY, keras
+from keras_rtrl.layers import RTRL
+from keras_rtrl.layers.recurrent import Recurrent
+
+
+@contextlib.contextmanager
+def stock_ops(layers):
+    """Inside, the RTRL layers among `layers` run on plain TensorFlow: no file may need the native op to load."""
+    with contextlib.ExitStack() as stack:
+        for layer in layers:
+            if isinstance(layer, RTRL):
+                stack.callback(setattr, layer, "implementation", layer.implementation)
+                layer.implementation = "tf"
+        yield
+
+
+class StatefulModule(tf.Module):
+    """A function of named tensors that takes and returns named states, of stock operations, batch size free.
+
+    Attributes:
+      step: concrete function of `inputs` and `states`, by name.
+      initial_state: concrete function batch_size (int32 []) -> the states, zeros.
+    """
+
+    def __init__(self, step, inputs, states, layers):
+        """Traces.
+
+        Args:
+          step: function of the inputs and states by name that returns a dict; the new states are in it by their names.
+          inputs: TensorSpecs by name.
+          states: TensorSpecs [None, ...] by name.
+          layers: those that `step` runs through; the RTRL layers among them run on stock operations.
+        """
+        super().__init__()
+        with stock_ops(layers):
+            self.step = _concrete(step, {**inputs, **states})
+        # The variables and not the Keras objects, which a process without this package could not load.
+        self._weights = list(self.step.variables)
+
+        def initial_state(batch_size):
+            return {
+                name: tf.zeros(tf.concat([[batch_size], spec.shape[1:]], 0), spec.dtype)
+                for name, spec in states.items()
+            }
+
+        self.initial_state = _concrete(initial_state, {"batch_size": tf.TensorSpec([], tf.int32)})
+
+    def save(self, path):
+        """Writes a SavedModel with the signatures "serving_default" (`step`) and "initial_state" into a folder."""
+        save(self, path, {"serving_default": self.step, "initial_state": self.initial_state})
+
+
+def save(module, path, signatures):
+    """Writes a SavedModel without gradients, which would be traced for it and never run."""
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    tf.saved_model.save(module, path, signatures=signatures, options=options)
+
+
+def inference_model(model):
+    """The function that `model` computes in inference, as a tf.Module that needs neither Keras nor keras_rtrl.
+
+    It holds stock TensorFlow operations only and no traces, and it keeps no state: states go in and come out by name.
+    The batch size is free, also of a model built with a fixed one; so is the number of steps, unless a layer needs it
+    fixed. Weights are shared, not copied: the module follows further training, and `save` writes what they are then.
+
+    Called on a sequence at once or in pieces, down to single steps, it gives the same outputs wherever only RTRL layers
+    look back in time (other layers that do, such as Conv1D or keras' LSTM, begin anew with each call; so does the
+    held output at masked steps).
+
+    The functions `step` and `initial_state`, which `save(path)` writes as the signatures "serving_default" and
+    "initial_state", take and return flat tensors by name:
+
+      initial_state(batch_size int32 []) -> the states [B, N, m], zeros.
+      step(inputs, reset bool [B, T], states) -> outputs, new states. Inputs and outputs have the names of keras.Input
+        and of the output layers, or the keys of dicts; a subclassed model's input has the name of its argument in
+        `call`, and its outputs are `output` or `output_0`, `output_1`, ... A layer called elstm has the state
+        `elstm_state`; a stack has `stack_state_1`, `stack_state_2`, ...; layers called twice without stateful=True have
+        a second `elstm_state_2`. `reset`, true where a new episode starts with that step, is there if a layer with a
+        state of this kind is not given its own by the model.
+
+    A layer to which the model passes an initial_state goes on doing with it what the model says. Of the carry that
+    layers with return_state=True return, states are outputs under the names above, and traces are none.
+
+    Args:
+      model: a built keras.Model with at least one RTRL or RTRLStack layer: Sequential, functional or subclassed.
+
+    Returns:
+      A `StatefulModule`.
+
+    Raises:
+      TypeError: `model` is no Keras model of the Keras in use.
+      ValueError: it is not built, has no RTRL layer, takes traces as input or computes with them, has a stateful layer
+        inside TimeDistributed, or a stateful recurrent layer of Keras' own, whose state could not be brought out.
+    """
+    layers = _checked(model)
+    inputs, run = _signature(model)
+
+    def first_pass(inputs):
+        found = _Pass(layers, inputs)
+        _concrete(lambda **given: found.outputs(model, run, given), inputs)
+        return found
+
+    found = first_pass(inputs)
+    if found.steps != {None}:  # the model fixes the number of steps: free it where the layers allow that
+        free = {name: _freed(spec, found.steps) for name, spec in inputs.items()}
+        with contextlib.suppress(TypeError, ValueError, tf.errors.InvalidArgumentError):
+            trial = first_pass(free)
+            if trial.steps == {None}:
+                found, inputs = trial, free
+    reset = {"reset": tf.TensorSpec([None, None], tf.bool)} if found.open_resets and "reset" not in inputs else {}
+
+    def step(**given):
+        now = _Pass(layers, inputs, given, given.get("reset") if reset else None)
+        return {**now.outputs(model, run, given), **now.states}
+
+    return StatefulModule(step, {**inputs, **reset}, found.specs, layers)
+
+
+def _concrete(function, specs):
+    return tf.function(function, autograph=False).get_concrete_function(**specs)
+
+
+def _checked(model):
+    """All layers of a model that an inference model can be made of."""
+    if not isinstance(model, keras.Model):
+        line = "tf-keras" if LEGACY else "Keras 3"
+        raise TypeError(
+            f"model must be a model of {line}, got {type(model).__module__}.{type(model).__name__}; a layer alone goes "
+            "into keras.Sequential([keras.Input(...), layer])."
+        )
+    if not model.built:
+        raise ValueError(f"model must be built, {model.name} is not: give it a keras.Input, or call it once.")
+    layers = list(model._flatten_layers())
+    if not any(isinstance(layer, Recurrent) for layer in layers):
+        raise ValueError(f"model must have an RTRL layer, {model.name} has none: model.export(path) serves it.")
+    for layer in layers:
+        if isinstance(layer, keras.layers.RNN) and layer.stateful:
+            raise ValueError(f"model: {layer.name} is a stateful layer of Keras' own: its state cannot be brought out.")
+    for layer in _distributed(layers):
+        if layer.stateful:
+            raise ValueError(f"model: {layer.name} is stateful inside TimeDistributed, where its state has no stream.")
+    return layers
+
+
+def _distributed(layers):
+    """RTRL layers inside TimeDistributed: the steps outside are rows of their batch, and they start each from zero."""
+    return [
+        inner
+        for layer in layers
+        if isinstance(layer, keras.layers.TimeDistributed)
+        for inner in layer._flatten_layers()
+        if isinstance(inner, Recurrent)
+    ]
+
+
+# The model's inputs and outputs by name.
+
+
+def _signature(model):
+    """TensorSpecs of the model's inputs by name, batch size free, and a function that runs it on a dict of tensors."""
+    args, kwargs = _arguments(model)
+    arguments = inspect.signature(model.call).parameters
+    named = [pair for name, value in zip(arguments, args, strict=False) for pair in _by_name(value, name)]
+    named += [pair for name, value in kwargs.items() for pair in _by_name(value, name)]
+    specs = {}
+    for name, leaf in named:
+        specs[_unique(name, specs)] = tf.TensorSpec([None, *tuple(leaf.shape)[1:]], leaf.dtype)
+
+    def run(tensors):
+        again = tf.nest.pack_sequence_as((args, kwargs), [tensors[name] for name in specs])
+        return model(*again[0], **again[1], training=False)
+
+    return specs, run
+
+
+def _arguments(model):
+    """Positional and named arguments of a model's call, as structures of what has a shape and a dtype."""
+    if getattr(model, "inputs", None):  # Sequential or functional
+        return (model.inputs[0] if isinstance(model, keras.Sequential) else model.input,), {}
+    if LEGACY:
+        args, kwargs = model.save_spec()
+        return tuple(args), kwargs
+    config = model.get_build_config() or {}
+    dtype = model.input_dtype
+    if "input_shape" in config:
+        return (_specs(config["input_shape"], dtype),), {}
+    shapes = config["shapes_dict"]
+    return (), {name.removesuffix("_shape"): _specs(shape, dtype) for name, shape in shapes.items()}
+
+
+def _specs(shapes, dtype):
+    """TensorSpecs in the structure of `shapes`."""
+    if isinstance(shapes, dict):
+        return {key: _specs(value, dtype) for key, value in shapes.items()}
+    if all(size is None or isinstance(size, int) for size in shapes):
+        return tf.TensorSpec(shapes, dtype)
+    return [_specs(value, dtype) for value in shapes]
+
+
+def _by_name(structure, name):
+    """Leaves of a structure with the names that its dicts give them, else that of their keras.Input, else `name`."""
+    if isinstance(structure, dict):
+        return [(str(key), leaf) for key in sorted(structure) for _, leaf in _by_name(structure[key], name)]
+    if isinstance(structure, (list, tuple)):
+        return [pair for value in structure for pair in _by_name(value, name)]
+    if structure is None:
+        return []
+    return [(structure._keras_history[0].name if keras.backend.is_keras_tensor(structure) else name, structure)]
+
+
+def _unique(name, taken):
+    """`name` as an identifier, with a number where it is taken."""
+    name = re.sub(r"\W", "_", name)
+    numbered = itertools.chain([name], (f"{name}_{i}" for i in itertools.count(2)))
+    return next(candidate for candidate in numbered if candidate not in taken)
+
+
+def _freed(spec, steps):
+    """A TensorSpec with its second axis free where that is one of `steps`."""
+    shape = spec.shape.as_list()
+    if len(shape) > 1 and shape[1] in steps:
+        shape[1] = None
+    return tf.TensorSpec(shape, spec.dtype)
+
+
+class _Pass:
+    """One pass through a model in which its RTRL layers take their states from outside, and make no traces.
+
+    Attributes:
+      specs: TensorSpecs of the states, by name.
+      states: the new ones, by name.
+      steps: the numbers of steps, None where free, that layers were called with.
+      open_resets: whether the model leaves it to others to reset a layer's state.
+    """
+
+    def __init__(self, layers, inputs, given=None, reset=None):
+        """Takes states from `given` by name, zeros where that is None, and [B, T] `reset` if it is given."""
+        self.specs, self.states, self.steps, self.open_resets = {}, {}, set(), False
+        distributed = _distributed(layers)
+        self._layers = [layer for layer in layers if isinstance(layer, Recurrent) and layer not in distributed]
+        self._given, self._reset = given, reset
+        self._taken = {*inputs, "reset"}
+        self._kept = {}  # names of the states of stateful layers, which go on with them in their next call
+        self._states_named = {}  # new states, of layers that the model gave theirs too
+        self._stand_ins = []  # (tensor in place of traces, layer that returned it)
+
+    def outputs(self, model, run, tensors):
+        """The model's outputs by name, but for states and traces of its layers."""
+        with contextlib.ExitStack() as stack:
+            for layer in self._layers:
+                call = self._call_of(layer, layer.call)
+                vars(layer)["call"] = call  # not by setattr: Keras keeps account of what it is given
+                stack.callback(vars(layer).pop, "call")
+            result = run(tensors)
+        for stand_in, layer in self._stand_ins:
+            if stand_in.consumers():
+                raise ValueError(f"model computes with traces that {layer.name} returns: in inference there are none.")
+        named = _by_name(result, "output")
+        if len(named) > 1 and not isinstance(result, dict):
+            named = [(f"{name}_{i}", leaf) for i, (name, leaf) in enumerate(named)]
+        own = getattr(model, "outputs", None) or ()
+        if len(own) == len(named) and not isinstance(result, dict):
+            named = [(ours._keras_history[0].name, leaf) for ours, (_, leaf) in zip(own, named, strict=True)]
+        dropped = {tensor.ref() for tensor in (*self.states.values(), *(stand_in for stand_in, _ in self._stand_ins))}
+        outputs = {}
+        for name, leaf in named:
+            if leaf.ref() not in dropped:
+                name = self._states_named.get(leaf.ref(), name)
+                outputs[_unique(name, {*self.states, *outputs})] = leaf
+        return outputs
+
+    def _call_of(self, layer, original):
+        """What stands in for a layer's `call` during the pass."""
+
+        @tf.autograph.experimental.do_not_convert
+        def call(sequences, initial_state=None, mask=None, training=None, reset=None):
+            self.steps.add(sequences.shape[1])
+            zeros = layer.get_initial_state(tf.shape(sequences)[0])
+            own = initial_state is None
+            whole = own
+            if own:
+                names = self._names(layer, zeros)
+                states = [self._state(name, zero) for name, zero in zip(names, zeros, strict=True)]
+                if reset is None:
+                    self.open_resets = True
+                    reset = self._checked_reset(layer, sequences)
+            else:
+                states = tf.nest.flatten(initial_state)
+                whole = len(states) > len(zeros)
+                states = self._without_traces(layer, states) if whole else states
+            kept = layer.stateful, layer.return_state
+            layer.stateful, layer.return_state = False, True
+            try:
+                y, *states = original(sequences, initial_state=states, mask=mask, training=False, reset=reset)
+            finally:
+                layer.stateful, layer.return_state = kept
+            if own:
+                self.states.update(zip(names, states, strict=True))
+            for name, state in zip(_state_names(layer, zeros), states, strict=True):
+                self._states_named[state.ref()] = name
+            if not layer.return_state:
+                return y
+            return (y, *(part for state in states for part in ((state, *self._traces(layer)) if whole else (state,))))
+
+        return call
+
+    def _names(self, layer, zeros):
+        """Names of the states that a layer goes on with in this call."""
+        if layer in self._kept:
+            return self._kept[layer]
+        names = []
+        for name, zero in zip(_state_names(layer, zeros), zeros, strict=True):
+            names.append(_unique(name, self._taken))
+            self._taken.add(names[-1])
+            self.specs[names[-1]] = tf.TensorSpec([None, *zero.shape[1:]], zero.dtype)
+        if layer.stateful:
+            self._kept[layer] = names
+        return names
+
+    def _state(self, name, zero):
+        if name in self.states:
+            return self.states[name]
+        return zero if self._given is None else self._given[name]
+
+    def _checked_reset(self, layer, sequences):
+        if self._reset is None:
+            return None
+        fits = tf.reduce_all(tf.equal(tf.shape(self._reset), tf.shape(sequences)[:2]))
+        message = f"reset must have the [batch, time] of what layer {layer.name} gets"
+        with tf.control_dependencies([tf.debugging.Assert(fits, [message, tf.shape(self._reset)])]):
+            return tf.identity(self._reset)
+
+    # Layers that return their carry, or take one that another returned, find empty tensors where the traces were.
+
+    def _traces(self, layer):
+        stand_ins = [tf.zeros([0]), tf.zeros([0])]
+        self._stand_ins += [(stand_in, layer) for stand_in in stand_ins]
+        return stand_ins
+
+    def _without_traces(self, layer, carry):
+        known = {stand_in.ref() for stand_in, _ in self._stand_ins}
+        if any(part.ref() not in known for i, part in enumerate(carry) if i % 3):
+            raise ValueError(f"model gives {layer.name} traces as initial_state: give it the state alone.")
+        return carry[::3]
+
+
+def _state_names(layer, zeros):
+    name = f"{layer.name}_state"
+    return [name] if len(zeros) == 1 else [f"{name}_{i}" for i in range(1, len(zeros) + 1)]
