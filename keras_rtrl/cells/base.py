@@ -168,7 +168,7 @@ def product(x: tf.Tensor, kernel: tf.Tensor, transpose_b: bool = False) -> tf.Te
     `tf.matmul` would make its gradient a kernel for each leading position, and sum these.
     """
     flat = tf.matmul(tf.reshape(x, (-1, x.shape[-1])), kernel, transpose_b=transpose_b)
-    leading = x.shape[:-1] if x.shape[:-1].is_fully_defined() else tf.unstack(tf.shape(x)[:-1])
+    leading = [tf.shape(x)[i] if n is None else n for i, n in enumerate(x.shape[:-1])]
     return tf.reshape(flat, (*leading, flat.shape[-1]))
 
 

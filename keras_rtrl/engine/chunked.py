@@ -303,4 +303,7 @@ def scan(step, initial, xs, reverse=False):
         return i + 1, new, tuple(o.write(t, v) for o, v in zip(outputs, tf.nest.flatten(y), strict=True))
 
     _, carry, outputs = tf.while_loop(lambda i, *_: i < steps, body, (0, initial, outputs))
-    return carry, tf.nest.pack_sequence_as(initial, [o.stack() for o in outputs])
+    stacked = [o.stack() for o in outputs]
+    for y in stacked:  # the loop forgets how many steps there are
+        y.set_shape((length, *y.shape[1:]))
+    return carry, tf.nest.pack_sequence_as(initial, stacked)

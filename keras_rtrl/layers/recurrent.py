@@ -163,9 +163,12 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
     def compute_output_shape(self, sequences_shape, initial_state_shape=None, reset_shape=None):
         # One shape is the state's alone; a list holds the states or the whole carry.
         nested = initial_state_shape and isinstance(initial_state_shape[0], (list, tuple, tf.TensorShape))
-        return self._output_shapes(
+        shapes = self._output_shapes(
             sequences_shape, (len(initial_state_shape) if nested else 1) if initial_state_shape else None
         )
+        if LEGACY:  # whose own code takes a tuple for a structure of several shapes
+            return tuple(map(tf.TensorShape, shapes)) if self.return_state else tf.TensorShape(shapes)
+        return shapes
 
     def _carried(self, given, width):
         """Entries of the carry that comes back where `given` tensors are given as initial state; None: none are."""
