@@ -1,10 +1,11 @@
 """RTRLStack: RTRL layers above each other, with feed-forward layers between, as one layer."""
 
+import contextlib
 import inspect
 
 import tensorflow as tf
 
-from keras_rtrl._keras import keras, register
+from keras_rtrl._keras import LEGACY, keras, register
 from keras_rtrl.layers.recurrent import Recurrent
 from keras_rtrl.layers.rtrl import RTRL
 
@@ -196,7 +197,7 @@ class RTRLStack(Recurrent):
 
 def _build(layer, width):
     if not layer.built:
-        with tf.name_scope(layer.name):  # tf-keras names weights by it
+        with tf.name_scope(layer.name) if LEGACY else contextlib.nullcontext():  # tf-keras names weights by it
             layer.build((None, None, width))
 
 
