@@ -4,8 +4,8 @@
 `.drivers`, `.environments` and `.train` need the extra `agents` and are imported by name.
 """
 
-from keras_rtrl import cells, engine, export, layers, testing, utils
+from keras_rtrl import callbacks, cells, engine, export, layers, testing, utils
 from keras_rtrl.engine import native
 
 __version__ = "0.1.0"
-__all__ = ["cells", "engine", "export", "layers", "native", "testing", "utils"]
+__all__ = ["callbacks", "cells", "engine", "export", "layers", "native", "testing", "utils"]

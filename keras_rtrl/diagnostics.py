@@ -1,0 +1,110 @@
+"""Figures about a recurrent layer in training: how far its state remembers, how large its traces are."""
+
+import numpy as np
+import tensorflow as tf
+
+from keras_rtrl.cells.base import product
+from keras_rtrl.engine.carry import dense, local_derivatives, matmul
+
+MEMORY_CAP = 1e6  # steps; float32 tells no longer memory from an endless one
+
+
+def jacobians(cell, kernel, rho, x, start, states, reset=None):
+    """J_t = d s_t / d s_{t-1} of every step of a chunk (rtrl-math.md, section 1), without the factor k of a reset.
+
+    Args:
+      cell: an `RTRLCell`.
+      kernel: W [D, G N].
+      rho: per-unit parameters by name, each [N].
+      x: inputs [B, T, D].
+      start: state before the chunk [B, N, m].
+      states: states after each step, m tensors [B, T, N].
+      reset: [B, T] bool, true where a new episode starts with x_t: J_t is then taken at a state of zero.
+
+    Returns:
+      m rows of m tensors [B, T, N].
+    """
+    first = tf.unstack(start, axis=-1)
+    previous = tuple(tf.concat([s0[:, None], s[:, :-1]], axis=1) for s0, s in zip(first, states, strict=True))
+    if reset is not None:
+        previous = tuple(tf.where(reset[..., None], tf.zeros_like(s), s) for s in previous)
+    u = dict(zip(cell.gates, tf.split(product(x, kernel), len(cell.gates), axis=-1), strict=True))
+    local = local_derivatives(cell, previous, u, rho, cell.coefficients(rho))
+    return dense(local.J, previous[0])
+
+
+def decay(J, mask=None):
+    """How much a state tells of itself k steps ago, at lags k = 1, 2, 4, ... up to the chunk's length.
+
+    At each lag the spectral norm of J_t J_{t-1} ... J_{t-k+1} is averaged over streams and over every t of the chunk
+    that has k steps behind it, and divided by the average that half the lag (for k = 1 none, 1) has at the same t.
+
+    Args:
+      J: m rows of m tensors [B, T, N], m 1 or 2, T known.
+      mask: [B, T] bool, false at steps that are left out; None: none is.
+
+    Returns:
+      [L, N] float64: the ratios, lag after lag; NaN where no step has so many behind it.
+    """
+    steps = J[0][0].shape[1]
+    if mask is None:
+        real = tf.fill((tf.shape(J[0][0])[0],), steps)
+    else:  # the steps that count come first
+        order = tf.argsort(tf.cast(~mask, tf.int32), axis=1, stable=True)
+        J = tuple(tuple(tf.gather(entry, order, batch_dims=1) for entry in row) for row in J)
+        real = tf.reduce_sum(tf.cast(mask, tf.int32), axis=1)
+    products, lag, ratios = J, 1, []
+    shorter = tf.ones_like(J[0][0])
+    while lag <= steps:
+        norms = _spectral_norm(products)  # [B, T - lag + 1, N], of the steps t = lag - 1, ..., T - 1
+        counts = tf.cast(tf.range(lag - 1, steps) < real[:, None], tf.float64)[..., None]
+        now, before = (tf.reduce_sum(tf.cast(n, tf.float64) * counts, (0, 1)) for n in (norms, shorter))
+        known = tf.reduce_any(counts > 0)
+        ratios.append(tf.where(known, tf.math.divide_no_nan(now, before), tf.constant(np.nan, tf.float64)))
+        shorter = norms[:, lag:]
+        late, early = (
+            tuple(tuple(entry[:, part] for entry in row) for row in products)
+            for part in (slice(lag, None), slice(None, -lag))
+        )
+        products = matmul(late, early)
+        lag *= 2
+    return tf.stack(ratios)
+
+
+def memory_length(ratios):
+    """Effective memory length of each unit in steps: the sum of its decay D(k) over all lags k = 0, 1, 2, ...
+
+    D(0) = 1, and between the lags that `decay` gives, and past the last, D is continued geometrically; so a state that
+    shrinks by rho at each step has 1 / (1 - rho).
+
+    Args:
+      ratios: [L, N] as `decay` gives them.
+
+    Returns:
+      [N], at least 1 and at most MEMORY_CAP, which also stands for a state that does not decay.
+    """
+    length, level, span, rate = 0.0, 1.0, 1, 0.0
+    for i, ratio in enumerate(np.asarray(ratios, np.float64)):
+        if np.isnan(ratio).any():
+            break
+        span = max(1, 2 ** (i - 1))  # lags from the one before to this one: 0 to 1, 1 to 2, 2 to 4, ...
+        rate = ratio ** (1 / span)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            terms = np.where(rate == 1, span, (1 - ratio) / (1 - rate))
+        length, level = length + level * terms, level * ratio
+    with np.errstate(divide="ignore", invalid="ignore"):
+        tail = np.where(level == 0, 0.0, np.where(rate < 1, level / (1 - rate), np.inf))
+    return np.minimum(length + tail, MEMORY_CAP)
+
+
+def trace_norms(traces):
+    """Frobenius norm of each block of traces [B, blocks, ...], averaged over streams: [blocks]."""
+    return tf.reduce_mean(tf.sqrt(tf.reduce_sum(traces**2, tuple(range(2, traces.shape.rank)))), axis=0)
+
+
+def _spectral_norm(block):
+    """Largest singular value of m x m matrices, m 1 or 2, whose entries are tensors."""
+    if len(block) == 1:
+        return tf.abs(block[0][0])
+    (a, b), (c, d) = block
+    return (tf.sqrt((a + d) ** 2 + (b - c) ** 2) + tf.sqrt((a - d) ** 2 + (b + c) ** 2)) / 2

@@ -1,0 +1,225 @@
+"""RTRLDiagnostics as a user of `model.fit` sees it; under Keras 3 and under tf-keras."""
+
+import warnings
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_rtrl._keras import LEGACY, keras
+from keras_rtrl.callbacks import RTRLDiagnostics
+from keras_rtrl.layers import ELSTM, LRU, RTU
+from keras_rtrl.utils import stream_chunks
+
+B, T, D, N = 2, 4, 3, 5
+stateful = {"stateful": True, "return_sequences": True}
+NORMS = {f"core/trace_norm/{name}" for name in ("f", "z", "w_f", "w_z", "b_f", "b_z")}
+
+
+def data(chunks=3, seed=0):
+    """One sequence a stream of so many chunks: a reset at the start of every epoch."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(B, chunks * T, D)).astype("float32")
+    return stream_chunks(x, np.sin(x.cumsum(1)[..., :1]).astype("float32"), B, T)
+
+
+def make(*recurrent, rate=0.0, above=(), **compiled):
+    keras.utils.set_random_seed(1)
+    x = keras.Input((T, D), batch_size=B, name="x")
+    reset = keras.Input((T,), batch_size=B, name="reset", dtype="bool")
+    y = x
+    for layer in recurrent or [ELSTM(N, name="core", **stateful)]:
+        y = layer(y, reset=reset)
+    for layer in above:
+        y = layer(y)
+    model = keras.Model({"x": x, "reset": reset}, keras.layers.Dense(1)(y))
+    model.compile(**{"optimizer": keras.optimizers.SGD(rate), "loss": "mse", **compiled})
+    return model
+
+
+def fit(model, dataset, folder, epochs=2, callbacks=(), given=None, steps_per_epoch=None, **kw):
+    """{tag: {step: value}} of what the callback left; fit itself may be `given` other data."""
+    diagnostics = RTRLDiagnostics(folder, **{"data": dataset, "chunks": 2, "every": 1, **kw})
+    given = dataset if given is None else given
+    model.fit(
+        given,
+        epochs=epochs,
+        steps_per_epoch=steps_per_epoch,
+        shuffle=False,
+        verbose=0,
+        callbacks=[*callbacks, diagnostics],
+    )
+    return read(folder)
+
+
+def read(folder):
+    found = {}
+    for path in sorted(folder.glob("events*")):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                found.setdefault(value.tag, {})[event.step] = float(tf.make_ndarray(value.tensor))
+    return found
+
+
+def test_scalars_of_every_kind_at_their_steps(tmp_path):
+    found = fit(make(), data(5), tmp_path, epochs=1, every=2)
+    lengths = {"core/memory_length/median", "core/memory_length/q90"}
+    assert set(found) == {*NORMS, *lengths, "core/staleness/cosine_over_2_chunks"}
+    assert all(list(values) == [2, 4] for values in found.values())  # of 5 batches
+
+
+def test_trace_norms_are_those_of_the_carry(tmp_path):
+    model, chunks = make(rate=0.1), data(1)
+    found = fit(model, chunks, tmp_path, data=None)
+    assert set(found) == NORMS
+    model = make(rate=0.1)
+    model.fit(chunks, shuffle=False, verbose=0)
+    _, S, r = model.get_layer("core").get_carry()
+    for name, traces in (("f", S[:, :, 0]), ("z", S[:, :, 1]), ("b_f", r[:, 2])):
+        want = np.mean([np.linalg.norm(traces[b]) for b in range(B)])
+        assert found[f"core/trace_norm/{name}"][1] == pytest.approx(want, rel=1e-5)
+
+
+def test_nothing_is_stale_under_weights_that_stay(tmp_path):
+    found = fit(make(ELSTM(N, name="a", **stateful), RTU(N, name="b", **stateful)), data(), tmp_path, chunks=4)
+    for name in ("a", "b"):
+        values = found[f"{name}/staleness/cosine_over_4_chunks"]
+        assert list(values) == [3, 4, 5]  # the first with 4 chunks is the fourth; a reset is always among them
+        np.testing.assert_allclose(list(values.values()), 1, atol=1e-6)
+
+
+def test_what_lies_before_the_chunks_counts_as_stale(tmp_path):
+    cosine = fit(make(), data(4), tmp_path, epochs=1)["core/staleness/cosine_over_2_chunks"]
+    assert cosine[1] == pytest.approx(1, abs=1e-6)  # from the reset on
+    assert cosine[3] < 1 - 1e-6
+
+
+def test_reset_by_hand_is_repeated(tmp_path):
+    model = make()
+    by_hand = keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: model.get_layer("core").reset_state())
+    without = data().map(lambda x, y: ({**x, "reset": tf.zeros_like(x["reset"])}, y))
+    found = fit(model, without, tmp_path, callbacks=[by_hand], chunks=3)["core/staleness/cosine_over_3_chunks"]
+    np.testing.assert_allclose(list(found.values()), 1, atol=1e-6)
+
+
+def test_staleness_against_bptt_under_the_present_weights(tmp_path):
+    """Over two chunks and no reset, with a regulariser that must not count."""
+    layer = ELSTM(N, name="core", kernel_regularizer="l2", bias_regularizer="l1", **stateful)
+    model, chunks, weights, carries = make(layer, rate=3.0), data(4), [], []
+
+    def record(batch, logs):
+        weights.append(model.get_weights())
+        carries.append(layer.get_carry() if batch else None)
+
+    recorder = keras.callbacks.LambdaCallback(on_train_batch_begin=record)
+    found = fit(model, chunks, tmp_path, epochs=1, callbacks=[recorder])["core/staleness/cosine_over_2_chunks"]
+    batches = list(chunks)
+    twin, head = ELSTM(N, return_sequences=True, return_state=True), keras.layers.Dense(1)
+    twin.build((B, T, D)), head.build((B, T, N))
+    for last in (2, 3):
+        count = len(twin.weights)
+        twin.set_weights(weights[last][:count]), head.set_weights(weights[last][count:])
+        (first, _), (now, target) = batches[last - 1 : last + 1]
+
+        def gradient(x, carry, target=target):
+            with tf.GradientTape() as tape:
+                y, *_ = twin(x, initial_state=carry)
+                loss = tf.reduce_mean((head(y[:, -T:]) - target) ** 2)
+            recurrent = [w if LEGACY else w.value for w in twin.recurrent_weights().values()]
+            return np.concatenate([np.ravel(g) for g in tape.gradient(loss, recurrent)])
+
+        carried = gradient(now["x"], [tf.constant(v) for v in carries[last]])
+        anew = gradient(tf.concat([first["x"], now["x"]], 1), tf.constant(carries[last - 1][0]))
+        cosine = carried @ anew / np.linalg.norm(carried) / np.linalg.norm(anew)
+        assert cosine < 0.999
+        assert found[last] == pytest.approx(cosine, abs=1e-5)
+
+
+def test_training_is_not_disturbed(tmp_path):
+    def trained(*callbacks):
+        lstm = keras.layers.LSTM(4, **stateful)
+        others = [lstm, keras.layers.BatchNormalization(), keras.layers.Dropout(0.5)]
+        adam = keras.optimizers.Adam(0.1)
+        model = make(above=others, optimizer=adam, metrics=["mae"])
+        history = model.fit(data(), epochs=3, shuffle=False, verbose=0, callbacks=list(callbacks)).history
+        variables = [*model.variables, *lstm.states, *(adam.variables() if LEGACY else adam.variables)]
+        return [np.array(v) for v in variables], model.get_layer("core").get_carry(), history
+
+    alone = trained()
+    measured = trained(RTRLDiagnostics(tmp_path, data=data(), chunks=3, every=1))
+    assert len(read(tmp_path)["core/staleness/cosine_over_3_chunks"]) == 7
+    for got, want in zip(tf.nest.flatten(measured), tf.nest.flatten(alone), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize(
+    ("layer", "length"),
+    [
+        (
+            ELSTM(N, 3.0, kernel_initializer="zeros", recurrent_initializer="zeros", bias_initializer="zeros"),
+            1 + np.e**3,
+        ),
+        (RTU(N, r_min=0.99, r_max=0.99 + 1e-6), 100),
+        (LRU(N, r_min=0.8, r_max=0.8 + 1e-6), 5),
+    ],
+    ids=["elstm", "rtu", "lru"],
+)
+def test_memory_length_of_known_decay(tmp_path, layer, length):
+    layer = type(layer).from_config({**layer.get_config(), **stateful, "name": "core"})
+    found = fit(make(layer), data(2), tmp_path, epochs=1)
+    for part in ("median", "q90"):
+        assert found[f"core/memory_length/{part}"][1] == pytest.approx(length, rel=1e-2)
+
+
+def test_gradient_without_traces_has_memory_alone(tmp_path):
+    found = fit(make(ELSTM(N, name="core", gradient="tbptt", **stateful)), data(2), tmp_path)
+    assert set(found) == {"core/memory_length/median", "core/memory_length/q90"}
+
+
+def generated():
+    """Of unknown length, without the first batch of `data`."""
+    return tf.data.Dataset.from_generator(lambda: iter(data(4).skip(1)), output_signature=data().element_spec)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "given", "steps"),
+    [(data(4), data(4).repeat(), 3), (data(), None, None), (generated(), generated(), None)],
+    ids=["steps_per_epoch", "epochs", "unknown_length"],
+)
+def test_data_keep_step_with_fit(tmp_path, chunks, given, steps):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "RTRLDiagnostics")
+        fit(make(rate=0.1), chunks, tmp_path, epochs=3, given=given, steps_per_epoch=steps)
+
+
+def test_data_of_other_batches_are_noticed(tmp_path):
+    with pytest.warns(UserWarning, match="core ended a batch in another state than that batch of data leads to"):
+        fit(make(), data(seed=1), tmp_path, given=data())
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "wrong"),
+    [
+        (TypeError, "log_dir must be a path, got 3", {"log_dir": 3}),
+        (TypeError, "log_dir must be a path, got ''", {"log_dir": ""}),
+        (TypeError, "data must be the tf.data.Dataset that fit is given, or None, got list", {"data": [1]}),
+        (ValueError, "chunks must be a whole number of at least 2, got 1", {"chunks": 1}),
+        (ValueError, "every must be a whole number of at least 1, got 0.5", {"every": 0.5}),
+    ],
+)
+def test_each_argument_wrong_once(error, message, wrong):
+    with pytest.raises(error, match=message):
+        RTRLDiagnostics(**{"log_dir": "logs", "data": data(), **wrong})
+
+
+def test_models_that_do_not_fit_are_refused_before_training(tmp_path):
+    def refused(model, message, chunks=None):
+        before = model.get_weights()
+        with pytest.raises(ValueError, match=message):
+            fit(model, data() if chunks is None else chunks, tmp_path, given=data())
+        for got, want in zip(model.get_weights(), before, strict=True):
+            np.testing.assert_array_equal(got, want)
+
+    refused(make(ELSTM(N, return_sequences=True), rate=1.0), "must have an RTRL layer with stateful=True, and has none")
+    refused(make(rate=1.0, steps_per_execution=2), "must be compiled with steps_per_execution=1")
+    refused(make(rate=1.0), "data must have at least one batch, and has none", chunks=data().take(0))
