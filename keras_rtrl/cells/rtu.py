@@ -54,7 +54,7 @@ class RTUCell(RTRLCell):
         super().__init__(units)
         if recurrence not in ("linear", "nonlinear"):
             raise ValueError(f"recurrence must be 'linear' or 'nonlinear', got {recurrence!r}.")
-        if activation not in _ACTIVATIONS:
+        if activation not in tuple(_ACTIVATIONS):
             raise ValueError(f"activation must be one of {sorted(_ACTIVATIONS)}, got {activation!r}.")
         r_min, r_max = number("r_min", r_min), number("r_max", r_max)
         if not 0 <= r_min < r_max <= 1:

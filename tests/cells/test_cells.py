@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_rtrl.cells import ELSTMCell, LRUCell, RTRLCell, RTUCell
-from keras_rtrl.layers import LRU
+from keras_rtrl._keras import keras
+from keras_rtrl.cells import EGRUCell, ELSTMCell, LRUCell, MinGRUCell, RTRLCell, RTUCell
+from keras_rtrl.layers import EGRU, LRU
 
 
 def values(cell, seed=0):
@@ -21,6 +22,29 @@ def test_elstm_step_by_hand():
     z = np.tanh(-0.4 - 0.3 * 2.0 + 0.2)
     (c,) = cell.phi((tf.constant([2.0]),), u, cell.coefficients(rho))
     np.testing.assert_allclose(c, [f * 2.0 + (1 - f) * z], rtol=1e-6)
+
+
+@pytest.mark.parametrize("reset_after", [False, True])
+def test_egru_is_keras_gru_with_diagonal_recurrent_weights(reset_after):
+    """And the reset gate's two places are one."""
+    x = np.random.default_rng(0).normal(size=(2, 5, 4)).astype("float32")
+    layer = EGRU(3, return_sequences=True, bias_initializer="random_normal", recurrent_initializer="random_uniform")
+    gru = keras.layers.GRU(3, return_sequences=True, reset_after=reset_after)
+    y, _ = layer(x), gru(x)
+    w = {name: np.array(value) for name, value in layer.recurrent_weights().items()}
+    recurrent = np.concatenate([np.diag(w[f"w_{gate}"]) for gate in layer.cell.gates], axis=1)
+    bias = np.concatenate([w[f"b_{gate}"] for gate in layer.cell.gates])
+    gru.set_weights([w["kernel"], recurrent, np.stack([bias, 0 * bias]) if reset_after else bias])
+    np.testing.assert_allclose(y, gru(x), rtol=1e-5, atol=1e-6)
+
+
+def test_mingru_step_by_hand():
+    cell = MinGRUCell(1)
+    rho = {name: tf.constant([v]) for name, v in {"b_z": 0.1, "b_h": 0.2}.items()}
+    z, g = 1 / (1 + np.exp(-(0.3 + 0.1))), -1.4 + 0.2
+    u = {"z": tf.constant([0.3]), "h": tf.constant([-1.4])}
+    (h,) = cell.phi((tf.constant([2.0]),), u, cell.coefficients(rho))
+    np.testing.assert_allclose(h, [(1 - z) * 2.0 + z * g], rtol=1e-5)
 
 
 def test_rtu_is_the_complex_recurrence():
@@ -84,10 +108,45 @@ def test_lru_gamma_starts_at_its_own_radius(dtype, graph):
     assert np.any(seen[0] != seen[2])
 
 
-@pytest.mark.parametrize(("r_min", "r_max"), [(0.5, 0.5), (-0.1, 1.0), (0.0, 1.1)])
-def test_lru_refuses_a_ring_that_is_none(r_min, r_max):
-    with pytest.raises(ValueError, match="0 <= r_min < r_max <= 1"):
-        LRUCell(2, r_min, r_max)
+RING = "0 <= r_min < r_max <= 1"
+WRONG = [
+    *(
+        (cell, {"units": units}, "units must be a whole number of at least 1, got")
+        for cell, units in [
+            (EGRUCell, 0),
+            (ELSTMCell, 2.5),
+            (LRUCell, "3"),
+            (MinGRUCell, None),
+            (RTUCell, True),
+            (RTRLCell, -1),
+        ]
+    ),
+    (ELSTMCell, {"forget_bias": "much"}, "forget_bias must be a finite number, got 'much'"),
+    (ELSTMCell, {"forget_bias": float("nan")}, "forget_bias must be a finite number, got nan"),
+    *(
+        (cell, wrong, message)
+        for cell in (LRUCell, RTUCell)
+        for wrong, message in [
+            ({"r_min": 0.5, "r_max": 0.5}, RING),
+            ({"r_min": -0.1}, RING),
+            ({"r_max": 1.1}, RING),
+            ({"r_min": None}, "r_min must be a finite number, got None"),
+            ({"r_max": "1"}, "r_max must be a finite number, got '1'"),
+            ({"max_phase": 0}, "max_phase must be a finite number above 0, got 0"),
+            ({"max_phase": "2 pi"}, "max_phase must be a finite number above 0, got '2 pi'"),
+        ]
+    ),
+    (RTUCell, {"recurrence": "convex"}, "recurrence must be 'linear' or 'nonlinear', got 'convex'"),
+    (RTUCell, {"recurrence": None}, "recurrence must be 'linear' or 'nonlinear', got None"),
+    (RTUCell, {"activation": "softmax"}, "activation must be one of .*'tanh'.* got 'softmax'"),
+    (RTUCell, {"activation": ["relu"]}, "activation must be one of .*'tanh'.* got .'relu'"),
+]
+
+
+@pytest.mark.parametrize(("cell", "wrong", "message"), WRONG)
+def test_wrong_arguments_are_named(cell, wrong, message):
+    with pytest.raises(ValueError, match=message):
+        cell(**{"units": 2, **wrong})
 
 
 @pytest.mark.parametrize("nu", [-40.0, -20.0, 5.0, 20.0])
@@ -101,7 +160,14 @@ def test_rtu_derivatives_are_finite_at_the_edges(nu):
 
 
 @pytest.mark.parametrize(
-    "cell", [ELSTMCell(3, 2.0), LRUCell(3, 0.1, 0.9, 1.0), RTUCell(3, "nonlinear", "tanh", 0.1, 0.9, 1.0)]
+    "cell",
+    [
+        EGRUCell(3),
+        ELSTMCell(3, 2.0),
+        LRUCell(3, 0.1, 0.9, 1.0),
+        MinGRUCell(3),
+        RTUCell(3, "nonlinear", "tanh", 0.1, 0.9, 1.0),
+    ],
 )
 def test_config_round_trip(cell):
     assert type(cell).from_config(cell.get_config()).get_config() == cell.get_config()
