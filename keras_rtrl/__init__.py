@@ -4,6 +4,7 @@
 `.drivers`, `.environments` and `.train` need the extra `agents` and are imported by name.
 """
 
+from keras_rtrl import _keras  # noqa: F401, I001  Before TensorFlow is imported: its error comes at once.
 from keras_rtrl import callbacks, cells, engine, export, layers, testing, utils
 from keras_rtrl.engine import native
 

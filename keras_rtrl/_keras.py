@@ -4,6 +4,7 @@ tf-keras is taken where TF_USE_LEGACY_KERAS is set, as TensorFlow itself does; e
 """
 
 import os
+import sys
 
 LEGACY = os.environ.get("TF_USE_LEGACY_KERAS") in ("1", "true", "True")
 
@@ -13,13 +14,20 @@ if LEGACY:
     # Weights keep their own dtype under mixed precision: traces must not be accumulated in float16.
     NO_AUTOCAST = {"experimental_autocast": False}
 else:
-    import keras
-
-    if keras.backend.backend() != "tensorflow":
-        raise ImportError(
-            f"keras_rtrl needs Keras on its TensorFlow backend, and Keras runs on {keras.backend.backend()!r}: "
-            "set KERAS_BACKEND=tensorflow before keras is imported."
-        )
+    _NEEDED = (
+        "keras_rtrl needs Keras on its TensorFlow backend, and Keras {}: set the environment variable "
+        "KERAS_BACKEND=tensorflow before keras is imported."
+    )
+    # Asked first: with another backend Keras may fail obscurely, for one where that backend's package is missing.
+    _backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
+    if "keras" in sys.modules or _backend == "tensorflow":
+        try:
+            import keras
+        except (ImportError, ValueError) as error:  # ~/.keras/keras.json may name another backend
+            raise ImportError(_NEEDED.format(f"cannot be imported ({error})")) from error
+        _backend = keras.backend.backend()
+    if _backend != "tensorflow":
+        raise ImportError(_NEEDED.format(f"runs on {_backend!r}"))
     NO_AUTOCAST = {"autocast": False}
 
 register = keras.saving.register_keras_serializable(package="keras_rtrl")
