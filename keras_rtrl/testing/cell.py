@@ -73,7 +73,7 @@ def check_declarations(cell):
     """The declarations fit the contract, initialisers make what they should, the configuration makes the same cell."""
     try:
         cell.check()
-    except ValueError as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise AssertionError(f"the declarations do not fit: {error}") from error
     dim = 4
     kernel = ("kernel", (dim, len(cell.gates) * cell.units), cell.kernel_initializer)
@@ -103,6 +103,7 @@ def check_functions(case):
     """phi, derivatives and output are functions of their arguments alone, of the declared shapes, in any dtype."""
     cell = case.cell
     c = _call("coefficients", cell.coefficients, case.rho)
+    require(isinstance(c, dict), f"coefficients must return a dict by name, got {c!r}")
     one, other = _draw(case, (4,), 1), _draw(case, (4,), 2)
     # Between the calls that must agree, one with other arguments: what a cell keeps would come from there.
     new, local = _phi(cell, *one, c), _derivatives(cell, *one, c)

@@ -206,6 +206,14 @@ FAULTS = {
         "initializer of 'kernel', asked for .*float64.*makes .*float32",
     ),
     "output of another width": (broken(Leaky, output_size=7), r"output must have shape \(4, 7\)"),
+    "coefficients without names": (
+        broken(Leaky, coefficients=lambda self, rho: tuple(rho.values())),
+        "coefficients must return a dict by name",
+    ),
+    "parameters that are none": (
+        broken(Leaky, unit_parameters=lambda self: ("log_w", "b")),
+        "the declarations do not fit: 'str' object has no attribute",
+    ),
     "no gates": (broken(Leaky, gates=()), "the declarations do not fit: Broken.gates must be a tuple"),
     "configuration left out": (Forgetful(3, 2.0), "get_config leaves out 'scale', an argument of __init__"),
     "configuration not kept": (Renamed(3, 2.0), "makes a cell with another phi"),
