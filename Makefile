@@ -5,7 +5,7 @@ PRESET ?= atari_r2ac_cpu
 
 BIN := .venv/bin
 STAMP := .venv/.installed
-PEERS := .venv/bench/.installed
+TOOLS := .venv/bench/.installed .venv/docs/.installed .venv/tox/.installed
 NATIVE := keras_rtrl/_native/libkeras_rtrl.so
 NATIVE_SOURCES := $(shell find custom_ops -name test -prune -o -type f -print)
 # The GPUs at hand, or three where there is none: all would take longer than the rest of the build. Wheels get all.
@@ -16,7 +16,7 @@ TRAIN_OPTIONS = $(if $(GAME),--game "$(GAME)") $(if $(FRAMES),--frames "$(FRAMES
 	$(if $(OUT),--out "$(OUT)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train bench test test-keras3 test-tf-keras test-slow test-kernels cuda lint bazel clean
+.PHONY: help setup train bench docs dist test test-pythons test-keras3 test-tf-keras test-slow test-kernels cuda lint bazel clean
 
 help:  ## show this list
 	@echo "Targets:"
@@ -55,15 +55,15 @@ $(NATIVE): $(STAMP) $(NATIVE_SOURCES)
 train: $(STAMP) $(NATIVE)  ## train (an agent on Atari Breakout by default) and leave a run folder
 	@exec setpriv --pdeathsig TERM $(BIN)/keras-rtrl train $(if $(RESUME),--resume "$(RESUME)",$(PRESET)) $(TRAIN_OPTIONS)
 
-bench: $(STAMP) $(NATIVE) $(PEERS)  ## time the layers beside keras', torch's and JAX's; keep the machine quiet
+bench: $(STAMP) $(NATIVE) .venv/bench/.installed  ## time the layers beside keras', torch's and JAX's; keep the machine quiet
 	@$(BIN)/keras-rtrl bench $(if $(SHAPE),--shape "$(SHAPE)") $(if $(OUT),--out "$(OUT)")
 
-# Apart from .venv: torch needs newer packages than TF-Agents allows. What to install is said in setup.cfg alone.
-$(PEERS): $(STAMP)
-	$(BIN)/python -m venv .venv/bench
+# Apart from .venv, since they need newer packages than TF-Agents allows. What to install is said in setup.cfg alone.
+$(TOOLS): .venv/%/.installed: $(STAMP)
+	$(BIN)/python -m venv .venv/$*
 	$(BIN)/python -c 'import importlib.metadata as m; print(*(line.split(";")[0] for line in m.requires("keras_rtrl") \
-		if "extra == \"bench\"" in line), sep="\n")' >.venv/bench/requirements.txt
-	.venv/bench/bin/python -m pip install --quiet --disable-pip-version-check -r .venv/bench/requirements.txt
+		if "extra == \"$*\"" in line), sep="\n")' >.venv/$*/requirements.txt
+	.venv/$*/bin/python -m pip install --quiet --disable-pip-version-check -r .venv/$*/requirements.txt
 	@touch $@
 
 test: test-keras3 test-tf-keras  ## run all fast tests, under Keras 3 and under tf-keras
@@ -89,6 +89,17 @@ test-kernels: $(NATIVE)  ## run the kernels' C++ test, then again with ASan and 
 cuda:  ## compile the CUDA kernels for every architecture
 	cmake -S custom_ops -B build/cuda -D KERAS_RTRL_CUDA=ON
 	cmake --build build/cuda --target cuda_kernels --parallel $(JOBS)
+
+# pyenv's Pythons are found as well as those on the PATH.
+test-pythons: .venv/tox/.installed  ## test the layers, installed from the sdist, on Python 3.10 to 3.13 (PYTHONS=3.12,agents: some)
+	TOX_DISCOVER="$(shell ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.1[0-3].*/bin/python 2>/dev/null | paste -sd,)" \
+		.venv/tox/bin/tox run $(if $(PYTHONS),-e $(PYTHONS))
+
+dist: .venv/tox/.installed  ## build the sdist, and from it the wheel, without the native op, in isolation
+	.venv/tox/bin/python -m build
+
+docs: .venv/docs/.installed  ## build the site of docs/ in build/docs
+	.venv/docs/bin/mkdocs build --quiet --strict
 
 lint: $(STAMP)  ## check the style with ruff
 	$(BIN)/ruff check .

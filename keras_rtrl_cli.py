@@ -1,10 +1,13 @@
 """The command `keras-rtrl`: chooses tf-keras, on which TF-Agents lives, before anything imports TensorFlow."""
 
 import contextlib
+import importlib.util
 import os
 import sys
 import tempfile
 
+if importlib.util.find_spec("tf_agents") is None:
+    sys.exit('keras-rtrl: error: TF-Agents is not installed: pip install "keras_rtrl[agents]", on Python 3.11.')
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 

@@ -9,7 +9,15 @@ import sys
 LEGACY = os.environ.get("TF_USE_LEGACY_KERAS") in ("1", "true", "True")
 
 if LEGACY:
-    import tf_keras as keras
+    try:
+        import tf_keras as keras
+    except ModuleNotFoundError as error:
+        if error.name != "tf_keras":
+            raise
+        raise ImportError(
+            "TF_USE_LEGACY_KERAS is set and tf-keras is not installed: unset it for Keras 3, or "
+            'pip install "keras_rtrl[agents]".'
+        ) from None
 
     # Weights keep their own dtype under mixed precision: traces must not be accumulated in float16.
     NO_AUTOCAST = {"experimental_autocast": False}

@@ -1,5 +1,6 @@
 """The one check that TF-Agents can be imported: it lives on tf-keras, which TensorFlow picks by a variable."""
 
+import importlib.util
 import os
 
 
@@ -7,9 +8,11 @@ def require_legacy_keras():
     """Raises one clear error where TF-Agents could not work; call it before importing `tf_agents`.
 
     Raises:
-      ImportError: if TF_USE_LEGACY_KERAS is not 1, true or True, if it was set after TensorFlow had already chosen
-        Keras 3, or if TF-Agents is not installed.
+      ImportError: if TF-Agents is not installed, if TF_USE_LEGACY_KERAS is not 1, true or True, or if it was set after
+        TensorFlow had already chosen Keras 3.
     """
+    if importlib.util.find_spec("tf_agents") is None:
+        raise ImportError('TF-Agents is not installed: pip install "keras_rtrl[agents]", on Python 3.11.')
     set_it = (
         "set the environment variable TF_USE_LEGACY_KERAS=1 before TensorFlow is imported: TF-Agents needs tf-keras"
     )
@@ -21,9 +24,3 @@ def require_legacy_keras():
     version = getattr(tf.keras, "__version__", "2")  # tf-keras has none under this name
     if not version.startswith("2"):
         raise ImportError(f"{set_it} (it was set too late: tf.keras is already Keras {version}).")
-    try:
-        import tf_agents  # noqa: F401
-    except ModuleNotFoundError as error:
-        if error.name != "tf_agents":
-            raise
-        raise ImportError('TF-Agents is not installed: pip install "keras_rtrl[agents]".') from error
