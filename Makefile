@@ -99,7 +99,7 @@ dist: .venv/tox/.installed  ## build the sdist, and from it the wheel, without t
 	.venv/tox/bin/python -m build
 
 docs: .venv/docs/.installed  ## build the site of docs/ in build/docs
-	.venv/docs/bin/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build --quiet --strict
 
 lint: $(STAMP)  ## check the style with ruff
 	$(BIN)/ruff check .

@@ -33,9 +33,9 @@ class Local(NamedTuple):
     """Local derivatives of phi (rtrl-math.md, section 1), entries [..., N] or broadcastable to it, None for zero.
 
     Attributes:
-      J: m rows of m entries, J[i][j] = d s_i / d s'_j, before the factor k of a reset.
-      a: by gate name, m entries, a[gate][i] = d s_i / d u_gate. A gate in `trace_rotations` may be left out.
-      v: by per-unit parameter name, m entries, v[name][i] = d s_i / d rho_name.
+      J: m rows of m entries, `J[i][j]` = d s_i / d s'_j, before the factor k of a reset.
+      a: by gate name, m entries, `a[gate][i]` = d s_i / d u_gate. A gate in `trace_rotations` may be left out.
+      v: by per-unit parameter name, m entries, `v[name][i]` = d s_i / d rho_name.
     """
 
     J: tuple
