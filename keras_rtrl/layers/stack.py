@@ -178,7 +178,7 @@ class RTRLStack(Recurrent):
     def get_config(self):
         return {
             **super().get_config(),
-            "layers": [keras.saving.serialize_keras_object(layer) for layer in self.layers],
+            "layers": [_serialized(layer) for layer in self.layers],
             "residual": self.residual,
             "norm": self.norm,
             "gate": self.gate,
@@ -193,6 +193,12 @@ class RTRLStack(Recurrent):
             keras.saving.deserialize_keras_object(layer, custom_objects=custom_objects) for layer in config["layers"]
         ]
         return cls(**{**config, "layers": layers})
+
+
+def _serialized(layer):
+    config = keras.saving.serialize_keras_object(layer)
+    config.pop("build_config", None)  # the stack builds its layers, to its own input's width
+    return config
 
 
 def _build(layer, width):

@@ -1,5 +1,7 @@
 """Exact RTRL across two layers, and what a stack's gradient misses beside it."""
 
+import pathlib
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -125,6 +127,18 @@ def test_the_stacks_lower_gradient_becomes_exact_as_the_chunk_grows(run):
     assert run.where.count(TOP) == 7
     assert missed[0] > missed[2] > missed[3] > 1e-3
     assert missed[-1] < 1e-10
+
+
+@pytest.mark.slow
+def test_the_program_of_the_docs_prints_what_they_say(capsys):
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "exactness.md").read_text()
+    program, printed = (page.split(f"```{kind}\n")[1].split("```")[0] for kind in ("python", "text"))
+    exec(compile(program, "exactness.md", "exec"), {})
+    *got, last = capsys.readouterr().out.splitlines()
+    *want, rounding = printed.splitlines()
+    assert got == want
+    assert float(last.split()[-1]) < 1e-13
+    assert float(rounding.split()[-1]) < 1e-13
 
 
 BAD = {
