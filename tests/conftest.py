@@ -10,7 +10,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 if os.environ.get("TF_USE_LEGACY_KERAS") in ("1", "true", "True"):
     # They know no Keras: once is enough.
-    collect_ignore = ["conformance", "custom_ops", "engine"]
+    collect_ignore = [
+        "conformance/test_proofs.py",
+        "custom_ops",
+        "engine",
+        "testing/test_cell.py",
+        "testing/test_proofs.py",
+    ]
 else:
     # TF-Agents runs on tf-keras only.
     collect_ignore = ["environments", "networks", "agents", "drivers", "train", "benchmarks"]
@@ -26,6 +32,9 @@ def _clear_gin():
 def pytest_addoption(parser):
     parser.addoption(
         "--implementation", choices=("auto", "tf"), default="auto", help="tf: no layer of this process runs natively"
+    )
+    parser.addoption(
+        "--full", action="store_true", help="the layers' gauntlet: every layer with both implementations, not in turn"
     )
 
 
