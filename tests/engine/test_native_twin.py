@@ -84,3 +84,16 @@ def test_a_wrong_gradient_is_seen(monkeypatch):
     monkeypatch.setattr(native, "contract", lambda cell, start, *rest: contract(cell, 1.001 * start, *rest))
     with pytest.raises(AssertionError, match="dL/dW by the native op"):
         proofs.check_native(proofs.Case(ELSTMCell(4)))
+
+
+@pytest.mark.parametrize("dtype", proofs.NATIVE_RTOL)
+@pytest.mark.parametrize("name", CELLS)
+def test_inputs_of_every_size(name, dtype):
+    """Gates saturate, and nothing overflows on the way."""
+    case = proofs.Case(CELLS[name](20), 8, batch=6, steps=7)
+    sizes = 10 ** np.random.default_rng(8).uniform(-2, 3.5, size=(6, 7, 1))
+    case.x = case.x * sizes
+    proofs.check_native(case, dtype)
+    carry = case.carry._replace(S=None, r=None)
+    states, _ = chunked.run(case.cell, case.kernel, case.rho, case.x * 1e6, carry, implementation="native")
+    assert np.isfinite(states).all()

@@ -126,7 +126,7 @@ template <>
 struct Constants<float> {
   static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f, shift = 12582912.0f;  // 1.5 * 2^23
   static constexpr int mantissa = 23, bias = 127;
-  static constexpr float exp_low = -87.3f, exp_high = 88.7f;
+  static constexpr float exp_low = -87.3f, exp_high = 88.3f;  // scale stays finite: 2^127 at most
   static constexpr float half_pi[3] = {1.5703125f, 4.837512969970703125e-4f, 7.54978995489188216e-8f};
   static constexpr float sincos_high = 8000.0f;
   static constexpr float exp[] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
@@ -142,7 +142,7 @@ struct Constants<double> {
   static constexpr double ln2_high = 6.93145751953125e-1, ln2_low = 1.42860682030941723212e-6,
                           shift = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr int mantissa = 52, bias = 1023;
-  static constexpr double exp_low = -708.3, exp_high = 709.7;
+  static constexpr double exp_low = -708.3, exp_high = 709.4;
   static constexpr double half_pi[3] = {2 * 7.85398125648498535156e-1, 2 * 3.77489470793079817668e-8,
                                         2 * 2.69515142907905952645e-15};
   static constexpr double sincos_high = 1e6;
