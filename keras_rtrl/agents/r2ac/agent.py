@@ -54,8 +54,6 @@ class R2ACAgent(RolloutAgent):
             )  # frame T holds an observation and a step type only
             boundary = tf.equal(step.step_type, ts.StepType.LAST)
             reward, discount = tf.cast(step.reward, values.dtype), tf.cast(step.discount, values.dtype)
-            if self._reward_scaler is not None:
-                reward = self._reward_scaler(reward)
             if config.reward_clip is not None:
                 reward = tf.clip_by_value(reward, -config.reward_clip, config.reward_clip)
             log_pi = actions.log_probability(outputs, step.action)
@@ -71,9 +69,6 @@ class R2ACAgent(RolloutAgent):
 
     def _train(self, experience, weights=None):
         self._check_experience(experience, weights)
-        if self._reward_scaler is not None:
-            boundary = tf.equal(experience.step_type[:, :-1], ts.StepType.LAST)
-            self._reward_scaler.update(experience.reward[:, :-1], boundary)
         loss_info, gradients, carry = self._gradients(experience)
         self._optimizer.apply_gradients(zip(gradients, self._trained, strict=True))
         self._assign_carry(carry)

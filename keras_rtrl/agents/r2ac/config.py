@@ -14,10 +14,7 @@ class R2ACConfig:
       gamma: discount, in [0, 1]; multiplied with the environment's own.
       value_cost: weight of 1/2 sum (v - V)^2.
       entropy_cost: weight of the policy's entropy.
-      scale_reward: divide rewards by the running standard deviation of the discounted return; not in the paper, for
-        rewards far from 1.
-      reward_clip: rewards, scaled or not, are clipped to [-reward_clip, reward_clip] in the learner; None for no
-        clipping.
+      reward_clip: rewards are clipped to [-reward_clip, reward_clip] in the learner; None for no clipping.
       gradient_clip: largest global norm of the gradient; None for no clipping.
       train_core: False leaves the recurrent core as it was initialised.
 
@@ -28,7 +25,6 @@ class R2ACConfig:
     gamma: float = 0.99
     value_cost: float = 0.5
     entropy_cost: float = 0.01
-    scale_reward: bool = False
     reward_clip: float | None = 1.0
     gradient_clip: float | None = 40.0
     train_core: bool = True

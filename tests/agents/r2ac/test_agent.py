@@ -137,22 +137,6 @@ def test_rewards_are_clipped_in_the_learner():
     assert abs(free.loss(experience).loss - agent.loss(experience).loss) > 0.1
 
 
-def test_rewards_are_scaled_by_the_deviation_of_returns():
-    scaled, plain = (make_agent(scale_reward=s, reward_clip=None) for s in (True, False))
-    experience = make_experience(step_type=[[FIRST, MID, LAST, FIRST, MID, MID]] * B)
-    scaled.train(experience)  # at a rate of zero
-    running, seen = np.zeros(B), []
-    for t in range(T):
-        running = 0.99 * running * (t != 2) + experience.reward[:, t].numpy() * (t != 2)
-        seen.append(running)
-    scale = np.std(seen)
-    assert float(scaled.reward_scaler.scale) == pytest.approx(scale, rel=1e-5)
-    scaled.reset_carry()
-    by_hand = experience._replace(reward=experience.reward / scale)
-    np.testing.assert_allclose(scaled.loss(experience).loss, plain.loss(by_hand).loss, rtol=1e-4)
-    assert abs(plain.loss(experience).loss - plain.loss(by_hand).loss) > 0.01
-
-
 def test_of_frame_t_only_observation_and_step_type_count():
     agent = make_agent()
     experience = make_experience()
