@@ -77,7 +77,7 @@ def test_only_traces_bring_the_loss_to_the_mark(kind):
     assert moved[8].all() if kind == "rtrl" else not moved[8].any()
 
 
-@pytest.mark.parametrize("kind", long_recall.MODELS)
+@pytest.mark.parametrize("kind", ["rtrl", "lstm"])
 def test_sequences_start_from_zero(kind):
     args = long_recall.parse(SMALL)
     model, layer = long_recall.make_model(kind, args)
@@ -102,17 +102,18 @@ def test_gates_of_the_lstm_start_as_those_of_elstm():
 
 def test_a_run_leaves_its_files(tmp_path, capsys):
     out = tmp_path / "run"
-    long_recall.main([*SMALL, "--batches", "3", "--seeds", "2", "--out", str(out)])
+    long_recall.main([*SMALL, "--models", "rtrl", "lstm", "--batches", "3", "--out", str(out)])
     assert sorted(path.name for path in out.iterdir()) == ["config.json", "learning_curve.png", "metrics.csv"]
     config = json.loads((out / "config.json").read_text())
-    assert {"length": 12, "chunk": 4, "seeds": 2, "models": list(long_recall.MODELS)}.items() <= config.items()
+    assert {"length": 12, "chunk": 4, "seeds": 1, "models": ["rtrl", "lstm"]}.items() <= config.items()
     with open(out / "metrics.csv") as file:
         rows = list(csv.DictReader(file))
-    wanted = [(seed, n, kind) for seed in "12" for n in ("8", "16") for kind in long_recall.MODELS]
+    wanted = [("1", sequences, kind) for sequences in ("8", "16") for kind in ("rtrl", "lstm")]
     assert [(row["seed"], row["sequences"], row["model"]) for row in rows] == wanted
     assert all(np.isfinite(float(row["loss"])) and 0 <= float(row["held_out_accuracy"]) <= 1 for row in rows)
     said = capsys.readouterr().out
-    assert all(f"{kind}: solved 0 of 2" in said for kind in long_recall.MODELS)
+    assert "rtrl: solved 0 of 1" in said
+    assert "lstm: solved 0 of 1" in said
 
 
 @pytest.mark.slow
