@@ -1,0 +1,42 @@
+"""The code of the pages on starting and on agents runs as it stands."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from keras_rtrl._keras import LEGACY
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def run(page):
+    names = {"__name__": page}
+    blocks = re.findall(r"```python\n(.*?)```", DOCS.joinpath(page).read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(block, names)
+    return names
+
+
+@pytest.mark.skipif(LEGACY, reason="the page is written for Keras 3")
+def test_start(tmp_path, monkeypatch):
+    import keras
+
+    keras.utils.set_random_seed(0)
+    monkeypatch.chdir(tmp_path)  # it saves a model
+    names = run("start.md")
+    losses = names["history"].history["loss"]
+    assert losses[-1] < 0.2 < losses[0]
+    assert names["loss"] < 0.2
+    shapes = [tuple(names[part].shape) for part in ("state", "S", "r")]
+    assert str(shapes).replace("(", "[").replace(")", "]")[1:-1] in DOCS.joinpath("start.md").read_text()
+    for got, want in zip(names["again"].get_weights(), names["model"].get_weights(), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.skipif(not LEGACY, reason="TF-Agents runs on tf-keras only")
+def test_agents():
+    names = run("agents.md")
+    assert names["agent"].train_step_counter.numpy() == 3
