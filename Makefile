@@ -11,12 +11,13 @@ NATIVE_SOURCES := $(shell find custom_ops -name test -prune -o -type f -print)
 # The GPUs at hand, or three where there is none: all would take longer than the rest of the build. Wheels get all.
 GPUS = $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | awk '/^[0-9]+$$/ && $$1 >= 75' | sort -u)
 ARCHITECTURES = $(if $(GPUS),$(subst $() ,;,$(addsuffix -real,$(GPUS))),80-real;90-real;120)
-PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(if $(IMPLEMENTATION),--implementation $(IMPLEMENTATION)) $(TESTS)
+PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(if $(IMPLEMENTATION),--implementation $(IMPLEMENTATION)) \
+	$(if $(FULL),--full) $(TESTS)
 TRAIN_OPTIONS = $(if $(GAME),--game "$(GAME)") $(if $(FRAMES),--frames "$(FRAMES)") $(if $(SEED),--seed "$(SEED)") \
 	$(if $(OUT),--out "$(OUT)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train bench docs dist test test-pythons test-keras3 test-tf-keras test-slow test-kernels cuda lint bazel clean
+.PHONY: help setup train bench docs dist test test-all test-pythons test-keras3 test-tf-keras test-slow test-kernels cuda lint bazel clean
 
 help:  ## show this list
 	@echo "Targets:"
@@ -75,6 +76,9 @@ test-keras3: $(STAMP) $(NATIVE)
 test-tf-keras: $(STAMP) $(NATIVE)
 	@echo "== tf-keras: layers, and the TF-Agents side"
 	@TF_USE_LEGACY_KERAS=1 $(PYTEST)
+
+test-all:  ## the same, with every layer's conformance on both Kerases with the native op and without
+	@$(MAKE) --no-print-directory test FULL=1
 
 test-slow: $(STAMP) $(NATIVE)  ## run the learning tests (minutes)
 	TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest -m slow
