@@ -31,10 +31,9 @@ class Entry(NamedTuple):
 class KeepsCarry:
     """Part of a layer: its carry as a flat tuple, and where it is stateful the two carries that it keeps.
 
-    The layer gives `_recurrent_layers`, its RTRL layers from below, `return_state` and `stateful`.
+    The layer gives `_recurrent_layers`, its RTRL layers from below, `return_state` and `stateful`, and sets
+    `_training_carry` and `_inference_carry` to None: tf-keras tracks no attribute that its class has too.
     """
-
-    _training_carry = _inference_carry = None
 
     def get_carry(self, training=True):
         """The carry that this stateful layer keeps.

@@ -22,6 +22,7 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
         self.return_state = bool(return_state)
         self.stateful = bool(stateful)
         self.supports_masking = True
+        self._training_carry = self._inference_carry = None
 
     def _recurrent_layers(self):
         """The RTRL layers, from below. No property: Keras saves what lists in properties hold, here maybe itself."""

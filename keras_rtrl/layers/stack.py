@@ -150,7 +150,7 @@ class RTRLStack(Recurrent):
           x: [B, T, D].
           recur: function of an RTRL layer and its input [B, T, W] to its states, m tensors [B, T, N].
           mask: [B, T] bool or None, for those stateless layers that take one.
-          only_last: whether the last step's output suffices.
+          only_last: whether the last step's output suffices; not with a mask.
 
         Returns:
           [B, T, W], or [B, 1, W] where `only_last`.
@@ -167,7 +167,6 @@ class RTRLStack(Recurrent):
             states = recur(layer, h)
             if only_last and layer is recurrent[-1]:
                 below, h, states = below[:, -1:], h[:, -1:], tuple(s[:, -1:] for s in states)
-                mask = None
             h = tf.cast(layer.read(h, states), self.compute_dtype)
             if self.gate:
                 h = self._values[i](h) * self._gates[i](h)
