@@ -322,6 +322,9 @@ def _replaced(layer, method, function):
 def _unchanged(model):
     """What else a model writes when it runs is put back: metrics, the states of other layers."""
     variables = [*model.non_trainable_variables, *(v for metric in model.metrics for v in metric.variables)]
+    for layer in model._flatten_layers():
+        if getattr(layer, "stateful", False) and not isinstance(layer, Recurrent):  # Keras tracks no recurrent states
+            variables += [state for state in tf.nest.flatten(getattr(layer, "states", None)) if state is not None]
     before = [tf.convert_to_tensor(variable) for variable in variables]
     try:
         yield

@@ -44,7 +44,8 @@ def decay(J, mask=None):
       mask: [B, T] bool, false at steps that are left out; None: none is.
 
     Returns:
-      [L, N] float64: the ratios, lag after lag; NaN where no step has so many behind it.
+      [L, N] float64: the ratios, lag after lag; where no step has so many behind it, those of the decay going on as
+      before. NaN where no step counts at all.
     """
     steps = J[0][0].shape[1]
     if mask is None:
@@ -55,12 +56,17 @@ def decay(J, mask=None):
         real = tf.reduce_sum(tf.cast(mask, tf.int32), axis=1)
     products, lag, ratios = J, 1, []
     shorter = tf.ones_like(J[0][0])
+    ratio = tf.fill(tf.shape(shorter)[2:], tf.constant(np.nan, tf.float64))
     while lag <= steps:
         norms = _spectral_norm(products)  # [B, T - lag + 1, N], of the steps t = lag - 1, ..., T - 1
-        counts = tf.cast(tf.range(lag - 1, steps) < real[:, None], tf.float64)[..., None]
-        now, before = (tf.reduce_sum(tf.cast(n, tf.float64) * counts, (0, 1)) for n in (norms, shorter))
-        known = tf.reduce_any(counts > 0)
-        ratios.append(tf.where(known, tf.math.divide_no_nan(now, before), tf.constant(np.nan, tf.float64)))
+        counted = (tf.range(lag - 1, steps) < real[:, None])[..., None]
+        now, before = (
+            tf.reduce_sum(tf.where(counted, tf.cast(n, tf.float64), tf.zeros([], tf.float64)), (0, 1))
+            for n in (norms, shorter)
+        )
+        going_on = ratio if lag <= 2 else ratio**2  # each interval but the second is twice the one before
+        ratio = tf.where(tf.reduce_any(counted), tf.math.divide_no_nan(now, before), going_on)
+        ratios.append(ratio)
         shorter = norms[:, lag:]
         late, early = (
             tuple(tuple(entry[:, part] for entry in row) for row in products)
@@ -85,8 +91,6 @@ def memory_length(ratios):
     """
     length, level, span, rate = 0.0, 1.0, 1, 0.0
     for i, ratio in enumerate(np.asarray(ratios, np.float64)):
-        if np.isnan(ratio).any():
-            break
         span = max(1, 2 ** (i - 1))  # lags from the one before to this one: 0 to 1, 1 to 2, 2 to 4, ...
         rate = ratio ** (1 / span)
         with np.errstate(divide="ignore", invalid="ignore"):
