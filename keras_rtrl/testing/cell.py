@@ -47,11 +47,11 @@ def check_rtrl_cell(cell, seed=0):
         for proof in (check_functions, check_apart, check_derivatives, proofs.check_resets, proofs.check_streams):
             proof(case)
             report.append(_line(proof))
+        # Keras runs it in graphs, where much fails that eager code may do.
+        _call("the cell", proofs.check_chunk, case, proofs.graph, where=" in a graph")
         for proof in proofs.PROOFS:
             proof(case)
             report.append(_line(proof))
-        # Keras runs it in graphs, where much fails that eager code may do.
-        _call("the cell", proofs.check_chunk, case, proofs.graph, where=" in a graph")
         reason = native.why_not(cell, "float64")
         if reason is None:
             for dtype in proofs.NATIVE_RTOL:
@@ -116,6 +116,10 @@ def check_functions(case):
     again = type(cell).from_config(cell.get_config())
     agree = all(np.array_equal(a, b) for a, b in zip(_phi(again, *one, again.coefficients(case.rho)), new, strict=True))
     require(agree, "from_config(get_config()) makes a cell with another phi: get_config leaves something out")
+    largest = np.abs(case.bptt_states(case.kernel, case.rho, case.x, case.carry.state)).max()
+    require(
+        largest < 1e4, f"phi lets the state grow to {largest:.0e} in {case.steps} random steps: rounding hides faults"
+    )
     for leading in _LEADING:
         for dtype in ("float32", "float64"):
             state, u, rho, x = tf.nest.map_structure(

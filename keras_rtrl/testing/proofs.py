@@ -120,8 +120,6 @@ def check_chunk(case, mode=eager):
     states, carry, d_kernel, d_rho, d_x = mode(chunk)(case.x, case.reset, case.mask)
     steps = reference.run(case.cell, case.kernel, case.rho, case.x, case.carry, case.reset, case.mask)
     expected = tf.stack([s.state for s in steps], axis=1)
-    largest = np.abs(expected).max()
-    require(largest < 1e4, f"the state grows to {largest:.0e} in {case.steps} steps, too much for rounding to be small")
     wanted = reference.gradients(case.cell, steps, tf.cos(expected) * case.e)
     close("states", states, expected, 1e-10)
     for name, got, want in zip(Carry._fields, carry, steps[-1], strict=True):
@@ -217,8 +215,8 @@ def check_history(case, mode=eager, last=3):
             apart = float(tf.norm(got - want) / tf.norm(want))
             require(
                 apart > 1e-2,
-                f"the {kind} gradient of {name} differs from BPTT by {apart:.1e} only, so RTRL is not proved: the cell "
-                f"forgets within {last} steps at its initial parameters",
+                f"the {kind} gradient of {name} differs from BPTT by {apart:.1e} only, so RTRL is not proved: take "
+                "another seed, or more units (3 are enough)",
             )
 
 

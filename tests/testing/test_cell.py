@@ -73,6 +73,10 @@ def from_kept_gates(self, state, u, c):
     return Local(J=((c["w"],),), a={"u": (a,)}, v={"log_w": (c["w"] * (state[0] - z),), "b": (a,)})
 
 
+def explode(self, state, u, c):
+    return (Leaky.phi(self, state, u, c)[0] + state[0] ** 3,)
+
+
 class Forgetful(Leaky):
     """get_config leaves an argument out."""
 
@@ -201,6 +205,7 @@ FAULTS = {
     ),
     "one dtype only": (broken(Leaky, squash=lambda self, u: tf.constant(0.5) * u), "phi fails: .*float"),
     "numbers that are none": (broken(Leaky, squash=lambda self, u: tf.math.log(u)), "phi or derivatives .* not finite"),
+    "a state that explodes": (broken(Leaky, phi=explode), "phi lets the state grow to inf in 8 random steps"),
     "an initialiser of one dtype": (
         broken(Leaky, kernel_initializer=staticmethod(lambda shape, dtype=None: tf.zeros(shape))),
         "initializer of 'kernel', asked for .*float64.*makes .*float32",
