@@ -134,11 +134,15 @@ class Copier(tf.Module):
         return self.head(self.value(y) * self.gate(self.hidden(y)))[..., 0], tuple(carry)
 
 
-def make_training(copier, rate, chunk):
+def make_training(copier, rate, chunk, updates=None):
     """A function of a block of time steps and the carry before it, that makes an update after every chunk.
+
+    The step size falls linearly to 0 over `updates`, where these are given.
 
     It returns the mean loss, the share of bits right (each before its own update) and the carry after the block.
     """
+    if updates is not None:
+        rate = keras.optimizers.schedules.PolynomialDecay(rate, updates, end_learning_rate=0.0)
     optimizer = keras.optimizers.Adam(rate, beta_1=0.9, beta_2=0.995, epsilon=1e-9, global_clipnorm=1.0)
     optimizer.build(copier.weights)
 
@@ -172,7 +176,7 @@ def train(args, report=print):
     streams = CopyStreams(STREAMS, args.length, np.random.default_rng(train_seed))
     tokens, reset, bits, asked = held_out(HELD_OUT, args.length, np.random.default_rng(test_seed))
     copier = Copier(args)
-    update = make_training(copier, args.rate, args.chunk)
+    update = make_training(copier, args.rate, args.chunk, -(-args.steps // args.chunk) if args.anneal else None)
     carry = copier.core.get_initial_state(STREAMS, traces=args.gradient == "rtrl")
     answer = tf.function(lambda *inputs: copier(*inputs, copier.core.get_initial_state(STREAMS))[0])
     block = -(-BLOCK // args.chunk) * args.chunk
@@ -265,6 +269,7 @@ def parse(words=None):
     radius = number(float, lambda value: 0 <= value <= 1, "between 0 and 1")
     add("--radii", type=radius, nargs=2, default=(0.98, 1.0), metavar=("LOW", "HIGH"), help="RTU, LRU: initial radii")
     add("--rate", type=positive, default=3e-3, help="Adam's step size")
+    add("--anneal", action="store_true", help="let the step size fall to 0 over --steps")
     seed = number(int, lambda value: 0 <= value < 2**32, "a whole number of at least 0 and below 2**32")
     add("--curriculum", action="store_true", help=f"first patterns of {FIRST} bits, longer as these go well")
     add("--seed", type=seed, default=1, help="of weights, training sequences and held-out sequences")
@@ -273,6 +278,8 @@ def parse(words=None):
     bound.add_argument("--minutes", type=positive, default=15.0, help="wall time, where there is no --steps")
     add("--out", type=Path, default=Path("runs/copy_task"), help="folder for the results; made anew")
     args = parser.parse_args(words)
+    if args.anneal and args.steps is None:
+        parser.error("argument --anneal: needs --steps, over which the step size falls")
     if args.radii[0] >= args.radii[1]:
         parser.error(f"argument --radii: LOW must be below HIGH, got {args.radii[0]} and {args.radii[1]}")
     return args

@@ -109,13 +109,13 @@ def rows(out):
 
 
 def test_equal_seeds_give_equal_runs(tmp_path):
-    def loss(name):
+    def loss(name, *more):
         out = tmp_path / name
         words = ["--length", "2", "--units", "4", "--hidden", "4", "--steps", "20", "--seed", "5", "--out", str(out)]
-        copy_task.main(words)
+        copy_task.main([*words, *more])
         return rows(out)[0]["loss"]
 
-    assert loss("one") == loss("other")
+    assert loss("one") == loss("other") != loss("annealed", "--anneal")
 
 
 @pytest.mark.slow
@@ -147,6 +147,7 @@ def test_memory_grows_by_rtrl_where_the_truncated_gradient_sees_one_step(tmp_pat
         (["--hidden", "-1"], "--hidden: must be a whole number of at least 1, got -1"),
         (["--forget-bias", "much"], "--forget-bias"),
         (["--radii", "0", "1.5"], "--radii: must be between 0 and 1, got 1.5"),
+        (["--anneal"], "--anneal: needs --steps, over which the step size falls"),
         (["--radii", "0.9", "0.5"], "--radii: LOW must be below HIGH, got 0.9 and 0.5"),
         (["--rate", "0"], "--rate: must be a number above 0, got 0"),
         (["--seed", "-1"], "--seed: must be a whole number of at least 0 and below 2**32, got -1"),
