@@ -65,13 +65,8 @@ class StatefulModule(tf.Module):
 
     def save(self, path):
         """Writes a SavedModel with the signatures "serving_default" (`step`) and "initial_state" into a folder."""
-        save(self, path, {"serving_default": self.step, "initial_state": self.initial_state})
-
-
-def save(module, path, signatures):
-    """Writes a SavedModel without gradients, which would be traced for it and never run."""
-    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-    tf.saved_model.save(module, path, signatures=signatures, options=options)
+        signatures = {"serving_default": self.step, "initial_state": self.initial_state}
+        tf.saved_model.save(self, path, signatures=signatures)
 
 
 def inference_model(model):
@@ -119,7 +114,9 @@ def inference_model(model):
         return found
 
     found = first_pass(inputs)
-    if found.steps != {None}:  # the model fixes the number of steps: free it where the layers allow that
+    # Where the model fixes the number of steps, free it if the layers allow that. Of a number that it does not know
+    # TimeDistributed takes as many as there are streams (Keras 3.15).
+    if found.steps != {None} and not any(isinstance(layer, keras.layers.TimeDistributed) for layer in layers):
         free = {name: _freed(spec, found.steps) for name, spec in inputs.items()}
         with contextlib.suppress(TypeError, ValueError, tf.errors.InvalidArgumentError):
             trial = first_pass(free)

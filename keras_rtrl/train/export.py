@@ -10,7 +10,7 @@ out = policy.signatures["action"](observation=..., last_reward=..., last_action=
 
 import tensorflow as tf
 
-from keras_rtrl import export
+from keras_rtrl.export import StatefulModule
 
 
 def flat(observation):
@@ -24,7 +24,7 @@ def flat(observation):
     return parts
 
 
-class PolicyModule(export.StatefulModule):
+class PolicyModule(StatefulModule):
     """The greedy policy of an ActorCriticNetwork, its state without traces.
 
     Signatures, flat tensors by name, batch size B free:
@@ -68,4 +68,5 @@ class PolicyModule(export.StatefulModule):
 def save(network, path, reward_scaler=None):
     """Writes the policy of `network` as a SavedModel into the folder `path`."""
     module = PolicyModule(network, reward_scaler)
-    export.save(module, path, {"action": module.action, "initial_state": module.initial_state})
+    signatures = {"action": module.action, "initial_state": module.initial_state}
+    tf.saved_model.save(module, path, signatures=signatures)

@@ -1,4 +1,4 @@
-"""A tiny T-maze run, trained once for all tests that only read it."""
+"""A tiny T-maze run and a tiny Breakout run, each trained once for all tests."""
 
 import pytest
 from tf_agents.agents import tf_agent as _tf_agent  # noqa: F401  TF-Agents before anything that needs it
@@ -37,3 +37,19 @@ def tmaze_run(tmp_path_factory):
     rates = ["train.learning_rate = 1e-2", "train.final_learning_rate = 0.0"]
     assert train("tmaze_r2ac", "--frames", "1000", "--out", str(path), bindings=[*TINY_TMAZE, *rates]) == 0
     return path
+
+
+@pytest.fixture(scope="session")
+def breakout_run(tmp_path_factory):
+    """The folder of a finished run on Breakout: 192 frames, 6 updates; training games are cut at 10 steps."""
+    pytest.importorskip("ale_py")
+    run = str(tmp_path_factory.mktemp("runs") / "breakout")
+    bindings = [
+        "environment.num_envs = 2",
+        "environment.options = {'max_frames': 40}",
+        "train.rollout = 4",
+        "ActorCriticNetwork.units = 8",
+        "train.log_updates = 2",
+    ]
+    assert train("atari_r2ac_cpu", "--frames", "192", "--out", run, bindings=bindings) == 0
+    return run

@@ -1,14 +1,19 @@
 """The exported policy in a fresh process that imports TensorFlow alone."""
 
+import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_rtrl import environments
 from keras_rtrl.cells import ELSTMCell
 from keras_rtrl.engine import native
+from keras_rtrl.environments.vector import stream_seeds
 from keras_rtrl.layers import RTRL
 from keras_rtrl.train import building, cli, config, evaluate, export
 from keras_rtrl.train.run_folder import RunFolder
@@ -87,3 +92,42 @@ def test_policies_know_the_scale_of_their_rewards(tiny_tmaze, tmaze_run, tmp_pat
     assert 0 < left.reward_scale < 1
     assert anew.reward_scale == left.reward_scale
     assert unscaled.reward_scale == 1
+
+
+# Follows the code of docs/export.md, which has play().
+PLAY = """
+policy = tf.saved_model.load(sys.argv[1]).signatures
+json.dump(play(policy, int(sys.argv[2])), open(sys.argv[3], "w"))
+"""
+BARE = "import json, sys\nsys.modules.update(keras_rtrl=None, tf_agents=None, keras=None, tf_keras=None)\n"
+
+
+def test_policy_without_this_package_plays_breakout_action_for_action(breakout_run, tmp_path):
+    """A whole game, as the documentation says, against the agent's own network in its own environment."""
+    pytest.importorskip("ale_py")
+    page = Path(__file__).resolve().parents[2] / "docs" / "export.md"
+    (play,) = (block for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL) if "ale_py" in block)
+    (seed,) = stream_seeds(7, 1)
+    words = [str(Path(breakout_run) / "policy"), str(seed), str(tmp_path / "played.json")]
+    with subprocess.Popen([sys.executable, "-c", BARE + play + PLAY, *words], stderr=subprocess.PIPE) as server:
+        config.load(RunFolder(breakout_run).config)
+        made = environments.make("ALE/Breakout-v5", num_envs=1, seed=7, training=False)
+        env = environments.with_history(made)
+        network = evaluate.load_network(RunFolder(breakout_run), env)
+        act = tf.function(network)
+        actions, all_logits, games = [], [], []
+        time_step, state = env.reset(), network.get_initial_state(1)
+        while not games:
+            observation = tf.nest.map_structure(tf.constant, time_step.observation)
+            (logits, _), state = act(observation, step_type=tf.constant(time_step.step_type), network_state=state)
+            action = np.argmax(logits.numpy(), -1)
+            actions.append(int(action[0]))
+            all_logits.append(logits.numpy()[0])
+            time_step = env.step(action)
+            games = env.finished_games()
+        error = server.communicate()[1]
+    assert server.returncode == 0, error[-2000:]
+    served_actions, served_logits, score = json.loads((tmp_path / "played.json").read_text())
+    assert served_actions == actions
+    assert (score, len(actions)) == games[0][:2]
+    np.testing.assert_allclose(served_logits, all_logits, atol=1e-5)

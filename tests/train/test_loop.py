@@ -179,22 +179,6 @@ def test_minutes_end_a_run_that_can_go_on(tiny_tmaze, tmp_path):
     assert json.loads(open(os.path.join(run, "run.json")).read())["status"] == "stopped"
 
 
-@pytest.fixture(scope="module")
-def breakout_run(tmp_path_factory):
-    pytest.importorskip("ale_py")
-    run = str(tmp_path_factory.mktemp("runs") / "breakout")
-    bindings = [
-        "environment.num_envs = 2",
-        "environment.options = {'max_frames': 40}",
-        "train.rollout = 4",
-        "ActorCriticNetwork.units = 8",
-        "train.log_updates = 2",
-    ]
-    words = ["train", "atari_r2ac_cpu", "--frames", "192", "--out", run]
-    assert cli.main([*words, *(word for binding in bindings for word in ("--gin", binding))]) == 0
-    return run
-
-
 def test_atari_counts_four_frames_a_step(breakout_run):
     assert rows(breakout_run, "frames", "updates") == [("64", "2"), ("128", "4"), ("192", "6")]
 
