@@ -115,7 +115,7 @@ def train(
     agent = building.agent(env, network, optimizer, agent_config)
     counters = checkpoints.Counters()
     runner = make_runner(env, agent, rollout, log_updates)
-    facts = {**(facts or {}), **_store(agent, rollout)}
+    facts = {**(facts or {}), **_memory(agent, rollout)}
     saver = checkpoints.Checkpoints(run, counters, agent, runner.state)
     if resume:
         saver.restore()
@@ -216,16 +216,17 @@ def _load_encoder(path, network):
         raise UsageError(f"train.encoder_from: {error}") from error
 
 
-def _store(agent, rollout):
-    """Says how much memory the carries of a rollout take, where an agent stores them; as a fact for run.json."""
-    if not hasattr(agent, "store_bytes"):
-        return {}
-    try:
-        size = agent.store_bytes(rollout)
-    except ValueError as error:
-        raise UsageError(f"agent: {error}") from error
-    print(f"carries stored of each rollout: {size / 2**20:.2f} MiB", flush=True)
-    return {"store_bytes": size}
+def _memory(agent, rollout):
+    """Says how much memory the learner's carry takes, and what an agent stores of a rollout; facts for run.json."""
+    facts = {"carry_bytes": sum(variable.shape.num_elements() * variable.dtype.size for variable in agent.carry)}
+    print(f"the learner's carry: {facts['carry_bytes'] / 2**20:.2f} MiB", flush=True)
+    if hasattr(agent, "store_bytes"):
+        try:
+            facts["store_bytes"] = agent.store_bytes(rollout)
+        except ValueError as error:
+            raise UsageError(f"agent: {error}") from error
+        print(f"carries stored of each rollout: {facts['store_bytes'] / 2**20:.2f} MiB", flush=True)
+    return facts
 
 
 def _reason(names, losses, update):

@@ -94,7 +94,11 @@ def test_checkpoint_holds_all_that_a_streaming_agent_learns(finished):
 def test_ppo_has_its_columns_and_the_learning_rate_reaches_its_end(tmp_path, capsys):
     words = ["--gin", "train.final_learning_rate = 0.0"]
     assert train(tmp_path, "ppo", 128, *words) == 0  # 8 updates of 4 optimiser steps
-    assert "carries stored of each rollout: " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["store_bytes"] == 2 * record["carry_bytes"] > 0  # 2 chunks a stream
+    for name, fact in (("the learner's carry", "carry_bytes"), ("carries stored of each rollout", "store_bytes")):
+        assert f"{name}: {record[fact] / 2**20:.2f} MiB" in out
     header = (tmp_path / "run" / "metrics.csv").read_text().splitlines()[0].split(",")
     assert header[:7] == list(metrics.COLUMNS)
     assert header[7:9] == ["loss", "policy_loss"]
