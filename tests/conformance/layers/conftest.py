@@ -101,20 +101,21 @@ def implementations(entry):
     return ("auto", "tf") if runs_natively else ("tf",)
 
 
-def cases(behaviour, full, only_this_line=False):
-    """The cases of a behaviour under this process' Keras.
+def cases(behaviour, full, only_this_line=False, line=LEGACY):
+    """The cases of a behaviour under one Keras line.
 
     Args:
       behaviour: its number.
-      full: whether the choice is made by `--full`, not in turn.
-      only_this_line: whether the other Keras line has no such behaviour.
+      full: whether the line gets every layer with every implementation.
+      only_this_line: whether the other line has no such behaviour.
+      line: 0 for Keras 3, 1 for tf-keras; this process' own.
     """
     chosen = []
     for i, (name, entry) in enumerate(LAYERS.items()):
         possible, turn = implementations(entry), i + behaviour
         if full:
             chosen += [Case(name, entry, implementation) for implementation in possible]
-        elif only_this_line or turn % 2 == LEGACY:
+        elif only_this_line or turn % 2 == line:
             chosen.append(Case(name, entry, possible[turn // 2 % len(possible)]))
     return chosen
 
@@ -136,4 +137,6 @@ def layers():
 @pytest.fixture(scope="session")
 def cases_of(request):
     """As `cases`: for a behaviour that takes all layers at once."""
-    return lambda behaviour: cases(behaviour, request.config.getoption("--full"))
+
+    asked = request.config.getoption("--full")
+    return lambda behaviour, full=asked, **options: cases(behaviour, full, **options)

@@ -187,7 +187,7 @@ def test_jit_compile(case):
 
     got, carry_got = compiled(x, resets((1, 2)), *carry)
     want, carry_want = gradients(layer, x, reset=resets((1, 2)), initial_state=carry)
-    close([*got, *carry_got], [*want, *carry_want])
+    close([*got, *carry_got], [*want, *carry_want], rtol=1e-4, atol=1e-5)
 
 
 def test_reset(case):
@@ -383,3 +383,13 @@ def test_pickled_and_copied_models(case):
 def test_every_public_layer_is_in_the_list(layers):
     public = {c for c in vars(keras_rtrl.layers).values() if inspect.isclass(c) and issubclass(c, keras.layers.Layer)}
     assert public == {type(entry.make()) for entry in layers.values()}
+
+
+@pytest.mark.parametrize("behaviour", range(4))
+def test_lines_and_implementations_take_turns(layers, cases_of, behaviour):
+    names = {line: [case.name for case in cases_of(behaviour, full=False, line=line)] for line in (0, 1)}
+    assert sorted(names[0] + names[1]) == sorted(layers)
+    assert set(names[0]) == {case.name for case in cases_of(behaviour + 1, full=False, line=1)}
+    for line in (0, 1):
+        over_two = cases_of(behaviour, full=False, line=line) + cases_of(behaviour + 2, full=False, line=line)
+        assert set(over_two) == {case for case in cases_of(0, full=True) if case.name in names[line]}
