@@ -5,11 +5,12 @@ An encoder is one function in `ENCODERS` from the widths of its dense layers to 
 
 import tensorflow as tf
 
-from keras_rtrl._keras import keras
+from keras_rtrl._keras import keras, register
 
 layers = keras.layers
 
 
+@register  # as networks are pickled
 class _ToFloat(layers.Layer):
     """uint8 to floats in [0, 1] (divided by 255); any other dtype to floats, values unchanged."""
 
@@ -41,16 +42,21 @@ class _WithInstruction(layers.Layer):
         return tf.concat([self.encoder(observation["rgb"]), mean], axis=-1)
 
 
+@register
 class _ResidualBlock(layers.Layer):
     """x + conv(relu(conv(relu(x)))), 3x3 convolutions of `channels` channels."""
 
     def __init__(self, channels, **kwargs):
         super().__init__(**kwargs)
+        self.channels = channels
         self.first = layers.Conv2D(channels, 3, padding="same")
         self.second = layers.Conv2D(channels, 3, padding="same")
 
     def call(self, x):
         return x + self.second(tf.nn.relu(self.first(tf.nn.relu(x))))
+
+    def get_config(self):
+        return {**super().get_config(), "channels": self.channels}
 
 
 def mlp(units):

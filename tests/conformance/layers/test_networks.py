@@ -49,13 +49,14 @@ def test_pickling_and_copy(case):
     check_copies(Holder(config), [np.random.default_rng(1).normal(size=(B, T, D)).astype("float32")])
 
 
-@pytest.mark.parametrize("core", ["elstm", "lru", "rtu"])
-def test_pickling_and_copy_of_the_actor_critic(core):
+@pytest.mark.parametrize(("core", "encoder"), [("elstm", "mlp"), ("lru", "impala_deep"), ("rtu", "nature_cnn")])
+def test_pickling_and_copy_of_the_actor_critic(core, encoder):
+    shape = [D] if encoder == "mlp" else [36, 36, 1]
     action = tensor_spec.BoundedTensorSpec([], tf.int64, 0, 2)
-    spec = {"observation": tf.TensorSpec([D]), "last_reward": tf.TensorSpec([]), "last_action": action}
-    made = ActorCriticNetwork(spec, action, core=core, units=3, encoder_units=(5,))
+    spec = {"observation": tf.TensorSpec(shape), "last_reward": tf.TensorSpec([]), "last_action": action}
+    made = ActorCriticNetwork(spec, action, core=core, units=3, encoder=encoder, encoder_units=(5,))
     observation = {
-        "observation": tf.random.stateless_normal([B, T, D], [1, 2]),
+        "observation": tf.random.stateless_normal([B, T, *shape], [1, 2]),
         "last_reward": tf.ones([B, T]),
         "last_action": tf.ones([B, T], tf.int64),
     }
