@@ -17,7 +17,7 @@ logarithm. For the LSTM minus that is the bias of its input gate, so that its ga
 keras leaves it to Keras.
 
     python examples/long_recall.py --seeds 3 --out runs/long_recall
-    python examples/long_recall.py --length 50 --out runs/short_recall     # one chunk holds it all: each can learn it
+    python examples/long_recall.py --length 50 --batches 400 --out runs/one_chunk     # holds it all: all three learn it
 
 The three take turns, an epoch each, so that what else the machine does weighs on all alike. A network that has solved
 the task stops. --out receives config.json, metrics.csv and learning_curve.png, drawn anew after every seed. A killed
@@ -170,6 +170,7 @@ def plot(rows, args):
     from matplotlib.figure import Figure
 
     labels = {"rtrl": "ELSTM, RTRL", "tbptt": "ELSTM, truncated BPTT", "lstm": "keras.layers.LSTM"}
+    styles = dict(zip(MODELS, ("o-", "-", "--"), strict=True))  # two of them lie on one another at chance
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axis = figure.subplots()
     for i, kind in enumerate(args.models):
@@ -177,12 +178,13 @@ def plot(rows, args):
         for seed in range(1, args.seeds + 1):
             curve = [row for row in rows if row["model"] == kind and row["seed"] == seed]
             x = [row["sequences"] for row in curve]
-            axis.plot(x, [100 * row["held_out_accuracy"] for row in curve], color=f"C{i}", label=label, linewidth=1.2)
+            y = [100 * row["held_out_accuracy"] for row in curve]
+            axis.plot(x, y, styles[kind], color=f"C{i}", label=label, linewidth=1.2, markersize=3)
             label = None
     axis.axhline(100 / SYMBOLS, color="k", linewidth=0.5, linestyle=":", label="chance")
     axis.set(xlabel="training sequences", ylabel="held-out sequences right, %", ylim=(0, 102))
     axis.set_title(f"recall over {args.length} steps from chunks of {args.chunk}")
-    axis.legend(loc="center left")
+    axis.legend(loc="upper left")
     figure.savefig(args.out / "learning_curve.png", dpi=120)
 
 
@@ -214,7 +216,7 @@ def parse(words=None):
     add("--forget-bias", type=bias, help="initial bias of the forget gates; left out: log(length)")
     add("--lstm-bias", choices=("same", "keras"), default="same", help="the LSTM's: of --forget-bias, or Keras' own")
     add("--rate", type=positive, default=1e-2, help="Adam's step size")
-    add("--batches", type=whole, default=200, help=f"batches of {STREAMS} sequences, rounded up to whole epochs")
+    add("--batches", type=whole, default=140, help=f"batches of {STREAMS} sequences, rounded up to whole epochs")
     add("--seeds", type=whole, default=1, help="how many: 1, 2, ...; of weights, training and held-out sequences")
     add("--out", type=Path, default=Path("runs/long_recall"), help="folder for the results; made anew")
     args = parser.parse_args(words)
