@@ -9,7 +9,7 @@ class MinGRUCell(RTRLCell):
     """Minimal GRU: gate and candidate see the input only. The state h is the output, of width N.
 
     `z = sigmoid(x Z + b_z)`, `g = x H + b_h`, `h = (1 - z) h' + z g` (h' the previous h; z writes, the other way round
-    than in `EGRUCell`). This is the paper's plain form, section 3.1: a linear candidate, without the positive function
+    than in `EGRUCell`). This is the paper's plain form: a linear candidate, without the positive function
     that its log-space form puts around it for the sake of a parallel scan.
 
     Derivatives (rtrl-math.md, section 1): `a_z = (g - h') z (1 - z)`, `a_h = z`, `J = 1 - z`; v: `b -> a`.
