@@ -32,8 +32,8 @@ class RTRLDiagnostics(keras.callbacks.Callback):
       batches, where no reset cut it off, is therefore a difference too. 1: nothing is stale.
 
     Layers of a stack are named `<stack>/<number from below>`. The model runs here as in inference, but for the carry:
-    without dropout and with the moving averages of normalisation. Weights, carries, the optimiser, metrics and random
-    seeds stay as they are.
+    without dropout and with the moving averages of normalisation; where such layers lie below a recurrent one, its
+    staleness holds that difference too. Weights, carries, the optimiser, metrics and random seeds stay as they are.
 
     Example:
 
