@@ -220,7 +220,8 @@ def _by_name(structure, name):
         return [pair for value in structure for pair in _by_name(value, name)]
     if structure is None:
         return []
-    return [(structure._keras_history[0].name if keras.backend.is_keras_tensor(structure) else name, structure)]
+    history = getattr(structure, "_keras_history", None)
+    return [(history[0].name if history else name, structure)]
 
 
 def _unique(name, taken):

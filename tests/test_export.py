@@ -1,0 +1,280 @@
+"""Inference models, served by a fresh process that has TensorFlow and neither Keras nor this package."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_rtrl import layers
+from keras_rtrl._keras import LEGACY, keras
+from keras_rtrl.export import inference_model
+
+B, T, D, N = 4, 6, 5, 3
+LONG = 10_000
+SERVER = Path(__file__).with_name("serve.py")
+
+
+def stateful():
+    """Built with a fixed batch and a fixed number of steps."""
+    x = keras.Input(batch_shape=(2, 3, D), name="x")
+    y = keras.layers.Dense(4, activation="relu")(x)
+    y = layers.ELSTM(N, stateful=True, return_sequences=True, name="elstm")(y)
+    y = keras.layers.Dense(4, activation="tanh")(y)
+    y = layers.RTU(N, stateful=True, return_sequences=True, return_state=True, name="rtu")(y)[0]
+    return keras.Model(x, keras.layers.Dense(2, name="y")(y))
+
+
+def carry_returned():
+    """A reset of its own, dicts, and the carry among the outputs."""
+    x = keras.Input((None, D), name="x")
+    reset = keras.Input((None,), dtype="bool", name="reset")
+    y, state, S, _ = layers.ELSTM(N, return_sequences=True, return_state=True, name="elstm")(x, reset=reset)
+    return keras.Model({"x": x, "reset": reset}, {"y": y, "state": state, "S": S})
+
+
+def stack():
+    core = layers.RTRLStack([layers.ELSTM(N), keras.layers.Dense(4), layers.LRU(2)], gate=True, residual=True,
+                            return_sequences=True, name="core")  # fmt: skip
+    return keras.Sequential([keras.Input((None, D), name="x"), core, keras.layers.Dense(2, name="y")])
+
+
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.cores = [layers.ELSTM(N, return_sequences=True, name="first"), layers.RTU(N, name="second")]
+        self.head = keras.layers.Dense(2)
+
+    def call(self, x):
+        y = self.cores[0](x)
+        return self.head(y), self.cores[1](y)
+
+
+def subclassed():
+    model = Subclassed()
+    model(tf.zeros((2, 3, D)))
+    return model
+
+
+MODELS = {"stateful": stateful, "carry_returned": carry_returned, "stack": stack, "subclassed": subclassed}
+STATES = {
+    "stateful": {"elstm_state": (None, N, 1), "rtu_state": (None, N, 2)},
+    "carry_returned": {"elstm_state": (None, N, 1)},
+    "stack": {"core_state_1": (None, N, 1), "core_state_2": (None, 2, 2)},
+    "subclassed": {"first_state": (None, N, 1), "second_state": (None, N, 2)},
+}
+OUTPUTS = {"stateful": ["y"], "carry_returned": ["y"], "stack": ["y"], "subclassed": ["output_0", "output_1"]}
+
+
+def answers(name, model, x, reset):
+    """What the model itself says to whole sequences, a list of outputs. The reset is that of stream 1 in the middle."""
+    half = T // 2
+    if name == "carry_returned":
+        return [model({"x": x, "reset": reset}, training=False)["y"]]
+    if name == "stateful":
+
+        def begin_anew(streams=None):
+            for layer in ("elstm", "rtu"):
+                model.get_layer(layer).reset_state(streams)
+
+        rows = []
+        for streams, resets in ((x[:2], [1]), (x[2:], [])):
+            first = model(streams[:, :half], training=False)
+            begin_anew(resets)
+            rows.append(tf.concat([first, model(streams[:, half:], training=False)], 1))
+            begin_anew()
+        return [tf.concat(rows, 0)]
+    outputs = [value.numpy() for value in tf.nest.flatten(model(x, training=False))]
+    for value, anew in zip(outputs, tf.nest.flatten(model(x[1:2, half:], training=False)), strict=True):
+        if value.ndim == 3:
+            value[1, half:] = anew[0]
+        else:  # the last step's alone
+            value[1] = anew[0]
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """Inference models by name, what their models answer, and what a server that loaded them found and answered."""
+    keras.utils.set_random_seed(0)
+    folder = tmp_path_factory.mktemp("served")
+    models = {name: build() for name, build in MODELS.items()}
+    modules = {name: inference_model(model) for name, model in models.items()}
+    for name, module in modules.items():
+        module.save(str(folder / name))
+    # What the server's search must find: a layer that makes traces.
+    layer = layers.ELSTM(N, return_state=True, implementation="tf")
+    control = tf.Module()
+    control.function = tf.function(layer).get_concrete_function(tf.TensorSpec([None, None, D]))
+    control.weights = list(control.function.variables)
+    tf.saved_model.save(control, str(folder / "control"))
+
+    rng = np.random.default_rng(0)
+    data = {
+        "x": rng.normal(size=(B, T, D)).astype("float32"),
+        "reset": np.zeros((B, T), bool),
+        "long_x": rng.normal(size=(1, LONG, D)).astype("float32"),
+        "long_reset": rng.random((1, LONG)) < 1e-3,
+    }
+    data["reset"][1, T // 2] = True
+    np.savez(folder / "in.npz", **data)
+    words = [sys.executable, str(SERVER), str(folder), *models, "control"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+        expected = {name: answers(name, model, data["x"], data["reset"]) for name, model in models.items()}
+        expected["long"] = answers("carry_returned", models["carry_returned"], data["long_x"], data["long_reset"])
+        said, _ = server.communicate()
+    assert server.returncode == 0, said[-3000:]
+    return modules, expected, np.load(folder / "out.npz")
+
+
+@pytest.mark.parametrize("how", ["whole", "steps"])
+@pytest.mark.parametrize("name", MODELS)
+def test_answers_as_the_model(served, name, how):
+    """To a batch and a number of steps other than those that the model was built with."""
+    _, expected, out = served
+    for key, value in zip(OUTPUTS[name], expected[name], strict=True):
+        got = out[f"{name}/{how}/{key}"]
+        np.testing.assert_allclose(got if value.ndim == 3 else got[:, -1], value, atol=1e-6, err_msg=key)
+
+
+def test_long_stream_one_step_at_a_time(served):
+    _, expected, out = served
+    assert out["long/y"].shape == (1, LONG, N)
+    np.testing.assert_allclose(out["long/y"], expected["long"][0], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_files_hold_stock_operations_and_no_traces(served, name):
+    _, _, out = served
+    assert not out[f"{name}/foreign"].tolist()
+    assert out[f"{name}/rank"] == 3
+    assert out["control/foreign"].tolist() == ["KerasRtrlMadeUp"]
+    assert out["control/rank"] == 5
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_names(served, name):
+    """States after their layers; no trace among the outputs, and no state twice."""
+    module = served[0][name]
+    inputs = {key: tuple(spec.shape) for key, spec in module.step.structured_input_signature[1].items()}
+    assert inputs == {"x": (None, None, D), "reset": (None, None), **STATES[name]}
+    assert set(module.step.structured_outputs) == {*OUTPUTS[name], *STATES[name]}
+
+
+def test_weights_are_shared():
+    model = keras.Sequential([keras.Input((None, D), name="x"), layers.ELSTM(N, name="elstm")])
+    module = inference_model(model)
+    x = tf.random.normal((B, T, D))
+    before = module.step(x=x, reset=tf.zeros((B, T), bool), **module.initial_state(batch_size=tf.constant(B)))
+    model.set_weights([weight + 0.1 for weight in model.get_weights()])
+    after = module.step(x=x, reset=tf.zeros((B, T), bool), **module.initial_state(batch_size=tf.constant(B)))
+    np.testing.assert_allclose(after["elstm"], model(x), atol=1e-6)
+    assert np.abs(after["elstm"] - before["elstm"]).max() > 1e-3
+
+
+def carry_handed_on():
+    """One layer's carry starts another, and a layer is called twice."""
+    x = keras.Input((None, D), name="x")
+    a, *carry = layers.ELSTM(N, return_sequences=True, return_state=True, name="first")(x)
+    b = layers.ELSTM(N, return_sequences=True, name="second")(x, initial_state=carry)
+    shared = layers.ELSTM(2, return_sequences=True, name="shared")
+    return keras.Model(x, keras.layers.Concatenate(name="y")([shared(a), shared(b)]))
+
+
+def own_state():
+    """The state is an input of the model and one of its outputs."""
+    x, state = keras.Input((None, D), name="x"), keras.Input((N, 1), name="state")
+    y, state_after = layers.ELSTM(N, return_state=True, name="elstm")(x, initial_state=state)
+    return keras.Model([x, state], [keras.layers.Dense(1, name="y")(y), state_after])
+
+
+def distributed():
+    x = keras.Input((T, 2, D), name="x")
+    y = keras.layers.TimeDistributed(layers.ELSTM(N))(x)
+    return keras.Model(x, layers.RTU(N, name="rtu")(y))
+
+
+def masked():
+    core = layers.ELSTM(N, return_sequences=True, name="elstm")
+    return keras.Sequential([keras.Input((None, D), name="x"), keras.layers.Masking(), core])
+
+
+@pytest.mark.parametrize(
+    ("build", "shapes", "states", "outputs"),
+    [
+        (carry_handed_on, [(B, T, D)], ["first_state", "shared_state", "shared_state_2"], ["y"]),
+        (own_state, [(B, T, D), (B, N, 1)], [], ["y", "elstm_state"]),
+        (distributed, [(B, T, 2, D)], ["rtu_state"], ["rtu"]),
+        (masked, [(B, T, D)], ["elstm_state"], ["elstm"]),
+    ],
+)
+def test_other_wirings(build, shapes, states, outputs):
+    model = build()
+    module = inference_model(model)
+    inputs = [np.random.default_rng(0).normal(size=shape).astype("float32") for shape in shapes]
+    inputs[0][0, -2:] = 0.0  # what Masking masks
+    named = dict(zip(["x", "state"], map(tf.constant, inputs), strict=False))
+    given = module.initial_state(batch_size=tf.constant(B))
+    if states:
+        named["reset"] = tf.zeros((B, T), bool)
+    assert sorted(given) == states
+    got = module.step(**named, **given)
+    assert sorted(got) == sorted({*outputs, *states})
+    for name, value in zip(outputs, tf.nest.flatten(model(inputs if inputs[1:] else inputs[0])), strict=True):
+        np.testing.assert_allclose(got[name], value, atol=1e-6, err_msg=name)
+
+
+def traces_given():
+    x = keras.Input((None, D))
+    carry = [keras.Input(shape) for shape in ((N, 1), (D, 2, N, 1), (4, N, 1))]
+    return keras.Model([x, *carry], layers.ELSTM(N, name="elstm")(x, initial_state=carry))
+
+
+def traces_used():
+    x = keras.Input((None, D))
+    y, _, S, _ = layers.ELSTM(N, return_state=True, name="elstm")(x)
+    return keras.Model(x, [y, keras.layers.Flatten()(S)])
+
+
+def keras_state():
+    x = keras.Input(batch_shape=(B, T, D))
+    return keras.Sequential(
+        [x, layers.ELSTM(N, return_sequences=True), keras.layers.LSTM(N, stateful=True, name="lstm")]
+    )
+
+
+def stateful_inside():
+    inner = layers.ELSTM(N, stateful=True, name="elstm")
+    return keras.Sequential([keras.Input(batch_shape=(B, T, 2, D)), keras.layers.TimeDistributed(inner)])
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "message"),
+    [
+        (lambda: None, TypeError, "model must be a model of .*, got builtins.NoneType"),
+        (lambda: layers.ELSTM(N), TypeError, "model must be a model of .*ELSTM"),
+        (lambda: keras.Sequential([layers.ELSTM(N)], name="new"), ValueError, "model must be built, new is not"),
+        (lambda: keras.Sequential([keras.Input((T, D)), keras.layers.Dense(1)]), ValueError, "must have an RTRL layer"),
+        (traces_given, ValueError, "model gives elstm traces as initial_state"),
+        (traces_used, ValueError, "model computes with traces that elstm returns"),
+        (keras_state, ValueError, "lstm is a stateful layer of Keras' own"),
+        (stateful_inside, ValueError, "elstm is stateful inside TimeDistributed"),
+    ],
+)
+def test_models_it_cannot_serve(model, error, message):
+    with pytest.raises(error, match=message):
+        inference_model(model())
+
+
+@pytest.mark.skipif(LEGACY, reason="the page is written for Keras 3")
+def test_documentation(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).resolve().parent.parent / "docs" / "export.md"
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        if "ale_py" not in block:  # tests/train/test_export.py plays that one
+            exec(block, names)
+    assert names["y"].shape == (1, 1, 1)
