@@ -40,9 +40,13 @@ def test_import_pulls_in_nothing_optional():
 
 
 @pytest.mark.slow
-def test_import_takes_less_than_1_2_times_tensorflow():
+@pytest.mark.parametrize("legacy", ["0", "1"], ids=["keras3", "tf-keras"])
+def test_import_takes_less_than_1_2_times_tensorflow(legacy):
     """CPU time, since a busy machine stretches the wall time of any process; the two take turns."""
-    pairs = [[python(f"import {module}")[2] for module in ("tensorflow", "keras_rtrl")] for _ in range(7)]
+    pairs = [
+        [python(f"import {module}", TF_USE_LEGACY_KERAS=legacy)[2] for module in ("tensorflow", "keras_rtrl")]
+        for _ in range(5)
+    ]
     tensorflow, ours = (statistics.median(times) for times in zip(*pairs, strict=True))
     print(f"tensorflow {tensorflow:.2f} s, keras_rtrl {ours:.2f} s, {ours / tensorflow:.3f} times")
     assert ours < 1.2 * tensorflow
