@@ -4,6 +4,12 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+from keras_rtrl._keras import LEGACY
+
+pytestmark = pytest.mark.skipif(LEGACY, reason="the same under either Keras")
+
 INSTALL = 'pip install "keras_rtrl[agents]"'
 
 

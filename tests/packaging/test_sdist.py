@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from keras_rtrl._keras import LEGACY
+
+pytestmark = pytest.mark.skipif(LEGACY, reason="the same under either Keras")
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
