@@ -65,7 +65,7 @@ def read(folder):
 def test_trace_norms_are_those_of_the_carry(tmp_path):
     model, carries = make(rate=0.1, run_eagerly=True), []
     core = model.get_layer("core")
-    recorder = keras.callbacks.LambdaCallback(on_train_batch_end=lambda *_: carries.append(core.get_carry()))
+    recorder = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: carries.append(core.get_carry()))
     found = fit(model, data(), tmp_path, data=None, every=2, callbacks=[recorder])
     assert set(found) == NORMS
     for step in (2, 4):  # of 6
@@ -220,3 +220,9 @@ def test_models_that_do_not_fit_are_refused_before_training(tmp_path):
     refused(make(ELSTM(N, return_sequences=True), rate=1.0), "must have an RTRL layer with stateful=True, and has none")
     refused(make(rate=1.0, steps_per_execution=2), "must be compiled with steps_per_execution=1")
     refused(make(rate=1.0), "data must have at least one batch, and has none", chunks=data().take(0))
+
+
+def test_missing_tensorboard_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="RTRLDiagnostics needs tensorboard, which is not installed"):
+        RTRLDiagnostics("logs")
