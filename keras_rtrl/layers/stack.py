@@ -1,6 +1,7 @@
 """RTRLStack: RTRL layers above each other, with feed-forward layers between, as one layer."""
 
 import contextlib
+import functools
 import inspect
 
 import tensorflow as tf
@@ -71,6 +72,8 @@ class RTRLStack(Recurrent):
         self.norm = bool(norm)
         self.gate = bool(gate)
         self._norms, self._values, self._gates = [], [], []
+        for i, layer in enumerate(self.layers):
+            setattr(self, f"_layer_{i}", layer)  # Keras 3 leaves lists out of tf.train.Checkpoint
 
     def _recurrent_layers(self):
         return [layer for layer in self.layers if isinstance(layer, RTRL)]
@@ -111,7 +114,6 @@ class RTRLStack(Recurrent):
     def build(self, sequences_shape, initial_state_shape=None, reset_shape=None):
         dim = self._shape_of_features(sequences_shape)
         widths = list(self._widths(dim))
-        policy = self.dtype_policy
         for i, (layer, width) in enumerate(widths[:-1]):
             if not isinstance(layer, RTRL):
                 _build(layer, width)
@@ -121,16 +123,21 @@ class RTRLStack(Recurrent):
                     f"layers[{i}] ({layer.name}) was built for {layer._input_dim} features and gets {width} here."
                 )
             if self.norm:
-                self._norms.append(keras.layers.LayerNormalization(name=f"norm_{i}", dtype=policy))
-                _build(self._norms[-1], width)
+                self._norms.append(self._made(f"norm_{i}", keras.layers.LayerNormalization, width))
             _build(layer, width)
             if self.gate:
-                self._values.append(keras.layers.Dense(width, name=f"value_{i}", dtype=policy))
-                self._gates.append(keras.layers.Dense(width, activation="sigmoid", name=f"gate_{i}", dtype=policy))
-                _build(self._values[-1], layer.output_size)
-                _build(self._gates[-1], layer.output_size)
+                made = functools.partial(self._made, kind=keras.layers.Dense, width=layer.output_size, units=width)
+                self._values.append(made(f"value_{i}"))
+                self._gates.append(made(f"gate_{i}", activation="sigmoid"))
         self._input_dim = dim
         super().build(sequences_shape)
+
+    def _made(self, name, kind, width, **options):
+        """A layer of the stack's own, built for an input of `width` features."""
+        layer = kind(name=name, dtype=self.dtype_policy, **options)
+        setattr(self, f"_{name}", layer)
+        _build(layer, width)
+        return layer
 
     def _run(self, x, carries, reset, mask, traces):
         new = []
