@@ -120,13 +120,19 @@ class RTRLCell:
     def check(self):
         """Raises ValueError where the declarations of this cell do not fit the contract."""
         gates, name = self.gates, type(self).__name__
-        if not gates or len(set(gates)) < len(gates) or not all(isinstance(gate, str) for gate in gates):
+        different = isinstance(gates, tuple) and len(set(gates)) == len(gates) and all(type(g) is str for g in gates)
+        if not gates or not different:
             raise ValueError(f"{name}.gates must be a tuple of different names, got {gates!r}.")
         for gate, (source, _) in self.trace_rotations.items():
             if gate not in gates or source not in self.stored_gates:
                 raise ValueError(f"{name}.trace_rotations: {gate!r} from {source!r}, where gates are {gates!r}.")
         parameters = (*self.unit_parameters(), *self.output_parameters(1))
         for parameter in parameters:
+            if not isinstance(parameter, Parameter) or not callable(parameter.initializer):
+                raise ValueError(
+                    f"{name}: parameters must be a tuple of Parameter, each with a function (shape, dtype) as "
+                    f"initializer, got {parameter!r}."
+                )
             if parameter.role not in ROLES:
                 raise ValueError(f"{name}: role of {parameter.name!r} must be one of {ROLES}, got {parameter.role!r}.")
         for parameter in self.unit_parameters():

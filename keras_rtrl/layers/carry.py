@@ -94,12 +94,19 @@ class KeepsCarry:
           training: None: the training carry and the inference state; True or False: one of them.
 
         Raises:
-          ValueError: there is no such stream, or `training` is something else.
+          ValueError: there is no such stream, `training` is something else, or it is None, `streams` are given and the
+            two carries have different numbers of them.
         """
         if training not in (None, True, False):
             raise ValueError(f"training must be None, True or False, got {training!r}.")
-        kinds = ("training", "inference") if training is None else (self._carry_kind(training),)
+        kinds = ("training", "inference") if training is None else (self._carry_kind(bool(training)),)
         kept = [self._kept(kind, getattr(self, f"_{kind}_carry")) for kind in kinds]
+        sizes = [next(iter(carry.values())).shape[0] for carry in kept if carry]
+        if streams is not None and len(set(sizes)) > 1:
+            raise ValueError(
+                f"training must be True or False to choose streams here: the training carry has {sizes[0]} of them and "
+                f"the inference state {sizes[1]}."
+            )
         variables = [variable for carry in kept for variable in carry.values()]
         keep = [None if streams is None else _others(streams, variable.shape[0]) for variable in variables]
         for variable, kept in zip(variables, keep, strict=True):
@@ -184,7 +191,7 @@ class KeepsCarry:
         return {name: getattr(holder, name) for name in names if hasattr(holder, name)}
 
     def _carry_kind(self, training):
-        return "inference" if training is False else "training"
+        return "inference" if isinstance(training, (bool, int, np.bool_)) and not training else "training"
 
     def _kind(self, training):
         if training not in (True, False):

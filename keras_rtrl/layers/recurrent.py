@@ -150,8 +150,9 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
     def _check_batch(self, batch):
         if batch is None:
             raise ValueError(
-                "stateful=True needs the same known batch size at every call: give keras.Input a batch size, and let "
-                "no batch be smaller (drop_remainder=True)."
+                "stateful=True needs the same known batch size at every call: give keras.Input and, for arrays, fit "
+                "the same batch_size, and let no batch be smaller (in tf.data: drop_remainder=True). To serve the "
+                "model, keras_rtrl.export.inference_model leaves it free."
             )
 
     # What Keras asks.

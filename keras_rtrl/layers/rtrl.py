@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from keras_rtrl._keras import NO_AUTOCAST, keras, register
+from keras_rtrl._keras import NO_AUTOCAST, deserialize, keras, register
 from keras_rtrl.cells import EGRUCell, ELSTMCell, LRUCell, MinGRUCell, RTRLCell, RTUCell
 from keras_rtrl.cells.base import ROLES
 from keras_rtrl.engine import chunked, native
@@ -234,7 +234,7 @@ class RTRL(Recurrent):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
-        config["cell"] = keras.saving.deserialize_keras_object(config["cell"], custom_objects=custom_objects)
+        config["cell"] = deserialize(config["cell"], custom_objects)
         return cls(**config)
 
 

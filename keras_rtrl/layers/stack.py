@@ -6,9 +6,11 @@ import inspect
 
 import tensorflow as tf
 
-from keras_rtrl._keras import LEGACY, keras, register
+from keras_rtrl._keras import LEGACY, deserialize, keras, register
 from keras_rtrl.layers.recurrent import Recurrent
 from keras_rtrl.layers.rtrl import RTRL
+
+_STEPS = 97  # of sequences that stateless layers are asked about
 
 
 @register
@@ -96,8 +98,8 @@ class RTRLStack(Recurrent):
                         f"{width}; they must agree, or gate=True brings them together."
                     )
                 continue
-            shape = tuple(layer.compute_output_shape((None, None, width)))
-            if len(shape) != 3 or shape[1] is not None or shape[2] is None:
+            shape = tuple(layer.compute_output_shape((None, _STEPS, width)))
+            if len(shape) != 3 or shape[1] != _STEPS or shape[2] is None:
                 raise ValueError(
                     f"layers[{i}] ({layer.name}) must act on each step alone: [batch, time, features] to the same; its "
                     f"output has shape {shape}."
@@ -195,9 +197,7 @@ class RTRLStack(Recurrent):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        layers = [
-            keras.saving.deserialize_keras_object(layer, custom_objects=custom_objects) for layer in config["layers"]
-        ]
+        layers = [deserialize(layer, custom_objects) for layer in config["layers"]]
         return cls(**{**config, "layers": layers})
 
 

@@ -79,8 +79,9 @@ def test_reset_of_nothing_of_one_stream_and_of_one_carry():
     one.reset_state(1, training=True)
     assert not one.get_carry()[1][1].any()
     assert one.get_carry(training=False)[0][1].any()
-    one.reset_state(training=False)
+    one.reset_state(training=0)
     assert not one.get_carry(training=False)[0].any()
+    assert one.get_carry()[0].any()
     one.reset_states()
     assert not any(v.any() for v in one.get_carry())
 
@@ -139,6 +140,12 @@ def called():
     return one
 
 
+def uneven():
+    one = called()
+    one(X[:1], training=False)
+    return one
+
+
 def carry_with(index, value):
     values = list(called().get_carry())
     values[index] = value
@@ -164,6 +171,7 @@ BAD = {  # call, message
     "bools": (lambda: called().reset_state([True]), r"got a bool array of shape \(1,\)"),
     "fraction": (lambda: called().reset_state([0.5]), "streams must be None, indices below 3"),
     "symbolic": (lambda: tf.function(called().reset_state)(tf.constant([1])), "got a tensor without a value"),
+    "sizes": (lambda: uneven().reset_state([2]), "training must be True or False .* has 3 of them .* state 1"),
     "reset training": (lambda: called().reset_state(training="all"), "training must be None, True or False"),
     "bytes not built": (lambda: ELSTM(N).carry_bytes(2), r"carry_bytes\(\) needs a built layer"),
     "batch_size": (lambda: layer().carry_bytes(0), "batch_size must be a whole number of at least 1, got 0"),

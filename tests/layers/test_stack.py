@@ -7,7 +7,8 @@ import pytest
 import tensorflow as tf
 
 from keras_rtrl._keras import LEGACY, keras
-from keras_rtrl.layers import ELSTM, RTU, RTRLStack
+from keras_rtrl.cells import LRUCell
+from keras_rtrl.layers import ELSTM, RTRL, RTU, RTRLStack
 
 B, T, D, N, CUT = 2, 6, 4, 3, 4
 everything = {"return_sequences": True, "return_state": True}
@@ -308,6 +309,7 @@ BAD = {
     "shape": (lambda: plain()(Z, initial_state=[Z, Z, Z]), ValueError, "state_1 must have shape"),
     "reset": (lambda: plain()(Z, reset=np.zeros(B, bool)), ValueError, "reset must have shape"),
     "mask": (lambda: plain()(Z, mask=np.zeros(B, bool)), ValueError, "mask must have shape"),
+    "steps": (lambda: RTRLStack([elstm(), keras.layers.Conv1D(4, 2)])(Z), ValueError, "must act on each step alone"),
     "batch": (lambda: RTRLStack([elstm()], stateful=True)(keras.Input((3, 2))), ValueError, "known batch size"),
     "carry": (
         lambda: RTRLStack([elstm()], stateful=True)(Z, initial_state=[np.zeros((B, N, 1))]),
@@ -322,3 +324,13 @@ def test_bad_arguments_get_one_clear_error(bad):
     make, error, message = BAD[bad]
     with pytest.raises(error, match=message):
         make()
+
+
+def test_hdf5_files(tmp_path):
+    stack = RTRLStack([elstm(), keras.layers.Dense(4), RTRL(LRUCell(3))])
+    for layer in (stack, RTRL(LRUCell(3))):
+        model = keras.Sequential([keras.Input((5, 2)), layer])
+        model.save(str(tmp_path / "model.h5"))
+        loaded = keras.models.load_model(str(tmp_path / "model.h5"))
+        assert type(loaded.layers[0]) is type(layer)
+        np.testing.assert_allclose(loaded(np.ones((3, 5, 2))), model(np.ones((3, 5, 2))), rtol=1e-6)

@@ -217,9 +217,10 @@ FAULTS = {
     ),
     "parameters that are none": (
         broken(Leaky, unit_parameters=lambda self: ("log_w", "b")),
-        "the declarations do not fit: 'str' object has no attribute",
+        "the declarations do not fit: Broken: parameters must be a tuple of Parameter, .* got 'log_w'",
     ),
     "no gates": (broken(Leaky, gates=()), "the declarations do not fit: Broken.gates must be a tuple"),
+    "gates in no tuple": (broken(Leaky, gates="u"), "Broken.gates must be a tuple of different names, got 'u'"),
     "configuration left out": (Forgetful(3, 2.0), "get_config leaves out 'scale', an argument of __init__"),
     "configuration not kept": (Renamed(3, 2.0), "makes a cell with another phi"),
 }

@@ -33,7 +33,9 @@ def weights(folder, data):
 
 def saved_model(folder, data):
     if LEGACY:
-        return keras.models.load_model(folder / "model")(data["x"])
+        model = keras.models.load_model(folder / "model")
+        assert "keras_rtrl" in type(model.layers[0]).__module__, "a stand-in was loaded in the layer's place"
+        return model(data["x"])
     loaded = tf.saved_model.load(folder / "model")
     served = loaded.signatures["serving_default"]
     (name,) = served.structured_input_signature[1]
