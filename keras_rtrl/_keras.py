@@ -45,13 +45,14 @@ register = keras.saving.register_keras_serializable(package="keras_rtrl")
 def deserialize(config, custom_objects=None):
     """The object of a config made by `keras.saving.serialize_keras_object`.
 
-    Also while tf-keras loads an HDF5 file, where it looks for bare class names, under which nothing is registered.
+    Also while tf-keras loads an HDF5 file or a SavedModel, where it looks for bare class names, under which nothing is
+    registered.
     """
     if LEGACY:
         known = keras.saving.get_registered_object(config.get("registered_name"), custom_objects)
         if known is not None:
             return known.from_config(config["config"])
-        if config.get("module") == "keras.layers":
+        if hasattr(keras.layers, config["class_name"]):
             return keras.layers.deserialize({name: config[name] for name in ("class_name", "config")}, custom_objects)
     return keras.saving.deserialize_keras_object(config, custom_objects=custom_objects)
 
