@@ -199,7 +199,7 @@ def test_a_sweep_that_was_ended_goes_on(tmp_path, number):
 def test_two_sweeps_of_one_folder_share_their_runs(tmp_path):
     write_preset(tmp_path)
     both = [start(tmp_path, 4000) for _ in range(2)]
-    assert [process.wait(120) for process in both] == [0, 0]
+    assert [process.wait(300) for process in both] == [0, 0]
     kept = tmp_path / "out" / "corridor-3" / "elstm-rtrl" / "seed-1"
     assert {path.name for path in kept.iterdir()} == FILES
     assert updates(kept / "metrics.csv") == list(range(5, 201, 5))
@@ -210,7 +210,7 @@ def test_two_reports_are_written_at_once(swept):
     code = "from keras_rtrl.train import cli\nfor _ in range(8): assert cli.main(%r) == 0"
     words = ["sweep", str(swept / "tiny.gin"), "--report-only", "--out", str(swept / "out")]
     both = [subprocess.Popen([sys.executable, "-c", code % words], stdout=subprocess.DEVNULL) for _ in range(2)]
-    assert [process.wait(120) for process in both] == [0, 0]
+    assert [process.wait(300) for process in both] == [0, 0]
     assert {path.name for path in (swept / "out").iterdir()} == {".runs", "corridor-3", "table.md", "curves.png"}
 
 
