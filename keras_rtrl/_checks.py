@@ -3,6 +3,8 @@
 import math
 import numbers
 
+import numpy as np
+
 
 def number(name, value, low=None, above=None):
     """Returns `value` as a float; raises ValueError unless it is finite and at least `low`, or above `above`."""
@@ -11,6 +13,13 @@ def number(name, value, low=None, above=None):
     if not fits or (low is not None and value < low) or (above is not None and value <= above):
         raise ValueError(f"{name} must be a finite number{bound}, got {value!r}")
     return float(value)
+
+
+def flag(name, value):
+    """Returns `value` as a bool; raises ValueError unless it is one."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
 
 
 def whole_number(name, value, low=1, high=None):

@@ -12,6 +12,7 @@ out = served["serving_default"](x=x, reset=reset, **state)
 import contextlib
 import inspect
 import itertools
+import os
 import re
 
 import tensorflow as tf
@@ -64,7 +65,16 @@ class StatefulModule(tf.Module):
         self.initial_state = _concrete(initial_state, {"batch_size": tf.TensorSpec([], tf.int32)})
 
     def save(self, path):
-        """Writes a SavedModel with the signatures "serving_default" (`step`) and "initial_state" into a folder."""
+        """Writes a SavedModel, a folder, with the signatures "serving_default" (`step`) and "initial_state".
+
+        Raises:
+          TypeError: `path` is no path.
+          ValueError: `path` ends as one of Keras' files does.
+        """
+        if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+            raise TypeError(f"path must be a path, got {path!r}.")
+        if os.fspath(path).endswith((".keras", ".h5", ".hdf5")):
+            raise ValueError(f"path must be that of a folder, which a SavedModel is and no Keras file, got {path!r}.")
         signatures = {"serving_default": self.step, "initial_state": self.initial_state}
         tf.saved_model.save(self, path, signatures=signatures)
 

@@ -194,21 +194,6 @@ def test_data_of_other_batches_are_noticed(tmp_path):
         fit(make(run_eagerly=True), data(seed=1), tmp_path, given=data(), chunks=99)
 
 
-@pytest.mark.parametrize(
-    ("error", "message", "wrong"),
-    [
-        (TypeError, "log_dir must be a path, got 3", {"log_dir": 3}),
-        (TypeError, "log_dir must be a path, got ''", {"log_dir": ""}),
-        (TypeError, "data must be the tf.data.Dataset that fit is given, or None, got list", {"data": [1]}),
-        (ValueError, "chunks must be a whole number of at least 2, got 1", {"chunks": 1}),
-        (ValueError, "every must be a whole number of at least 1, got 0.5", {"every": 0.5}),
-    ],
-)
-def test_each_argument_wrong_once(error, message, wrong):
-    with pytest.raises(error, match=message):
-        RTRLDiagnostics(**{"log_dir": "logs", "data": data(), **wrong})
-
-
 def test_models_that_do_not_fit_are_refused_before_training(tmp_path):
     def refused(model, message, chunks=None):
         before = model.get_weights()

@@ -175,6 +175,14 @@ def test_weights_are_shared():
     assert np.abs(after["elstm"] - before["elstm"]).max() > 1e-3
 
 
+@pytest.mark.parametrize("name", ["model.keras", "model.h5", "model.hdf5"])
+def test_a_path_that_reads_as_a_keras_file_is_refused(name, tmp_path):
+    model = keras.Sequential([keras.Input((None, D)), layers.ELSTM(N)])
+    with pytest.raises(ValueError, match=f"path must be that of a folder, .*{name}"):
+        inference_model(model).save(tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
 def carry_handed_on():
     """One layer's carry starts another, and a layer is called twice."""
     x = keras.Input((None, D), name="x")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_rtrl._checks import whole_number
+from keras_rtrl._checks import flag, whole_number
 from keras_rtrl.engine import Carry, carry_shapes
 
 SHARE = 0.25  # of the machine's memory, from which on a carry gets a warning
@@ -64,7 +64,7 @@ class KeepsCarry:
           training: False for the inference state.
 
         Raises:
-          ValueError: the layer is not stateful or not built, or the values do not fit.
+          ValueError: the layer is not stateful or not built, or the values do not fit or are not finite.
         """
         kind = self._kind(training)
         self._require_built("set_carry()")
@@ -82,9 +82,14 @@ class KeepsCarry:
                 raise ValueError(f"values: {entry.name} must have shape {wanted}, got {value.shape}.")
             if value.dtype.kind not in "fiu":
                 raise ValueError(f"values: {entry.name} must be numbers, got {value.dtype.name}.")
+        with np.errstate(over="ignore"):  # too large for the carry's dtype: infinite there
+            values = [value.astype(entry.dtype) for entry, value in zip(entries, values, strict=True)]
+        for entry, value in zip(entries, values, strict=True):
+            if not np.isfinite(value).all():
+                raise ValueError(f"values: {entry.name} must be finite in {entry.dtype}, and is not everywhere.")
         own = self._own_carry(batch, kind == "training")
         for variable, value in zip(own.values(), values, strict=True):
-            variable.assign(value.astype(variable.dtype.as_numpy_dtype))
+            variable.assign(value)
 
     def reset_state(self, streams=None, training=None):
         """Zeroes the carries that a stateful layer keeps.
@@ -132,9 +137,11 @@ class KeepsCarry:
 
     def get_initial_state(self, batch_size, traces=False):
         """Zero carry: states alone, or with `traces` the whole carry, for which the layer must be built."""
-        if traces:
+        if not tf.is_tensor(batch_size):
+            batch_size = whole_number("batch_size", batch_size, low=0)
+        if flag("traces", traces):
             self._require_built("get_initial_state(traces=True)")
-        return tuple(tf.zeros((batch_size, *e.shape), e.dtype) for e in self._entries(bool(traces)))
+        return tuple(tf.zeros((batch_size, *e.shape), e.dtype) for e in self._entries(traces))
 
     # For the layer itself.
 

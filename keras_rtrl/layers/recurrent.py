@@ -1,10 +1,22 @@
 """What RTRL and RTRLStack share: the call, its checks, and the shapes that Keras asks for."""
 
+import numpy as np
 import tensorflow as tf
 
+from keras_rtrl._checks import flag
 from keras_rtrl._keras import LEGACY, keras
 from keras_rtrl.engine import zero_carry
 from keras_rtrl.layers.carry import KeepsCarry
+
+# What keras.layers.LSTM takes and no layer here does, and what there is instead.
+_NOT_HERE = {
+    **dict.fromkeys(("dropout", "recurrent_dropout", "seed"), "put a keras Dropout layer below, or into an RTRLStack"),
+    **dict.fromkeys(("activation", "recurrent_activation", "use_bias"), "they are the cell's own; RTU has activation"),
+    "unit_forget_bias": "ELSTM has forget_bias",
+    **dict.fromkeys(("go_backwards", "unroll"), "RTRL learns forward in time"),
+    "time_major": "sequences have shape [batch, time, features]",
+    "use_cudnn": "RTRL layers have implementation",
+}
 
 
 class Recurrent(KeepsCarry, keras.layers.Layer):
@@ -17,10 +29,17 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
     _input_dim = None
 
     def __init__(self, return_sequences, return_state, stateful, **kwargs):
+        for name in kwargs.keys() & _NOT_HERE.keys():
+            raise TypeError(
+                f"{type(self).__name__} has no argument {name}, which keras.layers.LSTM has: {_NOT_HERE[name]} "
+                '(docs/layers.md, "Coming from keras.layers.LSTM").'
+            )
+        flags = {"return_sequences": return_sequences, "return_state": return_state, "stateful": stateful}
+        flags = {name: flag(name, value) for name, value in flags.items()}
         super().__init__(autocast=False, **kwargs)
-        self.return_sequences = bool(return_sequences)
-        self.return_state = bool(return_state)
-        self.stateful = bool(stateful)
+        if not all(tf.as_dtype(dtype).is_floating for dtype in (self.compute_dtype, self.variable_dtype)):
+            raise ValueError(f"dtype must be floating, or a policy of floating dtypes, got {kwargs.get('dtype')!r}.")
+        self.return_sequences, self.return_state, self.stateful = flags.values()
         self.supports_masking = True
         self._training_carry = self._inference_carry = None
 
@@ -67,6 +86,8 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
         x = tf.ensure_shape(x, (None, None, self._input_dim))
         if mask is None:  # Keras 3 drops the automatic mask where other tensor arguments are passed
             mask = getattr(sequences, "_keras_mask", None)
+        if not (training is None or isinstance(training, (bool, int, np.bool_)) or tf.is_tensor(training)):
+            raise ValueError(f"training must be True, False or None, got {training!r}.")
         mask = self._check_flags("mask", mask, x)
         reset = self._check_flags("reset", reset, x)
         if mask is not None:

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from keras_rtrl._checks import flag
 from keras_rtrl._keras import NO_AUTOCAST, deserialize, keras, register
 from keras_rtrl.cells import EGRUCell, ELSTMCell, LRUCell, MinGRUCell, RTRLCell, RTUCell
 from keras_rtrl.cells.base import ROLES
@@ -88,7 +89,7 @@ class RTRL(Recurrent):
         if not isinstance(cell, RTRLCell):
             raise TypeError(f"cell must be a keras_rtrl.cells.RTRLCell, got {type(cell).__name__}: {cell!r}.")
         cell.check()
-        if go_backwards:
+        if flag("go_backwards", go_backwards):
             raise ValueError("go_backwards must be False, also in Bidirectional: RTRL learns forward in time.")
         if gradient not in chunked.GRADIENTS:
             raise ValueError(f"gradient must be one of {chunked.GRADIENTS}, got {gradient!r}.")
@@ -96,13 +97,14 @@ class RTRL(Recurrent):
             raise ValueError(f"implementation must be one of {native.IMPLEMENTATIONS}, got {implementation!r}.")
         if trace_dtype not in (None, "float32", "float64"):
             raise ValueError(f"trace_dtype must be None, 'float32' or 'float64', got {trace_dtype!r}.")
+        zero_output_for_mask = flag("zero_output_for_mask", zero_output_for_mask)
         super().__init__(return_sequences, return_state, stateful, **kwargs)
         if trace_dtype is not None and tf.as_dtype(trace_dtype).size < tf.as_dtype(self.variable_dtype).size:
             raise ValueError(f"trace_dtype must not be narrower than the weights' {self.variable_dtype}.")
         self.cell = cell
         self.gradient = gradient
         self.implementation = implementation
-        self.zero_output_for_mask = bool(zero_output_for_mask)
+        self.zero_output_for_mask = zero_output_for_mask
         self._given_trace_dtype = trace_dtype
         given = {
             "initializer": (kernel_initializer, recurrent_initializer, bias_initializer),
@@ -110,9 +112,8 @@ class RTRL(Recurrent):
             "constraint": (kernel_constraint, recurrent_constraint, bias_constraint),
         }
         for kind, values in given.items():
-            module = getattr(keras, f"{kind}s")
             for role, value in zip(ROLES, values, strict=True):
-                setattr(self, f"{role}_{kind}", module.get(value))
+                setattr(self, f"{role}_{kind}", _keras_object(role, kind, value))
         self._parameters = ()
 
     @property
@@ -236,6 +237,18 @@ class RTRL(Recurrent):
         config = dict(config)
         config["cell"] = deserialize(config["cell"], custom_objects)
         return cls(**config)
+
+
+def _keras_object(role, kind, value):
+    """Keras' initialiser, regulariser or constraint that `value` names or is; None: none."""
+    wrong = f"{role}_{kind} must be a keras {kind}, got {value!r}"
+    try:
+        found = getattr(keras, f"{kind}s").get(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{wrong}: {error}") from error
+    if not (found is None or callable(found)):  # tf-keras returns regularisers' names that it does not know
+        raise ValueError(f"{wrong}.")
+    return found
 
 
 class NamedRTRL(RTRL):

@@ -6,10 +6,14 @@ import inspect
 
 import tensorflow as tf
 
+from keras_rtrl._checks import flag
 from keras_rtrl._keras import LEGACY, deserialize, keras, register
 from keras_rtrl.layers.recurrent import Recurrent
 from keras_rtrl.layers.rtrl import RTRL
 
+_CONVOLUTIONS = tuple(
+    getattr(keras.layers, name) for name in ("Conv1D", "Conv1DTranspose", "DepthwiseConv1D", "SeparableConv1D")
+)
 _STEPS = 97  # of sequences that stateless layers are asked about
 
 
@@ -68,11 +72,10 @@ class RTRLStack(Recurrent):
         **kwargs,
     ):
         _check_layers(layers)
+        residual, norm, gate = flag("residual", residual), flag("norm", norm), flag("gate", gate)
         super().__init__(return_sequences, return_state, stateful, **kwargs)
         self.layers = list(layers)
-        self.residual = bool(residual)
-        self.norm = bool(norm)
-        self.gate = bool(gate)
+        self.residual, self.norm, self.gate = residual, norm, gate
         self._norms, self._values, self._gates = [], [], []
         for i, layer in enumerate(self.layers):
             setattr(self, f"_layer_{i}", layer)  # Keras 3 leaves lists out of tf.train.Checkpoint
@@ -228,7 +231,14 @@ def _check_layers(layers):
                     raise ValueError(f"{what}: {name} must be False inside a stack, which has its own.")
             if layer.activity_regularizer is not None:
                 raise ValueError(f"{what}: activity_regularizer must be None inside a stack; give it to the stack.")
-        elif any(isinstance(inner, (Recurrent, keras.layers.RNN)) for inner in layer._flatten_layers()):
-            raise ValueError(f"{what} must be an RTRL layer or have no state: it holds a recurrent layer.")
+            continue
+        for inner in layer._flatten_layers():
+            if isinstance(inner, (Recurrent, keras.layers.RNN)):
+                raise ValueError(f"{what} must be an RTRL layer or have no state: it holds a recurrent layer.")
+            if isinstance(inner, _CONVOLUTIONS) and max(inner.kernel_size) > 1:
+                raise ValueError(
+                    f"{what} must act on each step alone: its kernel_size must be 1, got {max(inner.kernel_size)}; "
+                    "over more steps it would look past resets, and begin anew with each chunk."
+                )
     if not any(isinstance(layer, RTRL) for layer in layers):
         raise ValueError(f"layers must hold at least one RTRL layer, got {[type(layer).__name__ for layer in layers]}.")

@@ -87,10 +87,10 @@ class TwoLayerRTRL:
         Args:
           cotangent: [B, W], the loss' gradient with respect to the last step's output.
         """
-        if self._outputs is None:
-            raise ValueError("There is no step yet: call step() first.")
         cotangent = tf.convert_to_tensor(cotangent, self._dtype)
         self._check("cotangent", cotangent, (self._batch, self._stack.output_size))
+        if self._outputs is None:
+            raise ValueError("There is no step yet: call step() first.")
         return [tf.tensordot(cotangent, d_output, 2) for d_output in self._outputs]
 
     def traces(self, index):
@@ -99,6 +99,7 @@ class TwoLayerRTRL:
         Returns:
           d s1 / d theta [B, N1, m1, *theta.shape] and d s2 / d theta [B, N2, m2, *theta.shape].
         """
+        index = whole_number("index", index, low=0, high=len(self._variables) - 1)
         shape = self._variables[index].shape
         parts = tf.split(self._traces[index], self._sizes, axis=1)
         return tuple(

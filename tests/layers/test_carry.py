@@ -166,6 +166,11 @@ BAD = {  # call, message
     "streams": (lambda: called().set_carry([v[:2] for v in called().get_carry()]), r"values: state .* got \(2, 3, 1\)"),
     "scalars": (lambda: layer().set_carry([1, 1, 1]), r"values: state must have shape \('batch', 3, 1\), got \(\)"),
     "words": (lambda: called().set_carry(carry_with(0, np.full((B, N, 1), "a"))), "values: state must be numbers"),
+    "NaN": (lambda: called().set_carry(carry_with(1, np.full((B, D, 2, N, 1), np.nan))), "values: S must be finite"),
+    "large": (
+        lambda: called().set_carry(carry_with(0, np.full((B, N, 1), 1e99))),
+        "values: state .* finite in float32",
+    ),
     "index": (lambda: called().reset_state([3]), "streams must be None, indices below 3 .* got"),
     "negative": (lambda: called().reset_state([-1]), "streams must be None, indices below 3"),
     "bools": (lambda: called().reset_state([True]), r"got a bool array of shape \(1,\)"),
@@ -190,4 +195,6 @@ def test_a_refused_carry_leaves_the_kept_one():
     kept = one.get_carry()
     with pytest.raises(ValueError, match="values: r"):
         one.set_carry([kept[0] + 1, kept[1], kept[2][:1]])
+    with pytest.raises(ValueError, match="values: r"):
+        one.set_carry([kept[0] + 1, kept[1], np.inf * kept[2]])
     np.testing.assert_array_equal(one.get_carry()[0], kept[0])

@@ -186,26 +186,14 @@ def test_bad_calls_get_one_clear_error(bad):
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: ELSTM(0), ValueError, "units must be a whole number of at least 1, got 0"),
-        (lambda: ELSTM(3, forget_bias="x"), ValueError, "forget_bias must be a finite number, got 'x'"),
-        (lambda: RTU(3, r_min="a"), ValueError, "r_min must be a finite number"),
-        (lambda: RTU(3, max_phase=np.inf), ValueError, "max_phase must be a finite number above 0"),
         (lambda: ELSTM(3, dtype="float64", trace_dtype="float32"), ValueError, "trace_dtype must not be narrower"),
-        (lambda: ELSTM(3, go_backwards=True), ValueError, "forward in time"),
         (lambda: keras.layers.Bidirectional(ELSTM(3)), ValueError, "forward in time"),
         (lambda: ELSTM(3, recurrent_initializer="orthogonal")(X), ValueError, "recurrent_initializer cannot make w_f"),
         (lambda: ELSTM(3, stateful=True)(X, initial_state=np.zeros((B, 3, 1))), ValueError, "must be left out"),
-        (lambda: ELSTM(3, gradient="bptt"), ValueError, "gradient must be one of"),
-        (lambda: ELSTM(3, trace_dtype="float16"), ValueError, "trace_dtype"),
-        (lambda: RTU(3, recurrence="quadratic"), ValueError, "recurrence must be"),
-        (lambda: RTU(3, activation="gelu"), ValueError, "activation must be one of"),
-        (lambda: RTU(3, r_min=0.9, r_max=0.5), ValueError, "r_min and r_max"),
-        (lambda: RTU(3, max_phase=0), ValueError, "max_phase"),
-        (lambda: RTRL(keras.layers.LSTMCell(3)), TypeError, "cell must be a keras_rtrl.cells.RTRLCell, got LSTMCell"),
         (lambda: ELSTM(3).get_initial_state(2, traces=True), ValueError, "needs a built layer"),
     ],
 )
-def test_bad_arguments_get_one_clear_error(make, error, message):
+def test_arguments_that_do_not_fit_together(make, error, message):
     with pytest.raises(error, match=message):
         make()
 

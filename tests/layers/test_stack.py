@@ -309,7 +309,16 @@ BAD = {
     "shape": (lambda: plain()(Z, initial_state=[Z, Z, Z]), ValueError, "state_1 must have shape"),
     "reset": (lambda: plain()(Z, reset=np.zeros(B, bool)), ValueError, "reset must have shape"),
     "mask": (lambda: plain()(Z, mask=np.zeros(B, bool)), ValueError, "mask must have shape"),
-    "steps": (lambda: RTRLStack([elstm(), keras.layers.Conv1D(4, 2)])(Z), ValueError, "must act on each step alone"),
+    "causal": (
+        lambda: RTRLStack([elstm(), keras.layers.Conv1D(4, 2, padding="causal")]),
+        ValueError,
+        r"layers\[1\] \(Conv1D\) must act on each step alone: its kernel_size must be 1, got 2",
+    ),
+    "depthwise": (
+        lambda: RTRLStack([keras.Sequential([keras.layers.DepthwiseConv1D(3, padding="same")]), elstm()]),
+        ValueError,
+        r"layers\[0\] \(Sequential\) must act on each step alone: its kernel_size",
+    ),
     "batch": (lambda: RTRLStack([elstm()], stateful=True)(keras.Input((3, 2))), ValueError, "known batch size"),
     "carry": (
         lambda: RTRLStack([elstm()], stateful=True)(Z, initial_state=[np.zeros((B, N, 1))]),
@@ -324,6 +333,11 @@ def test_bad_arguments_get_one_clear_error(bad):
     make, error, message = BAD[bad]
     with pytest.raises(error, match=message):
         make()
+
+
+def test_convolutions_of_one_step_are_allowed():
+    stack = RTRLStack([elstm(), keras.layers.Conv1D(4, 1), keras.layers.SeparableConv1D(2, 1)])
+    assert stack(Z).shape == (B, 2)
 
 
 def test_hdf5_files(tmp_path):

@@ -1,0 +1,224 @@
+"""Every documented argument, tried wrong once: one clear error that names it, and nothing computed.
+
+The arguments are found in the signatures, so that one without a wrong value here fails. What the functions of
+`keras_rtrl.engine` and `keras_rtrl.diagnostics` are given is tensors of a layer, which checks what it was given.
+"""
+
+import inspect
+
+import numpy as np
+import pytest
+
+from keras_rtrl import callbacks, cells, export, layers, testing, utils
+from keras_rtrl._keras import keras
+from keras_rtrl.layers.carry import KeepsCarry
+
+B, T, D, N = 2, 3, 4, 3
+X = np.ones((B, T, D), "float32")
+
+# Each wrong value, and what the message says after the argument's name.
+UNITS = {"units": (0, "must be a whole number of at least 1, got 0")}
+RING = {
+    "r_min": ("a", "must be a finite number, got 'a'"),
+    "r_max": (1.5, "must satisfy 0 <= r_min < r_max <= 1, got 0.0 and 1.5"),
+    "max_phase": (np.inf, "must be a finite number above 0, got inf"),
+}
+CELLS = {
+    cells.RTRLCell: UNITS,
+    cells.EGRUCell: UNITS,
+    cells.ELSTMCell: {**UNITS, "forget_bias": ("x", "must be a finite number, got 'x'")},
+    cells.LRUCell: {**UNITS, **RING},
+    cells.MinGRUCell: UNITS,
+    cells.RTUCell: {
+        **UNITS,
+        **RING,
+        "recurrence": ("quadratic", "must be 'linear' or 'nonlinear', got 'quadratic'"),
+        "activation": ("gelu", r"must be one of \['linear', 'relu', 'tanh'\], got 'gelu'"),
+    },
+}
+FLAG = ("no", "must be True or False, got 'no'")
+COMMON = dict.fromkeys(("return_sequences", "return_state", "stateful"), FLAG)
+RTRL = {
+    "cell": (keras.layers.LSTMCell(3), "must be a keras_rtrl.cells.RTRLCell, got LSTMCell"),
+    "gradient": ("bptt", r"must be one of \('rtrl', 'tbptt', 'instant'\), got 'bptt'"),
+    "implementation": (2, r"must be one of \('auto', 'tf', 'native'\), got 2"),
+    **COMMON,
+    "zero_output_for_mask": FLAG,
+    **{
+        f"{role}_{kind}": ("nonsense", f"must be a keras {kind}, got 'nonsense'")
+        for role in ("kernel", "recurrent", "bias")
+        for kind in ("initializer", "regularizer", "constraint")
+    },
+    "trace_dtype": ("float16", "must be None, 'float32' or 'float64', got 'float16'"),
+    "go_backwards": (True, "must be False, also in Bidirectional: RTRL learns forward in time"),
+}
+STACK = {
+    "layers": ("ELSTM", "must be a list of layers, got str"),
+    **COMMON,
+    **dict.fromkeys(("residual", "norm", "gate"), FLAG),
+}
+CALL = {
+    "sequences": (X[0], r"must have shape \[batch, time, features\], got \(3, 4\)"),
+    "initial_state": ([X, X], r"must be the state \[B, N, m\] alone or \[state, S, r\], got 2 tensors"),
+    "mask": (X, r"must have shape \[batch, time\] = \(2, 3\), got \(2, 3, 4\)"),
+    "training": ("yes", "must be True, False or None, got 'yes'"),
+    "reset": (X[:, 0], r"must have shape \[batch, time\] = \(2, 3\), got \(2, 4\)"),
+}
+TRAINING = {"training": ("yes", r"must be (None, )?True(,| or) False.*, got 'yes'")}
+CARRY = {
+    KeepsCarry.get_carry: TRAINING,
+    KeepsCarry.set_carry: {**TRAINING, "values": ([1], "must be a tuple of 3, state, S, r; got 1 values")},
+    KeepsCarry.reset_state: {**TRAINING, "streams": ([B], r"must be None, indices below 2 .*, got \[2\]")},
+    KeepsCarry.carry_bytes: {"batch_size": (0, "must be a whole number of at least 1, got 0")},
+    KeepsCarry.get_initial_state: {
+        "batch_size": (1.5, "must be a whole number of at least 0, got 1.5"),
+        "traces": ("all", "must be True or False, got 'all'"),
+    },
+}
+TOOLS = {
+    utils.stream_chunks: {
+        "sequences": (5, "must be an array or a list of arrays, got 5"),
+        "targets": (X[:1], "must have one array a sequence: got 1 for 2 sequences"),
+        "batch_size": (0, "must be a whole number of at least 1, got 0"),
+        "chunk": (2.5, "must be a whole number of at least 1, got 2.5"),
+    },
+    callbacks.RTRLDiagnostics: {
+        "log_dir": (3, "must be a path, got 3"),
+        "data": ([1], "must be the tf.data.Dataset that fit is given, or None, got list"),
+        "chunks": (1, "must be a whole number of at least 2, got 1"),
+        "every": (0.5, "must be a whole number of at least 1, got 0.5"),
+    },
+    export.inference_model: {"model": (None, "must be a model of .*, got builtins.NoneType")},
+    export.StatefulModule.save: {"path": ("served.keras", "must be that of a folder, .* got 'served.keras'")},
+    testing.check_rtrl_cell: {
+        "cell": (cells.ELSTMCell, "must be an instance of keras_rtrl.cells.RTRLCell, got <class"),
+        "seed": (-1, "must be a whole number of at least 0, got -1"),
+    },
+    testing.TwoLayerRTRL: {
+        "stack": (layers.ELSTM(2), "must be a keras_rtrl.layers.RTRLStack, got ELSTM"),
+        "batch_size": (0, "must be a whole number of at least 1, got 0"),
+    },
+    testing.TwoLayerRTRL.step: {
+        "x": (X, r"must have shape \(2, 4\), got \(2, 3, 4\)"),
+        "reset": (X[0, :3, 0], r"must have shape \(2,\), got \(3,\)"),
+    },
+    testing.TwoLayerRTRL.gradients: {"cotangent": (X[0], r"must have shape \(2, 3\), got \(3, 4\)")},
+    testing.TwoLayerRTRL.traces: {"index": (99, "must be a whole number .*, got 99")},
+}
+NAMED = (layers.EGRU, layers.ELSTM, layers.LRU, layers.MinGRU, layers.RTU)
+WRONG = {
+    **CELLS,
+    layers.RTRL: RTRL,
+    **{layer: CELLS[getattr(cells, f"{layer.__name__}Cell")] for layer in NAMED},  # the others are handed to RTRL
+    layers.RTRLStack: STACK,
+    layers.RTRL.call: CALL,
+    **CARRY,
+    **TOOLS,
+}
+# Made by our own functions, from what these checked; and declarations, which RTRLCell.check reads.
+INNER = {export.StatefulModule, export.stock_ops, cells.Parameter, cells.Local}
+
+
+def arguments(function):
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    found = inspect.signature(function).parameters.items()
+    return {name for name, parameter in found if name != "self" and parameter.kind not in kinds}
+
+
+def own(holder, module):
+    """The public functions and classes that a module or class defines."""
+    for name, value in vars(holder).items():
+        if not name.startswith("_") and callable(value) and value.__module__ == module:
+            yield value
+
+
+def public():
+    for module in (cells, layers, testing):
+        yield from (getattr(module, name) for name in module.__all__)
+    for module in (callbacks, export, utils):
+        yield from own(module, module.__name__)
+    yield layers.RTRL.call
+    for holder in (KeepsCarry, export.StatefulModule, testing.TwoLayerRTRL):
+        yield from own(holder, holder.__module__)
+
+
+@pytest.mark.parametrize(
+    "function", [f for f in dict.fromkeys(public()) if f not in INNER], ids=lambda f: f.__qualname__
+)
+def test_every_argument_has_a_wrong_value(function):
+    assert arguments(function) == set(WRONG.get(function, {}))
+
+
+def stateful():
+    layer = layers.ELSTM(N, stateful=True)
+    layer(X)
+    return layer
+
+
+def two():
+    stack = layers.RTRLStack([layers.ELSTM(N), layers.ELSTM(N)])
+    stack.build((None, None, D))
+    return testing.TwoLayerRTRL(stack, B)
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """Arguments that are right, `self` too."""
+    built, kept, exact = layers.ELSTM(N), stateful(), two()
+    built.build((None, None, D))
+    folder = tmp_path_factory.mktemp("sound")
+    return {
+        **{function: {"units": N} for function, values in WRONG.items() if "units" in values},
+        layers.RTRL: {"cell": cells.ELSTMCell(N)},
+        layers.RTRLStack: {"layers": [layers.ELSTM(N)]},
+        layers.RTRL.call: {"self": built, "sequences": X},
+        **{function: {"self": kept} for function in CARRY},
+        KeepsCarry.set_carry: {"self": kept, "values": kept.get_carry()},
+        KeepsCarry.get_initial_state: {"self": kept, "batch_size": B},
+        utils.stream_chunks: {"sequences": X, "targets": X, "batch_size": B, "chunk": T},
+        callbacks.RTRLDiagnostics: {"log_dir": str(folder)},
+        export.inference_model: {},
+        export.StatefulModule.save: {"self": None},
+        testing.check_rtrl_cell: {"cell": cells.ELSTMCell(2)},
+        testing.TwoLayerRTRL: {"stack": exact._stack, "batch_size": B},
+        testing.TwoLayerRTRL.gradients: {"self": exact},
+        testing.TwoLayerRTRL.traces: {"self": exact},
+        testing.TwoLayerRTRL.step: {"self": exact, "x": X[:, 0]},
+    }
+
+
+CASES = [(function, name) for function, values in WRONG.items() for name in values]
+
+
+@pytest.mark.parametrize(("function", "name"), CASES, ids=[f"{f.__qualname__}-{name}" for f, name in CASES])
+def test_a_wrong_value_gets_one_clear_error(function, name, sound, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    value, message = WRONG[function][name]
+    given = sound[function]
+    kept = given["self"].get_carry() if function in CARRY else ()
+    with pytest.raises((TypeError, ValueError), match=rf"\b{name}\b.*{message}"):
+        function(**{**given, name: value})
+    for before, after in zip(kept, given["self"].get_carry() if kept else (), strict=True):
+        np.testing.assert_array_equal(before, after)
+    assert not list(tmp_path.iterdir())
+
+
+def stack(units, **options):
+    return layers.RTRLStack([layers.ELSTM(units)], **options)
+
+
+LSTM_ONLY = arguments(keras.layers.LSTM) - arguments(layers.RTRL) - {"units", "activity_regularizer"}
+
+
+@pytest.mark.parametrize("name", sorted(LSTM_ONLY))
+@pytest.mark.parametrize("make", [layers.ELSTM, stack])
+def test_arguments_of_keras_lstm_that_are_not_here(make, name):
+    with pytest.raises(TypeError, match=rf"(ELSTM|RTRLStack) has no argument {name}, .*: .* \(docs/layers.md"):
+        make(N, **{name: 0})
+
+
+@pytest.mark.parametrize("dtype", ["int32", "bool", "complex64"])
+def test_dtype_must_be_floating(dtype):
+    for make in (layers.ELSTM, stack):
+        with pytest.raises(ValueError, match=f"dtype must be floating, .* got '{dtype}'"):
+            make(N, dtype=dtype)
