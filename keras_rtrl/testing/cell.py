@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rtrl._checks import whole_number
-from keras_rtrl.cells.base import RTRLCell
+from keras_rtrl.cells.base import Local, RTRLCell
 from keras_rtrl.engine import autodiff_derivatives, native
 from keras_rtrl.engine.carry import dense, matmul, matvec
 from keras_rtrl.testing import proofs
@@ -102,8 +102,7 @@ def check_declarations(cell):
 def check_functions(case):
     """phi, derivatives and output are functions of their arguments alone, of the declared shapes, in any dtype."""
     cell = case.cell
-    c = _call("coefficients", cell.coefficients, case.rho)
-    require(isinstance(c, dict), f"coefficients must return a dict by name, got {c!r}")
+    c = _coefficients(cell, case.rho)
     one, other = _draw(case, (4,), 1), _draw(case, (4,), 2)
     # Between the calls that must agree, one with other arguments: what a cell keeps would come from there.
     new, local = _phi(cell, *one, c), _derivatives(cell, *one, c)
@@ -126,7 +125,7 @@ def check_functions(case):
                 lambda value, dtype=dtype: tf.cast(value, dtype),
                 (*_draw(case, leading), case.rho, tf.zeros((*leading, case.input_dim))),
             )
-            c = cell.coefficients(rho)
+            c = _coefficients(cell, rho)
             _phi(cell, state, u, c)
             _derivatives(cell, state, u, c)
             w = {p.name: p.initializer(p.shape, dtype=dtype) for p in cell.output_parameters(case.input_dim)}
@@ -330,19 +329,53 @@ def _call(what, function, *args, where="", **kwargs):
     try:
         return function(*args, **kwargs)
     except Exception as error:
-        raise AssertionError(f"{what} fails{where}: {type(error).__name__}: {error}") from error
+        hint = _hint(error, function, args)
+        raise AssertionError(f"{what} fails{where}: {type(error).__name__}: {error}{hint}") from error
+
+
+def _hint(error, function, args):
+    """What an author would want to know beside TensorFlow's or Python's message; "" where nothing is known."""
+    message = str(error)
+    if "tensor but is a" in message or "does not match type" in message:
+        return (
+            ". Constants must have the dtype of what they meet, float32 or float64: write 0.5, or "
+            "tf.cast(0.5, x.dtype), and not tf.constant(0.5), which is float32"
+        )
+    given = dict(zip(inspect.signature(function).parameters, args, strict=False))
+    if isinstance(error, KeyError):
+        known = [
+            f"{name} has {', '.join(map(repr, value)) or 'none'}"
+            for name, value in given.items()
+            if isinstance(value, dict)
+        ]
+        return f", which is none of the names it was given: {'; '.join(known)}"
+    if isinstance(error, IndexError) or "unpack" in message:
+        sizes = [f"{name} is a tuple of {len(value)}" for name, value in given.items() if isinstance(value, tuple)]
+        return f". {'; '.join(sizes)}" if sizes else ""
+    return ""
+
+
+def _shown(value):
+    if tf.is_tensor(value):
+        return f"a tensor of shape {tuple(value.shape)} in {value.dtype.name}"
+    return f"a tuple of length {len(value)}" if isinstance(value, tuple) else repr(value)
+
+
+def _coefficients(cell, rho):
+    c = _call("coefficients", cell.coefficients, rho)
+    require(isinstance(c, dict), f"coefficients must return a dict by name, got {_shown(c)}")
+    return c
 
 
 def _tensor(what, value, shape, dtype):
-    require(tf.is_tensor(value), f"{what} must be a tensor, got {value!r}")
+    require(tf.is_tensor(value), f"{what} must be a tensor, got {_shown(value)}")
     got = (tuple(value.shape), value.dtype.name)
     require(got == (tuple(shape), dtype), f"{what} must have shape {tuple(shape)} in {dtype}, got {got[0]} in {got[1]}")
 
 
 def _tuple(what, value, length):
-    require(
-        isinstance(value, tuple) and len(value) == length, f"{what} must be a tuple of length {length}, got {value!r}"
-    )
+    fits = isinstance(value, tuple) and len(value) == length
+    require(fits, f"{what} must be a tuple of length {length}, got {_shown(value)}")
     return value
 
 
@@ -357,12 +390,14 @@ def _derivatives(cell, state, u, c):
     local = _call("derivatives", cell.derivatives, state, u, c)
     if local is None:
         return None
+    require(isinstance(local, Local), f"derivatives must return a Local(J, a, v) or None, got {_shown(local)}")
     m = cell.components
     for i, row in enumerate(_tuple("J of derivatives", local.J, m)):
         _tuple(f"J[{i}] of derivatives", row, m)
     for kind, names in (("a", cell.stored_gates), ("v", cell.unit_names)):
         block = getattr(local, kind)
         known = cell.gates if kind == "a" else names
+        require(isinstance(block, dict), f"{kind} of derivatives must be a dict by name, got {_shown(block)}")
         require(
             set(names) <= set(block) <= set(known),
             f"derivatives must give {kind} for {', '.join(map(repr, names)) or 'nothing'}, got {sorted(block)}",

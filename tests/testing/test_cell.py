@@ -126,6 +126,7 @@ J_WITHOUT_RESET_GATE = changed(
 WITHOUT_THETA = changed(  # as the released code has it
     RTUCell, lambda local, s, u, c: with_v(local, vartheta=tuple(e / c["d_theta"] for e in local.v["vartheta"]))
 )
+KNOWN = "none of the names it was given: u has 'u'; c has 'w', 'b'"
 FAULTS = {
     "J lacks a term": (J_WITHOUT_TERM, r"J\[0\]\[0\] = d s_0 / d s'_0 is wrong .* lacks the term c\['w_z'\] a\['z'\]"),
     "J lacks a gate": (J_WITHOUT_RESET_GATE, r"J\[0\]\[0\] .* lacks the term c\['w_r'\] a\['r'\].*section 1"),
@@ -203,7 +204,50 @@ FAULTS = {
         broken(Leaky, phi=lambda self, s, u, c: (tf.reduce_sum(s[0] + u["u"], -1),)),
         r"component 0 of the state that phi returns must have shape \(4, 3\)",
     ),
-    "one dtype only": (broken(Leaky, squash=lambda self, u: tf.constant(0.5) * u), "phi fails: .*float"),
+    "a constant of one dtype in phi": (
+        broken(Leaky, squash=lambda self, u: tf.constant(0.5) * u),
+        r"phi fails: .*Constants must have the dtype .* and not tf.constant\(0.5\), which is float32",
+    ),
+    "a constant of the other in coefficients": (
+        broken(Leaky, coefficients=lambda self, rho: {"w": tf.constant(0.5, "float64") * rho["log_w"], "b": 0.0}),
+        "coefficients fails: .*Constants must have the dtype",
+    ),
+    "an unknown gate in phi": (
+        broken(Leaky, phi=lambda self, s, u, c: (c["w"] * s[0] + u["z"],)),
+        f"phi fails: KeyError: 'z', which is {KNOWN}",
+    ),
+    "an unknown gate in derivatives": (
+        broken(Leaky, derivatives=lambda self, s, u, c: Local(((c["w"],),), {"u": (u["z"],)}, {})),
+        f"derivatives fails: KeyError: 'z', which is {KNOWN}",
+    ),
+    "a gate left out": (
+        changed(Closed, lambda local, s, u, c: local._replace(a={})),
+        r"derivatives must give a for 'u', got \[\]",
+    ),
+    "more components than declared": (
+        broken(Leaky, phi=lambda self, s, u, c: (s[0] + u["u"], s[0])),
+        r"new state that phi returns must be a tuple of length 1, got a tuple of length 2$",
+    ),
+    "a state of two components unpacked": (
+        broken(Leaky, phi=lambda self, state, u, c: tuple(a for a, b in [state])),
+        r"phi fails: ValueError: not enough values to unpack .*\. state is a tuple of 1$",
+    ),
+    "J in no rows": (
+        changed(Closed, lambda local, s, u, c: local._replace(J=local.J[0])),
+        r"J\[0\] of derivatives must be a tuple of length 1, got a tensor of shape \(3,\) in float64$",
+    ),
+    "v in no tuples": (
+        changed(Closed, lambda local, s, u, c: with_v(local, b=local.v["b"][0])),
+        r"v\['b'\] of derivatives must be a tuple of length 1, got a tensor of shape \(4, 3\) in float64$",
+    ),
+    "a without names": (
+        changed(Closed, lambda local, s, u, c: local._replace(a=local.a["u"])),
+        "a of derivatives must be a dict by name, got a tuple of length 1",
+    ),
+    "derivatives in no Local": (
+        broken(Closed, derivatives=lambda self, s, u, c: (1, 2, 3)),
+        r"derivatives must return a Local\(J, a, v\) or None, got a tuple of length 3",
+    ),
     "numbers that are none": (broken(Leaky, squash=lambda self, u: tf.math.log(u)), "phi or derivatives .* not finite"),
     "a state that explodes": (broken(Leaky, phi=explode), "phi lets the state grow to inf in 8 random steps"),
     "an initialiser of one dtype": (
