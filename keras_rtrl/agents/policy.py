@@ -29,6 +29,11 @@ class ActorCriticPolicy(tf_policy.TFPolicy):
         seed = tf.random.uniform([], maxval=tf.int64.max, dtype=tf.int64)
         self._generator = tf.random.Generator.from_seed(seed)
 
+    @property
+    def generator(self):
+        """The tf.random.Generator that actions are drawn from."""
+        return self._generator
+
     def _step(self, time_step, policy_state):
         (outputs, _), state = self._network(
             time_step.observation, step_type=time_step.step_type, network_state=policy_state

@@ -5,10 +5,13 @@ import tensorflow as tf
 from tf_agents.specs import tensor_spec
 
 from keras_rtrl import agents, environments
+from keras_rtrl._checks import whole_number
 from keras_rtrl.agents.reward_scaler import RewardScaler
+from keras_rtrl.distributed import fleet
 from keras_rtrl.environments import atari
 from keras_rtrl.networks import ActorCriticNetwork
 from keras_rtrl.train.config import one_line
+from keras_rtrl.train.config import value as _config_value
 from keras_rtrl.train.run_folder import UsageError
 
 gin.constant("ATARI_57", atari.ATARI_57)
@@ -81,15 +84,39 @@ def reward_scaler():
     return RewardScaler(settings.gamma, 1) if getattr(settings, "scale_reward", False) else None
 
 
-def agent(env, network, optimizer, config):
-    """Makes the configured agent. Raises UsageError where environment, network and settings do not fit."""
+def actors():
+    """The configured actors on Ray.
+
+    Returns:
+      (settings, B): the settings as `fleet.settings` gives them, their `streams` decided, and the number of streams of
+      an update. None where there are no actors.
+
+    Raises:
+      UsageError: settings out of range, or that do not fit the environment.
+    """
+    try:
+        settings = fleet.settings()
+        if not settings["number"]:
+            return None
+        batch = whole_number("environment.num_envs", _config_value("environment.num_envs", 16))
+        settings["streams"] = fleet.streams_of_each(batch, settings["number"], settings["streams"])
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return settings, batch
+
+
+def agent(env, network, optimizer, config, num_streams=None):
+    """Makes the configured agent, of the environment's streams or of `num_streams`.
+
+    Raises UsageError where environment, network and settings do not fit.
+    """
     try:
         return _agent_classes()[0](
             tensor_spec.from_spec(env.time_step_spec()),
             tensor_spec.from_spec(env.action_spec()),
             network,
             optimizer,
-            num_streams=env.batch_size,
+            num_streams=num_streams or env.batch_size,
             config=config,
             train_step_counter=tf.Variable(0, dtype=tf.int64, trainable=False, name="updates"),
         )

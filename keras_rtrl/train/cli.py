@@ -56,6 +56,9 @@ def _parser():
     train.add_argument("--gin", action="append", default=[], metavar="BINDING", help='such as "train.rollout = 10"')
     train.add_argument("--minutes", type=_positive_float, metavar="M", help="stop after M minutes, with a checkpoint")
 
+    train.add_argument("--actors", type=_positive_int, metavar="N", help="play in N actors on Ray")
+    train.add_argument("--ray-address", type=_name, metavar="ADDRESS", help='of a Ray cluster, such as "auto"')
+
     sweep = commands.add_parser("sweep", help="train a preset's tasks x conditions x seeds; write a table and a figure")
     sweep.set_defaults(run=_sweep)
     sweep.add_argument("preset", type=_name, metavar="PRESET", help="a preset with a sweep, or a gin file")
@@ -130,6 +133,7 @@ def _train(args):
         bindings.append(f"train.frames = {args.frames}")
     if args.seed is not None:
         bindings.append(f"train.seed = {args.seed}")
+    bindings += _actor_bindings(args)
     config.load(source, [*bindings, *args.gin])
     facts = {}
     if args.resume is None:
@@ -152,6 +156,13 @@ def _train(args):
     if not result.done:
         print(f"not at its end; go on with: keras-rtrl train --resume {run.path}")
     return 128 + result.signal if result.signal else 0
+
+
+def _actor_bindings(args):
+    if args.ray_address is not None and args.actors is None:
+        raise UsageError(f"--ray-address says where the actors are: give --actors too, got {args.ray_address!r} alone")
+    bindings = [] if args.actors is None else [f"actors.number = {args.actors}"]
+    return bindings + ([] if args.ray_address is None else [f"actors.address = {args.ray_address!r}"])
 
 
 def _sweep(args):

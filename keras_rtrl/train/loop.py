@@ -19,7 +19,7 @@ from keras_rtrl.train import building, checkpoints, config, export, metrics
 from keras_rtrl.train import optimizers as _optimizers  # noqa: F401  registers them with gin
 from keras_rtrl.train.config import one_line
 from keras_rtrl.train.run_folder import UsageError, open_run
-from keras_rtrl.train.runners import make_runner
+from keras_rtrl.train.runners import make_actors, make_runner
 
 Result = collections.namedtuple(
     "Result", ["frames", "updates", "games", "mean_return", "seconds", "signal", "done", "errors", "human_normalized"]
@@ -94,12 +94,17 @@ def train(
         raise UsageError(f"train.optimizer must be a class of tf-keras optimiser such as @Adam, got {optimizer!r}")
     started = time.monotonic()
     tf_keras.utils.set_random_seed(seed)
-    env = building.environment(seed)
+    actors, num_streams = building.actors() or (None, None)
+    env = building.environment(seed, streams=1 if actors else None)  # with actors: for its specs
+    game_seed = seed
     if resume and isinstance(env, py_environment.PyEnvironment):  # its streams begin anew: other games, please
-        env.close()
         derived = np.random.SeedSequence([seed, checkpoints.saved_updates(run)])
-        env = building.environment(int(derived.generate_state(1)[0]))
-    frames_per_update = env.batch_size * rollout * getattr(env, "frames_per_step", 1)
+        game_seed = int(derived.generate_state(1)[0])
+        if not actors:
+            env.close()
+            env = building.environment(game_seed)
+    num_streams = num_streams or env.batch_size
+    frames_per_update = num_streams * rollout * getattr(env, "frames_per_step", 1)
     total_updates = -(-frames // frames_per_update)
     agent_config = building.agent_config()
     schedule = tf_keras.optimizers.schedules.PolynomialDecay(
@@ -112,9 +117,12 @@ def train(
     network = building.network(env)
     if encoder_from is not None and not resume:
         _load_encoder(encoder_from, network)
-    agent = building.agent(env, network, optimizer, agent_config)
+    agent = building.agent(env, network, optimizer, agent_config, num_streams)
     counters = checkpoints.Counters()
-    runner = make_runner(env, agent, rollout, log_updates)
+    if actors:
+        runner = make_actors(env, agent, rollout, actors, num_streams, game_seed, resume)
+    else:
+        runner = make_runner(env, agent, rollout, log_updates)
     facts = {**(facts or {}), **_memory(agent, rollout)}
     saver = checkpoints.Checkpoints(run, counters, agent, runner.state)
     if resume:
@@ -131,7 +139,7 @@ def train(
     )  # fmt: skip
     normalized = functools.partial(registry.normalized_score, config.value("environment.name", ""))
     score_names = () if normalized(0.0) is None else ("human_normalized",)
-    columns = (*metrics.COLUMNS, *score_names, *runner.error_names, *agent.loss_names)
+    columns = (*metrics.COLUMNS, *score_names, *runner.error_names, *agent.loss_names, *runner.extra_names)
     log = metrics.Metrics(run, columns, counters.updates)
     earlier, diverged, last_saved, last_errors = counters.seconds, None, time.monotonic(), {}
     losses, errors, row_started = [], [], (time.monotonic(), counters.frames)
@@ -172,6 +180,7 @@ def train(
                     **{name: normalized(mean_return) for name in score_names},
                     **last_errors,
                     **_means(agent.loss_names, losses),
+                    **runner.extra,
                 )
                 losses, errors, row_started = [], [], (now, counters.frames)
             if time.monotonic() - last_saved > 60 * checkpoint_minutes:
@@ -196,8 +205,7 @@ def train(
         done = diverged is None and counters.updates >= total_updates
         status = "diverged" if diverged else "finished" if done else "stopped"
         run.write_record(status=status, frames=counters.frames, updates=counters.updates)
-    if isinstance(env, py_environment.PyEnvironment):
-        env.close()
+    runner.close()
     if diverged:
         raise Diverged(f"{diverged}; the checkpoint of update {counters.updates} stands")
     mean_return = _mean(counters.recent_returns)

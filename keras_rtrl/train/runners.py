@@ -2,11 +2,14 @@
 
 import collections
 
+import gin
 import numpy as np
 import tensorflow as tf
 from tf_agents.environments import tf_environment
 
 from keras_rtrl.drivers import RolloutDriver
+from keras_rtrl.environments.halves import joined
+from keras_rtrl.train import config
 from keras_rtrl.train.metrics import ERRORS
 from keras_rtrl.train.run_folder import UsageError
 
@@ -28,14 +31,35 @@ def make_runner(env, agent, rollout, max_updates):
       UsageError: a rollout that the agent does not take, or, for an agent that predicts, an environment or settings
         that it cannot be scored with.
     """
-    length = agent.train_sequence_length
-    if length not in (None, rollout + 1):
-        raise UsageError(f"train.rollout must be {length - 1} for a {type(agent).__name__}, got {rollout}")
+    _check_rollout(agent, rollout)
     if "prediction" in agent.loss_names:
         return Prediction(env, agent, rollout, max_updates)
     if isinstance(env, tf_environment.TFEnvironment):
         return InGraph(env, agent, rollout, max_updates)
     return Simulator(env, agent, rollout)
+
+
+def _check_rollout(agent, rollout):
+    length = agent.train_sequence_length
+    if length not in (None, rollout + 1):
+        raise UsageError(f"train.rollout must be {length - 1} for a {type(agent).__name__}, got {rollout}")
+
+
+def make_actors(env, agent, rollout, settings, batch, seed, resume):
+    """The runner of actors on Ray; `env` is one of their environments.
+
+    Raises:
+      UsageError: an environment that cannot run in actors, an agent or a rollout that do not fit, no Ray, no cluster.
+    """
+    if isinstance(env, tf_environment.TFEnvironment):
+        raise UsageError(
+            f"actors.number: {config.text('environment.name', '')} runs inside TensorFlow's graph, beside the learner, "
+            f"and has no use for actors; got {settings['number']}"
+        )
+    _check_rollout(agent, rollout)
+    env.close()
+    generator = tf.random.Generator.from_seed(seed) if resume else agent.collect_policy.generator
+    return Actors(agent, settings, batch, rollout, seed, generator.state.numpy())
 
 
 class Simulator:
@@ -45,13 +69,14 @@ class Simulator:
     """
 
     max_updates = 1
-    error_names = ()
+    error_names = extra_names = ()
 
     def __init__(self, env, agent, rollout):
         self._env = env
         self._train = tf.function(agent.train, autograph=False)
         self._driver = RolloutDriver(env, agent.collect_policy, rollout, observers=[self._learn])
         self._loss_info = None
+        self.extra = {}
         self.state = ()  # nothing of its own to checkpoint
 
     def _learn(self, rollout):
@@ -65,11 +90,77 @@ class Simulator:
         returns = [game_return for game_return, _, _ in self._env.finished_games()]
         return Outcome(losses, returns, np.zeros([0, 0]))
 
+    def close(self):
+        self._env.close()
+
+
+class Actors:
+    """Trains on the rollouts of actors on Ray, as `keras_rtrl.distributed` has them.
+
+    Simulators cannot be saved: after a restore all actors are new, and their streams begin new episodes.
+    """
+
+    max_updates = 1
+    error_names = ()
+    extra_names = ("lag", "queue", "object_bytes", "restarts", "gaps")
+
+    def __init__(self, agent, settings, batch, rollout, seed, generator):
+        from keras_rtrl import distributed
+
+        self._agent = agent
+        self._count = batch // settings["streams"]
+        self._train = tf.function(agent.train, autograph=False)
+        self._bank = distributed.StreamBank(agent, settings["number"], settings["streams"], rollout)
+        try:
+            self._fleet = distributed.Fleet(gin.config_str(), seed, generator, num_steps=rollout, **settings)
+        except (ImportError, distributed.ActorFailure) as error:
+            raise UsageError(str(error)) from error
+        self._started = False
+        self.extra = {}
+        self.state = ()
+
+    def run(self, updates, counters):
+        """As Simulator.run."""
+        del updates
+        if not self._started:  # by the weights that a checkpoint may have restored
+            self._publish()
+            self._fleet.start()
+            self._started = True
+        deliveries, waiting = self._fleet.take(self._count, self._bank.fits)
+        actors = [delivery.actor for delivery in deliveries]
+        rollouts = [delivery.rollout for delivery in deliveries]
+        self._bank.load(actors, rollouts)
+        loss_info = self._train(joined([rollout.frames for rollout in rollouts]))
+        self._bank.store(actors, rollouts)
+        losses = np.array([[loss_info.loss, *loss_info.extra]], np.float32)
+        lag = self._fleet.version - np.mean([rollout.version for rollout in rollouts])
+        weights = self._publish()
+        self._fleet.request(actors)
+        sent = [x for rollout in rollouts for x in tf.nest.flatten((rollout.frames, rollout.state))]
+        self.extra = {
+            "lag": float(lag),
+            "queue": waiting,
+            "object_bytes": weights + sum(x.nbytes for x in sent),
+            "restarts": self._bank.restarts,
+            "gaps": self._bank.gaps,
+        }
+        returns = [game_return for rollout in rollouts for game_return in rollout.games]
+        return Outcome(losses, returns, np.zeros([0, 0]))
+
+    def _publish(self):
+        weights = [variable.numpy() for variable in self._agent.network.variables]
+        self._fleet.publish(weights)
+        return sum(array.nbytes for array in weights)
+
+    def close(self):
+        """Ends the actors."""
+        self._fleet.close()
+
 
 class InGraph:
     """Runs up to `max_updates` rollouts and updates of a TFEnvironment in one compiled function."""
 
-    error_names = ()
+    error_names = extra_names = ()
 
     def __init__(self, env, agent, rollout, max_updates):
         self._env, self._agent = env, agent
@@ -81,6 +172,7 @@ class InGraph:
             for part in tf.nest.flatten(agent.collect_policy.get_initial_state(env.batch_size))
         )
         self._run = tf.function(self._updates, jit_compile=True, autograph=False)
+        self.extra = {}
         env.current_time_step()  # begins the streams, outside the compiled function
         self.state = (*env.variables, *self._policy_state)
 
@@ -88,6 +180,9 @@ class InGraph:
         """As Simulator.run, for any `updates` up to max_updates."""
         losses, *records = (x.numpy()[:updates] for x in self._run(tf.constant(updates)))
         return self._outcome(losses, records, counters)
+
+    def close(self):
+        """There is nothing to end."""
 
     def _records(self):
         """(dtype, shape) of what `_record` gives."""

@@ -1,0 +1,112 @@
+"""What runs in an actor's process: some streams of an environment, and the network that acts for them."""
+
+import collections
+
+import gin
+import numpy as np
+import tensorflow as tf
+import tf_keras
+
+import keras_rtrl
+from keras_rtrl.agents.policy import ActorCriticPolicy
+from keras_rtrl.drivers import RolloutDriver
+from keras_rtrl.train import building, evaluate, loop  # noqa: F401  loop: its settings are in the configuration
+
+Rollout = collections.namedtuple("Rollout", ["life", "start", "version", "state", "frames", "games"])
+Rollout.__doc__ = """What an actor sends.
+
+life: the request at which its streams last began anew.
+start: steps of each stream since then, before this rollout.
+version: of the weights that acted.
+state: the acting network's state before the first frame, a tuple of arrays [E, ...].
+frames: Trajectory of arrays [E, T + 1, ...], as `RolloutDriver` gives it.
+games: returns of the games that ended in it.
+"""
+
+_DRAWS = 2**32  # of the policy's generator, between the starts of two lives of all actors
+
+
+def environment_seed(seed, number, life):
+    """The seed of an actor's environment: `seed` itself for the first actor's first life, as on one machine."""
+    if number == life == 0:
+        return seed
+    return int(np.random.SeedSequence([seed, number, life]).generate_state(1)[0])
+
+
+class RolloutActor:
+    """Makes rollouts of E streams on request. In Ray's hands: one of its actors.
+
+    Args:
+      number: which of the actors this is, from 0.
+      actors: their number.
+      version: of keras_rtrl, which must be the learner's.
+      configuration: the gin configuration, as text.
+      seed: the run's.
+      streams: E.
+      num_steps: T of a rollout.
+      generator: state of the generator that the first actor draws its first actions from.
+      threads: of TensorFlow.
+
+    Raises:
+      RuntimeError: another version of keras_rtrl.
+    """
+
+    def __init__(self, number, actors, version, configuration, seed, streams, num_steps, generator, threads):
+        if keras_rtrl.__version__ != version:
+            raise RuntimeError(f"this node has keras_rtrl {keras_rtrl.__version__}, the learner {version}")
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
+        self._number, self._actors = number, actors
+        self._seed, self._streams, self._num_steps = seed, streams, num_steps
+        self._generator = generator
+        self._version = self._driver = None
+        tf_keras.utils.set_random_seed(seed)
+        gin.clear_config()
+        gin.parse_config(configuration)
+
+    def __repr__(self):
+        return f"RolloutActor({self._number})"
+
+    def _begin(self, life):
+        """Makes the environment, whose streams begin their first episodes, and the network."""
+        env = building.environment(environment_seed(self._seed, self._number, life), streams=self._streams)
+        self._network = building.network(env)
+        policy = ActorCriticPolicy(env.time_step_spec(), env.action_spec(), self._network)
+        policy.generator.reset(self._generator)
+        policy.generator.skip((life * self._actors + self._number) % 2**30 * _DRAWS)
+        self._env, self._frames = env, []
+        self._driver = RolloutDriver(env, policy, self._num_steps, [self._frames.append])
+        self._state = policy.get_initial_state(self._streams)
+        self._life, self._start = life, 0
+
+    def rollout(self, request, version, weights):
+        """The next rollout.
+
+        Args:
+          request: number of this call among those of this actor; in a fresh process its streams' life.
+          version: of the weights.
+          weights: list of arrays, as the network's variables.
+
+        Returns:
+          Rollout.
+        """
+        if self._driver is None:
+            self._begin(request)
+        if version != self._version:
+            for variable, value in zip(self._network.variables, weights, strict=True):
+                variable.assign(value)
+            self._version = version
+        state, start = self._state, self._start
+        _, self._state = self._driver.run(None, None)
+        self._start += self._num_steps
+        frames = self._frames.pop()
+        games = [game_return for game_return, _, _ in self._env.finished_games()]
+        return Rollout(self._life, start, version, *_arrays((tuple(state), frames)), games)
+
+    def play(self, weights, quota, seed):
+        """The first `quota[i]` whole games of each stream i, played greedily: [(return, length in agent steps)]."""
+        return evaluate.play(weights, quota, seed)
+
+
+def _arrays(nest):
+    return tf.nest.map_structure(lambda x: x.numpy(), nest)

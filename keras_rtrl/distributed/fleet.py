@@ -1,0 +1,199 @@
+"""The learner's side of actors on Ray: it asks each for rollouts, a few ahead, and takes them as they come."""
+
+import collections
+import os
+
+import gin
+
+import keras_rtrl
+from keras_rtrl._checks import number as checked_number
+from keras_rtrl._checks import whole_number
+
+Delivery = collections.namedtuple("Delivery", ["actor", "rollout"])
+
+_ENVIRONMENT = {"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+class ActorFailure(RuntimeError):
+    """Actors that cannot be had, or that have sent nothing for longer than the time-out."""
+
+
+@gin.configurable("actors", module="keras_rtrl")
+def settings(number=0, address=None, streams=None, queue=2, cpus=1, timeout=300.0):
+    """The configured actors.
+
+    Args:
+      number: of actors, 0 for none: the environment runs beside the learner.
+      address: of a Ray cluster ("auto": the one this machine is part of); None begins one of this machine alone, for
+        as long as the run lasts.
+      streams: E, streams of each actor, a divisor of B = environment.num_envs with number E >= B. The learner takes the
+        rollouts of B / E actors for each update, those that came first. None for the smallest E.
+      queue: rollouts of each actor that are under way or wait for the learner. With 1 an actor waits for the weights
+        that its last rollout has led to; with 2 it acts while the learner learns.
+      cpus: CPUs that Ray reserves for each actor, and threads of its TensorFlow.
+      timeout: seconds without a rollout of any actor after which training ends with an error.
+
+    Returns:
+      dict of the arguments, checked.
+
+    Raises:
+      ValueError: an argument out of range.
+    """
+    if address is not None and (not isinstance(address, str) or not address):
+        raise ValueError(f"actors.address must be None or a string such as 'auto', got {address!r}")
+    return {
+        "number": whole_number("actors.number", number, 0),
+        "address": address,
+        "streams": None if streams is None else whole_number("actors.streams", streams),
+        "queue": whole_number("actors.queue", queue),
+        "cpus": whole_number("actors.cpus", cpus),
+        "timeout": checked_number("actors.timeout", timeout, above=0),
+    }
+
+
+def streams_of_each(batch, number, streams=None):
+    """E, the streams of each actor: the smallest divisor of `batch` (B) of which all actors together have B or more.
+
+    Raises:
+      ValueError: `streams` that are no such divisor.
+    """
+    fitting = [size for size in range(1, batch + 1) if batch % size == 0 and size * number >= batch]
+    if streams is None:
+        return fitting[0]
+    if streams not in fitting:
+        raise ValueError(
+            f"actors.streams must be one of {', '.join(map(str, fitting))} for environment.num_envs={batch} and "
+            f"{number} actors, got {streams}"
+        )
+    return streams
+
+
+class Fleet:
+    """Actors on Ray.
+
+    Each always has `queue` requests, no more: a slow learner stops the actors, and what waits in the object store is
+    bounded. The rollouts of one actor are taken in order. Ray starts an actor that died anew and sends it the requests
+    that it had; its streams begin new episodes.
+
+    Args:
+      configuration: gin configuration of environment and network, as text.
+      seed: the run's.
+      generator: state of the generator that the first actor draws its first actions from, int64 array.
+      streams: E, streams of each actor.
+      num_steps: T of a rollout.
+      number, address, queue, cpus, timeout: as `settings`.
+
+    Raises:
+      ImportError: if Ray is not installed.
+      ActorFailure: no cluster at that address.
+    """
+
+    def __init__(self, configuration, seed, generator, streams, num_steps, number, address, queue, cpus, timeout):
+        self._ray = _import_ray()
+        self._number, self._queue, self._timeout = number, queue, timeout
+        self._connect(address, number * cpus)
+        from keras_rtrl.distributed.actor import RolloutActor
+
+        remote = self._ray.remote(
+            num_cpus=cpus, max_restarts=-1, max_task_retries=-1, runtime_env={"env_vars": _ENVIRONMENT}
+        )(RolloutActor)
+        self._actors = [
+            remote.options(name=f"actor {i}").remote(
+                i, number, keras_rtrl.__version__, configuration, seed, streams, num_steps, generator, cpus
+            )
+            for i in range(number)
+        ]
+        self._requests = [0] * number
+        self._pending = {}  # in the order of asking
+        self._version, self._weights = -1, None
+
+    def _connect(self, address, cpus):
+        options = {}
+        if address is None:
+            options = {"include_dashboard": False, "num_cpus": max(cpus, os.cpu_count())}
+            os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 any other program stops the actors
+        try:
+            self._ray.init(address=address or "local", logging_level="ERROR", log_to_driver=False, **options)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise ActorFailure(f"no Ray cluster at {address or 'this machine'}: {error}") from error
+
+    def publish(self, weights):
+        """Makes the next version of the weights, a list of arrays, what later requests act by."""
+        self._version += 1
+        self._weights = self._ray.put(weights)
+
+    @property
+    def version(self):
+        """Number of the newest weights, from 0."""
+        return self._version
+
+    def request(self, actors=None):
+        """Asks each of `actors` (their numbers; None for all) for one more rollout, by the newest weights."""
+        for actor in range(self._number) if actors is None else actors:
+            reference = self._actors[actor].rollout.remote(self._requests[actor], self._version, self._weights)
+            self._requests[actor] += 1
+            self._pending[reference] = actor
+
+    def start(self):
+        """Asks every actor for its first rollouts, as many as `queue`."""
+        for _ in range(self._queue):
+            self.request()
+
+    def take(self, count, fits):
+        """The oldest rollout of each of `count` actors, waiting for those that are not there yet.
+
+        Args:
+          count: number of actors.
+          fits: called with an actor's number and its Rollout; where it says no the rollout is dropped, and another
+            asked for.
+
+        Returns:
+          (list of Deliveries in the order of the actors' numbers, rollouts that are ready and still wait).
+
+        Raises:
+          ActorFailure: no rollout for longer than the time-out.
+        """
+        taken = {}
+        while len(taken) < count:
+            heads = {}
+            for reference, actor in self._pending.items():
+                heads.setdefault(actor, reference)
+            wanted = [reference for actor, reference in heads.items() if actor not in taken]
+            ready, _ = self._ray.wait(wanted, timeout=self._timeout)
+            if not ready:
+                raise ActorFailure(
+                    f"no rollout from {', '.join(f'actor {self._pending[r]}' for r in wanted[:5])}"
+                    f"{' and others' if len(wanted) > 5 else ''} in {self._timeout:g} s"
+                )
+            for reference in ready:
+                actor = self._pending.pop(reference)
+                try:
+                    rollout = self._ray.get(reference, timeout=self._timeout)
+                except (self._ray.exceptions.ObjectLostError, self._ray.exceptions.ActorUnavailableError):
+                    rollout = None
+                except self._ray.exceptions.ActorDiedError as error:
+                    raise ActorFailure(f"actor {actor} is dead for good: {_first_line(error)}") from error
+                if rollout is None or not fits(actor, rollout):
+                    self.request([actor])
+                else:
+                    taken[actor] = rollout
+        pending = list(self._pending)
+        waiting = self._ray.wait(pending, num_returns=len(pending), timeout=0)[0] if pending else ()
+        return [Delivery(actor, taken[actor]) for actor in sorted(taken)], len(waiting)
+
+    def close(self):
+        """Ends the actors, and the cluster if it was begun here."""
+        self._pending.clear()
+        self._ray.shutdown()
+
+
+def _import_ray():
+    try:
+        import ray
+    except ImportError as error:
+        raise ImportError('actors need Ray: pip install "keras_rtrl[ray]"') from error
+    return ray
+
+
+def _first_line(error):
+    return str(error).strip().partition("\n")[0]
