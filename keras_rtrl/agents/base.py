@@ -4,7 +4,7 @@ import tensorflow as tf
 from tf_agents.agents import tf_agent
 from tf_agents.policies import greedy_policy
 
-from keras_rtrl._checks import whole_number
+from keras_rtrl._replicas import Streams, StreamVariables
 from keras_rtrl.agents.policy import ActorCriticPolicy
 from keras_rtrl.agents.reward_scaler import RewardScaler
 
@@ -15,6 +15,11 @@ class ActorCriticAgent(tf_agent.TFAgent):
     A subclass names its `config_class`, a dataclass with `gamma`, `optimizer_steps` and maybe `scale_reward`, and its
     `extra_class`, the namedtuple of scalars that a LossInfo's `extra` is. It owns the learner's carry of B streams: row
     b of every batch of experience must be stream b, and each must begin with the frame that the last one ended with.
+
+    Made in the scope of a tf.distribute strategy, as network and optimiser before it, the agent learns on all of its R
+    replicas. Replica k has the streams k B / R to (k + 1) B / R - 1, their experience and their carry; gradients are
+    summed, and all that one device computes from the whole batch is computed from the whole batch. train() and loss()
+    are called outside the replicas' functions, in every process with the rows of its own streams.
     """
 
     config_class = None
@@ -31,15 +36,17 @@ class ActorCriticAgent(tf_agent.TFAgent):
           action_spec: BoundedTensorSpec, as the network's.
           network: `keras_rtrl.networks.ActorCriticNetwork`.
           optimizer: a tf-keras optimiser; takes `config.optimizer_steps` steps a call of train().
-          num_streams: B, number of streams of every batch of experience.
+          num_streams: B, number of streams of every batch of experience; under a strategy those of all replicas.
           config: the agent's settings; None for the defaults.
           train_step_counter: int64 variable, counts calls of train(); None for the global step.
 
         Raises:
-          ValueError: num_streams that is no whole number of at least 1, or an action that the agent does not take.
+          ValueError: num_streams that is no whole number of at least 1 or no multiple of the strategy's replicas, an
+            action that the agent does not take, or a network or an optimiser made in another scope.
           TypeError: settings of another agent.
         """
-        self._num_streams = whole_number("num_streams", num_streams)
+        self._streams = Streams(num_streams)
+        self._num_streams = self._streams.count
         self._config = self.config_class() if config is None else config
         if not isinstance(self._config, self.config_class):
             raise TypeError(f"config must be a {self.config_class.__name__}, got {type(config).__name__}")
@@ -60,6 +67,10 @@ class ActorCriticAgent(tf_agent.TFAgent):
         self._reward_scaler = RewardScaler(self._config.gamma, num_streams) if scaled else None
         collect_policy.reward_scaler = self._reward_scaler  # the unit of the values is saved with the policy
         optimizer.build(self._trained)  # here, since no variable can be made inside a compiled function
+        made_here = tf.distribute.get_strategy().extended.variable_created_in_scope
+        for name, variables in [("network", network.variables), ("optimizer", [optimizer.iterations])]:
+            if not all(made_here(variable) for variable in variables):
+                raise ValueError(f"{name} must be made in the strategy's scope that the agent is made in")
 
     def _trained_variables(self):
         return self._network.trainable_variables
@@ -85,8 +96,16 @@ class ActorCriticAgent(tf_agent.TFAgent):
         return ("loss", *self.extra_class._fields)
 
     @property
+    def streams(self):
+        """Where the streams are: `count` of all, those of each `replica`, of this `worker` process; `is_chief`."""
+        return self._streams
+
+    @property
     def carry(self):
-        """The learner's carry: a tuple of non-trainable variables [B, ...]."""
+        """The learner's carry: a tuple of non-trainable variables [B, ...].
+
+        With several replicas copies of what these have, as of the last `gather_streams`.
+        """
         raise NotImplementedError
 
     @property
@@ -100,6 +119,19 @@ class ActorCriticAgent(tf_agent.TFAgent):
             variable.assign(tf.zeros_like(variable))
         if self._reward_scaler is not None:
             self._reward_scaler.reset()
+
+    def gather_streams(self):
+        """Brings the carry and the returns under way, as checkpoints hold them, up to date.
+
+        To be called before saving, by every process; nothing to do with one replica.
+        """
+        if self._reward_scaler is not None:
+            self._reward_scaler.gather()
+
+    def scatter_streams(self):
+        """Gives each replica its streams' part of what was restored; by every process, after restoring."""
+        if self._reward_scaler is not None:
+            self._reward_scaler.scatter()
 
     def _check_weights(self, weights):
         if weights is not None:
@@ -115,29 +147,37 @@ class RolloutAgent(ActorCriticAgent):
         self, time_step_spec, action_spec, network, optimizer, num_streams, config=None, train_step_counter=None
     ):
         super().__init__(time_step_spec, action_spec, network, optimizer, num_streams, config, train_step_counter)
-        self._carry = tuple(
-            tf.Variable(part, trainable=False, name=f"carry_{i}")
-            for i, part in enumerate(network.get_initial_carry(self._num_streams))
-        )
+        rows = [part[0] for part in network.get_initial_carry(1)]
+        self._by_stream = StreamVariables(self._streams, [f"carry_{i}" for i in range(len(rows))], rows)
+        self._carry = self._by_stream.whole
 
     @property
     def carry(self):
         return tuple(self._carry)
 
-    def _assign_carry(self, carry):
-        for variable, value in zip(self._carry, carry, strict=True):
-            variable.assign(value)
+    def reset_carry(self):
+        self._by_stream.reset()
+        if self._reward_scaler is not None:
+            self._reward_scaler.reset()
+
+    def gather_streams(self):
+        self._by_stream.gather()
+        super().gather_streams()
+
+    def scatter_streams(self):
+        self._by_stream.scatter()
+        super().scatter_streams()
 
     def _check_experience(self, experience, weights):
         self._check_weights(weights)
         shape = experience.step_type.shape
         if shape.rank != 2:
             raise ValueError(f"experience must be [B, T + 1, ...], got step_type of shape {shape}")
-        if shape[0] is not None and shape[0] != self._num_streams:
-            raise ValueError(f"experience must hold num_streams={self._num_streams} streams, got {shape[0]}")
+        if shape[0] is not None and shape[0] != self._streams.worker:
+            raise ValueError(f"experience must hold num_streams={self._streams.worker} streams, got {shape[0]}")
         if shape[1] is not None and shape[1] < 2:
             raise ValueError(f"experience must hold at least 2 frames (T + 1), got {shape[1]}")
         # of use only where the static shape is unknown
         dynamic = tf.shape(experience.step_type)
-        tf.debugging.assert_equal(dynamic[0], self._num_streams, "experience must hold num_streams streams")
+        tf.debugging.assert_equal(dynamic[0], self._streams.worker, "experience must hold num_streams streams")
         tf.debugging.assert_greater(dynamic[1], 1, "experience must hold at least 2 frames (T + 1)")

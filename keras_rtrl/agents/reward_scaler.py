@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from keras_rtrl._replicas import Streams, StreamVariables
 from keras_rtrl.networks.normalizer import RunningNormalizer
 
 
@@ -23,7 +24,8 @@ class RewardScaler(tf.Module):
     def __init__(self, gamma, num_streams, limit=10.0):
         super().__init__()
         self._gamma, self._limit = gamma, limit
-        self._returns = tf.Variable(tf.zeros([num_streams], tf.float64), trainable=False, name="returns")
+        self._by_stream = StreamVariables(Streams(num_streams), ["returns"], [tf.TensorSpec([], tf.float64)])
+        (self._returns,) = self._by_stream.whole
         self.statistics = RunningNormalizer([])
 
     @property
@@ -32,15 +34,18 @@ class RewardScaler(tf.Module):
         return tf.sqrt(self.statistics.variance + 1e-8)
 
     def update(self, reward, boundary):
-        """Takes in rewards [B, T]; on a boundary frame [B, T] (LAST to FIRST) there is none, and R starts from 0."""
+        """Takes in rewards [B, T]; on a boundary frame [B, T] (LAST to FIRST) there is none, and R starts from 0.
+
+        Under a tf.distribute strategy called by every replica, with its own streams' rows.
+        """
         reward = tf.where(boundary, tf.zeros_like(reward), reward)
         keep = tf.cast(~boundary, tf.float64)
         returns = tf.scan(
             lambda before, step: step[1] * (self._gamma * before + step[0]),
             (tf.transpose(tf.cast(reward, tf.float64)), tf.transpose(keep)),
-            initializer=self._returns.value(),
+            initializer=self._by_stream.values()[0],
         )
-        self._returns.assign(returns[-1])
+        self._by_stream.assign([returns[-1]])
         self.statistics.update(returns)
 
     def __call__(self, reward):
@@ -49,4 +54,12 @@ class RewardScaler(tf.Module):
 
     def reset(self):
         """Forgets the returns under way, not the statistics: the streams begin anew."""
-        self._returns.assign(tf.zeros_like(self._returns))
+        self._by_stream.reset()
+
+    def gather(self):
+        """Brings what is saved of the returns under way up to date, where several replicas have them."""
+        self._by_stream.gather()
+
+    def scatter(self):
+        """Gives each replica the returns under way of its streams, as they were restored."""
+        self._by_stream.scatter()

@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from keras_rtrl._replicas import all_sum
+
 
 class RunningNormalizer(tf.Module):
     """(x - mean) / standard deviation of all that `update` has seen, clipped to [-limit, limit]; x as it is before.
@@ -16,9 +18,14 @@ class RunningNormalizer(tf.Module):
     def __init__(self, shape, limit=10.0):
         super().__init__()
         self._limit = limit
-        self._count = tf.Variable(0.0, trainable=False, dtype=tf.float64, name="count")
-        self._mean = tf.Variable(tf.zeros(shape, tf.float64), trainable=False, name="mean")
-        self._squares = tf.Variable(tf.zeros(shape, tf.float64), trainable=False, name="squares")  # of deviations
+
+        def zeros(shape, name):  # every replica of a strategy assigns the same
+            same = tf.VariableAggregation.ONLY_FIRST_REPLICA
+            return tf.Variable(tf.zeros(shape, tf.float64), trainable=False, name=name, aggregation=same)
+
+        self._count = zeros([], "count")
+        self._mean = zeros(shape, "mean")
+        self._squares = zeros(shape, "squares")  # of deviations
 
     @property
     def mean(self):
@@ -32,13 +39,15 @@ class RunningNormalizer(tf.Module):
         return tf.where(seen, self._squares / tf.maximum(self._count, 1), tf.ones_like(self._squares))
 
     def update(self, x):
-        """Takes in observations [..., shape]."""
+        """Takes in observations [..., shape]; those of all replicas where each calls it with its own."""
         x = tf.reshape(tf.cast(x, tf.float64), [-1, *self._mean.shape])
-        count = tf.cast(tf.shape(x)[0], tf.float64)
-        mean = tf.reduce_mean(x, axis=0)
+        own_count = tf.cast(tf.shape(x)[0], tf.float64)
+        count = all_sum(own_count)
+        mean = all_sum(tf.reduce_mean(x, axis=0) * (own_count / count))
         total = self._count + count
         shift = mean - self._mean
-        squares = tf.reduce_sum(tf.square(x - mean), axis=0) + tf.square(shift) * self._count * count / total
+        squares = all_sum(tf.reduce_sum(tf.square(x - mean), axis=0))
+        squares += tf.square(shift) * self._count * count / total
         self._squares.assign_add(squares)
         self._mean.assign_add(shift * count / total)
         self._count.assign(total)

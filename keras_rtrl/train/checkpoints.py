@@ -44,10 +44,13 @@ class Checkpoints:
 
     TensorFlow writes the data first, then renames the index, then the file that names the newest checkpoint: a process
     killed at any time leaves the checkpoint before.
+
+    Where an agent's streams are spread over devices or processes, a checkpoint is the same as with one device, and can
+    be restored onto any number of them. Every process calls save() and restore(), in one order; the chief writes.
     """
 
     def __init__(self, run, counters, agent, state):
-        self._run, self._counters = run, counters
+        self._run, self._counters, self._agent = run, counters, agent
         watched = [*agent.network.variables, *agent.optimizer.variables, *agent.variables, *state]
         self._watched = list({variable.ref(): variable for variable in watched}.values())
         checkpoint = tf.train.Checkpoint(network=agent.network, agent=agent, state=list(state), counters=counters)
@@ -59,16 +62,23 @@ class Checkpoints:
         """Saves, unless this update is saved already; on a NaN or infinity raises ArithmeticError instead."""
         if self._counters.updates == self._saved:
             return
-        for variable in self._watched:
-            if variable.dtype.is_floating and not np.all(np.isfinite(variable.numpy())):
-                raise ArithmeticError(f"{variable.name} is not finite")
-        self._manager.save(checkpoint_number=self._counters.updates)
+        agent = self._agent
+        agent.gather_streams()
+        floating = (variable for variable in self._watched if variable.dtype.is_floating)
+        bad = next((variable.name for variable in floating if not np.all(np.isfinite(variable.numpy()))), None)
+        if agent.streams.any(bad is not None):
+            raise ArithmeticError(f"{bad or 'a variable of another process'} is not finite")
+        if agent.streams.is_chief:
+            self._manager.save(checkpoint_number=self._counters.updates)
+        agent.streams.any(False)  # no process goes on before the chief has written
         self._saved = self._counters.updates
 
     def restore(self):
         """Restores the newest checkpoint; raises UsageError where it does not hold every variable."""
         with _as_usage_error(self._run):
-            self._checkpoint.restore(self._manager.latest_checkpoint).assert_existing_objects_matched()
+            newest = tf.train.latest_checkpoint(self._run.checkpoints)  # a manager knows its own saves only
+            self._checkpoint.restore(newest).assert_existing_objects_matched()
+        self._agent.scatter_streams()
 
 
 def saved_updates(run):

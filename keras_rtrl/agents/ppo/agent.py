@@ -6,6 +6,7 @@ import tensorflow as tf
 from tf_agents.agents import tf_agent
 from tf_agents.trajectories import time_step as ts
 
+from keras_rtrl._replicas import all_sum
 from keras_rtrl.agents.base import RolloutAgent
 from keras_rtrl.agents.ppo import losses
 from keras_rtrl.agents.ppo.config import PPOConfig
@@ -38,7 +39,8 @@ class RTRLPPOAgent(RolloutAgent):
     ):
         super().__init__(time_step_spec, action_spec, network, optimizer, num_streams, config, train_step_counter)
         seed = tf.random.uniform([], maxval=tf.int64.max, dtype=tf.int64)
-        self._generator = tf.random.Generator.from_seed(seed)
+        seed = self._streams.from_first(seed)
+        self._generator = self._streams.on_host(lambda: tf.random.Generator.from_seed(seed))
 
     def store_bytes(self, num_steps):
         """Bytes of the carries stored of a rollout of `num_steps` steps: one a chunk and stream.
@@ -106,7 +108,7 @@ class RTRLPPOAgent(RolloutAgent):
           (carry at each chunk's start [B T / C, ...], values [B, T], value [B] of frame T, carry after frame T - 1),
           constants all.
         """
-        network, size, streams = self._network, self._config.chunk, self._num_streams
+        network, size, streams = self._network, self._config.chunk, self._streams.replica
         features = tf.stop_gradient(network.encode(experience.observation))
         reset = tf.equal(experience.step_type, ts.StepType.FIRST)
         count = (features.shape[1] - 1) // size
@@ -128,7 +130,7 @@ class RTRLPPOAgent(RolloutAgent):
             y, carry = network.core(inputs[0][i], inputs[1][i], carry)
             return i + 1, tuple(tf.stop_gradient(part) for part in carry), ys.write(i, tf.stop_gradient(y)), starts
 
-        start = tuple(variable.value() for variable in self._carry)
+        start = self._by_stream.values()
         y_shape = [streams, size, network.recurrent_core.output_size]
         _, carry, ys, starts = tf.while_loop(
             lambda i, *_: i < count,
@@ -175,11 +177,12 @@ class RTRLPPOAgent(RolloutAgent):
         return loss, terms
 
     def _minibatch(self, batch):
-        """Numbers of a LossInfo, and the clipped gradients."""
+        """Numbers of a LossInfo and the clipped gradients of a minibatch; `batch` is this replica's part of it."""
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self._trained)
             loss, terms = self.batch_loss(batch)
         gradients = tape.gradient(loss, self._trained, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        gradients, loss, terms = all_sum((gradients, loss, terms))
         norm = tf.linalg.global_norm(gradients)
         if self._config.gradient_clip is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, self._config.gradient_clip, use_norm=norm)
@@ -187,50 +190,73 @@ class RTRLPPOAgent(RolloutAgent):
 
     def _train(self, experience, weights=None):
         self._check_experience(experience, weights)
-        config = self._config
-        if self._reward_scaler is not None:
-            boundary = tf.equal(experience.step_type[:, :-1], ts.StepType.LAST)
-            self._reward_scaler.update(experience.reward[:, :-1], boundary)
-        first, carry = self.prepare(experience)
-        chunks = first.reset.shape[0]
-        size = chunks // config.minibatches
+        config, streams = self._config, self._streams
+        rows = streams.split(experience)
+        first, carry = streams.run(self._begin, rows)
+        chunks = self._num_streams * (experience.step_type.shape[1] - 1) // config.chunk
 
-        def refreshed(batch):
-            new, _ = self.prepare(experience)
-            if not config.stale_gradient:
-                batch = batch._replace(carry=new.carry)
-            if not config.stale_target:
-                batch = batch._replace(value=new.value, advantage=new.advantage)
-            return batch
-
-        def epoch(i, sums, batch):
+        # MirroredStrategy sums over replicas outside loops only: they are around the replicas' functions, not inside
+        def epoch(i, sums):
+            batch = first
             if not (config.stale_gradient and config.stale_target):
-                batch = tf.cond(i > 0, lambda: refreshed(batch), lambda: batch)
+                batch = streams.run(self._refreshed, i, rows, first)
             # Philox bits by name: a generator's own numbers differ under XLA
             seed = self._generator.make_seeds()[:, 0]
             bits = tf.random.stateless_uniform([chunks], seed, None, None, tf.int32, alg="philox")
-            order = tf.reshape(tf.argsort(bits, stable=True), [config.minibatches, size])
+            order = tf.reshape(tf.argsort(bits, stable=True), [config.minibatches, -1])
 
             def step(j, sums):
-                numbers, gradients = self._minibatch(tf.nest.map_structure(lambda x: tf.gather(x, order[j]), batch))
-                self._optimizer.apply_gradients(zip(gradients, self._trained, strict=True))
-                return j + 1, sums + numbers
+                return j + 1, sums + streams.one(streams.run(self._step, batch, order[j]))
 
             _, sums = tf.while_loop(lambda j, _: j < config.minibatches, step, (0, sums), parallel_iterations=1)
-            return i + 1, sums, batch
+            return i + 1, sums
 
-        sums = tf.zeros([len(self.loss_names)], first.value.dtype)
-        _, sums, _ = tf.while_loop(lambda i, *_: i < config.epochs, epoch, (0, sums, first), parallel_iterations=1)
-        self._assign_carry(carry)
-        self._network.update_normalizer(tf.nest.map_structure(lambda x: x[:, :-1], experience.observation))
+        sums = tf.zeros([len(self.loss_names)], streams.one(first.value).dtype)
+        _, sums = tf.while_loop(lambda i, _: i < config.epochs, epoch, (0, sums), parallel_iterations=1)
+        streams.run(self._end, rows, carry)
         self.train_step_counter.assign_add(1)
         return _loss_info(sums / config.optimizer_steps)
+
+    def _begin(self, experience):
+        """`prepare`, the rewards' scale brought up to date before."""
+        if self._reward_scaler is not None:
+            boundary = tf.equal(experience.step_type[:, :-1], ts.StepType.LAST)
+            self._reward_scaler.update(experience.reward[:, :-1], boundary)
+        return self.prepare(experience)
+
+    def _refreshed(self, epoch, experience, first):
+        """The PPOBatch of an epoch: `first`, and from the second epoch on what is not to be stale made anew."""
+
+        def anew():
+            batch, (new, _) = first, self.prepare(experience)
+            if not self._config.stale_gradient:
+                batch = batch._replace(carry=new.carry)
+            if not self._config.stale_target:
+                batch = batch._replace(value=new.value, advantage=new.advantage)
+            return batch
+
+        return tf.cond(epoch > 0, anew, lambda: first)
+
+    def _step(self, batch, order):
+        """One step of the optimiser on the chunks `order`, numbers among those of all streams."""
+        if self._streams.replica < self._num_streams:
+            count = batch.reset.shape[0]
+            order -= count * tf.distribute.get_replica_context().replica_id_in_sync_group
+            order = tf.boolean_mask(order, (order >= 0) & (order < count))  # this replica's, any number of them
+        numbers, gradients = self._minibatch(tf.nest.map_structure(lambda x: tf.gather(x, order), batch))
+        self._optimizer.apply_gradients(zip(gradients, self._trained, strict=True), skip_gradients_aggregation=True)
+        return numbers
+
+    def _end(self, experience, carry):
+        self._by_stream.assign(carry)
+        self._network.update_normalizer(tf.nest.map_structure(lambda x: x[:, :-1], experience.observation))
 
     def _loss(self, experience, weights=None, training=False):
         del training
         self._check_experience(experience, weights)
-        numbers, _ = self._minibatch(self.prepare(experience)[0])
-        return _loss_info(numbers)
+        streams = self._streams
+        numbers = streams.run(lambda rows: self._minibatch(self.prepare(rows)[0])[0], streams.split(experience))
+        return _loss_info(streams.one(numbers))
 
 
 def _loss_info(numbers):

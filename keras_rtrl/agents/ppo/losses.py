@@ -9,6 +9,8 @@ import collections
 
 import tensorflow as tf
 
+from keras_rtrl._replicas import all_sum
+
 PPOTerms = collections.namedtuple("PPOTerms", ["policy_loss", "value_loss", "entropy", "kl", "clip_fraction"])
 
 
@@ -60,7 +62,9 @@ def ppo_terms(log_ratio_t, entropy_t, value_t, old_value_t, advantage_t, return_
         policy_loss = - mean min(q A, clip(q, 1 - clip, 1 + clip) A),        q = pi(a_t) / pi_old(a_t)
         value_loss  = 1/2 mean max((V - G)^2, (V_old + clip(V - V_old, -value_clip, value_clip) - G)^2)
 
-    A is the advantage, normalised over the batch to mean 0 and standard deviation 1.
+    A is the advantage, normalised over the batch to mean 0 and standard deviation 1. Where every replica of a
+    tf.distribute strategy calls this with its own part of a batch, what comes is its share of the whole batch's terms:
+    counts, and mean and deviation of A, are the whole batch's, and the terms are the shares' sums.
 
     Args:
       log_ratio_t: log q.
@@ -77,13 +81,18 @@ def ppo_terms(log_ratio_t, entropy_t, value_t, old_value_t, advantage_t, return_
       frames whose ratio is clipped. Neither has a gradient.
     """
     counted = tf.cast(~boundary_t, value_t.dtype)
-    count = tf.maximum(tf.reduce_sum(counted), 1)
+
+    def total(x):
+        return tf.reduce_sum(tf.where(boundary_t, tf.zeros_like(x), x))
+
+    count, advantages = all_sum((tf.reduce_sum(counted), total(advantage_t)))
+    count = tf.maximum(count, 1)
 
     def mean(x):
-        return tf.reduce_sum(tf.where(boundary_t, tf.zeros_like(x), x)) / count
+        return total(x) / count
 
-    centred = advantage_t - mean(advantage_t)
-    advantage_t = centred / (tf.sqrt(mean(tf.square(centred))) + 1e-8)
+    centred = advantage_t - advantages / count
+    advantage_t = centred / (tf.sqrt(all_sum(mean(tf.square(centred)))) + 1e-8)
     ratio_t = tf.exp(log_ratio_t)
     clipped_t = tf.clip_by_value(ratio_t, 1 - clip, 1 + clip)
     error_t = tf.square(value_t - return_t)

@@ -6,6 +6,7 @@ import tensorflow as tf
 from tf_agents.agents import tf_agent
 from tf_agents.trajectories import time_step as ts
 
+from keras_rtrl._replicas import all_sum
 from keras_rtrl.agents.base import RolloutAgent
 from keras_rtrl.agents.r2ac import losses
 from keras_rtrl.agents.r2ac.config import R2ACConfig
@@ -36,7 +37,7 @@ class R2ACAgent(RolloutAgent):
         network = self._network
         features = network.encode(experience.observation)
         reset = tf.equal(experience.step_type, ts.StepType.FIRST)
-        y, carry = network.core(features[:, :-1], reset[:, :-1], tuple(v.value() for v in self._carry))
+        y, carry = network.core(features[:, :-1], reset[:, :-1], self._by_stream.values())
         carry = tuple(tf.stop_gradient(part) for part in carry)
         last_y, _ = network.core(tf.stop_gradient(features[:, -1:]), reset[:, -1:], network.state_of(carry))
         outputs, values = network.heads(y)
@@ -44,7 +45,7 @@ class R2ACAgent(RolloutAgent):
         return outputs, values, last_value[:, 0], carry
 
     def _gradients(self, experience):
-        """LossInfo, clipped gradients and the carry after frame T-1; assigns nothing."""
+        """LossInfo, clipped gradients and this replica's carry after frame T-1; assigns nothing."""
         config, actions = self._config, self._network.actions
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self._trained)
@@ -62,6 +63,7 @@ class R2ACAgent(RolloutAgent):
             terms = losses.r2ac_loss(log_pi, actions.entropy(outputs), values, targets, boundary)
             total = terms.policy_loss + config.value_cost * terms.value_loss - config.entropy_cost * terms.entropy
         gradients = tape.gradient(total, self._trained, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        gradients, total, terms = all_sum((gradients, total, terms))
         norm = tf.linalg.global_norm(gradients)
         if config.gradient_clip is not None:
             gradients, _ = tf.clip_by_global_norm(gradients, config.gradient_clip, use_norm=norm)
@@ -69,13 +71,19 @@ class R2ACAgent(RolloutAgent):
 
     def _train(self, experience, weights=None):
         self._check_experience(experience, weights)
-        loss_info, gradients, carry = self._gradients(experience)
-        self._optimizer.apply_gradients(zip(gradients, self._trained, strict=True))
-        self._assign_carry(carry)
+        loss_info = self._streams.run(self._learn, self._streams.split(experience))
         self.train_step_counter.assign_add(1)
+        return self._streams.one(loss_info)
+
+    def _learn(self, experience):
+        """Learns from this replica's rows."""
+        loss_info, gradients, carry = self._gradients(experience)
+        self._optimizer.apply_gradients(zip(gradients, self._trained, strict=True), skip_gradients_aggregation=True)
+        self._by_stream.assign(carry)
         return loss_info
 
     def _loss(self, experience, weights=None, training=False):
         del training
         self._check_experience(experience, weights)
-        return self._gradients(experience)[0]
+        info = self._streams.run(lambda rows: self._gradients(rows)[0], self._streams.split(experience))
+        return self._streams.one(info)

@@ -1,0 +1,187 @@
+"""Streams spread over the replicas of a tf.distribute strategy."""
+
+import concurrent.futures
+
+import tensorflow as tf
+
+from keras_rtrl._checks import whole_number
+
+
+def all_sum(values):
+    """The sum over all replicas of a nest of tensors; `values` itself where there is one replica.
+
+    Every replica must call it, and with a MirroredStrategy outside TensorFlow's loops and conditions.
+    """
+    if tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        return values
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
+
+
+class Streams:
+    """B streams over R replicas: replica k has streams k B / R to (k + 1) B / R - 1.
+
+    The strategy is the one in whose scope this is made; without one, one replica has all streams, and functions are
+    called as they are.
+
+    Attributes:
+      count: B.
+      replica: number of streams of a replica.
+      worker: number of streams of this process, all replicas of it together.
+
+    Raises:
+      ValueError: a number of streams that is no whole number of at least 1, or no multiple of the replicas.
+    """
+
+    def __init__(self, count):
+        self.count = whole_number("num_streams", count)
+        self.strategy = tf.distribute.get_strategy() if tf.distribute.has_strategy() else None
+        replicas, self._ids = 1, (0,)  # of the replicas in this process
+        if self.strategy is not None:
+            replicas = self.strategy.num_replicas_in_sync
+            ids = self.strategy.experimental_distribute_values_from_function(lambda c: c.replica_id_in_sync_group)
+            self._ids = self.strategy.experimental_local_results(ids)
+        if self.count % replicas:
+            raise ValueError(f"num_streams must be a multiple of the strategy's {replicas} replicas, got {self.count}")
+        self.replica = self.count // replicas
+        self.worker = self.replica * len(self._ids)
+
+    @property
+    def is_chief(self):
+        """Whether this process is the one that writes files: the only one, the chief, or worker 0 without a chief."""
+        if self.worker == self.count:
+            return True
+        resolver = self.strategy.cluster_resolver
+        return resolver.task_type == "chief" or (
+            "chief" not in resolver.cluster_spec().jobs and resolver.task_type == "worker" and resolver.task_id == 0
+        )
+
+    def any(self, flag):
+        """Whether `flag` is true in any process; each must ask."""
+        if self.worker == self.count:
+            return bool(flag)
+        return bool(self._sum(tf.constant(float(flag))) > 0)
+
+    def from_first(self, value):
+        """The `value` that replica 0 has, in every process."""
+        if self.worker == self.count:
+            return value
+        return self._sum(value if self._ids[0] == 0 else tf.zeros_like(value))
+
+    def _sum(self, value):
+        """Sum of `value` over all processes."""
+        values = self.of_replicas(lambda i: value if i == 0 else tf.zeros_like(value))
+        return self.strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None)
+
+    def on_host(self, function):
+        """function(), with variables that are not mirrored over replicas: in the memory of this process' host."""
+        if self.strategy is None:
+            return function()
+
+        def on_cpu():
+            with tf.device("CPU:0"):
+                return function()
+
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:  # a strategy's scope is one thread's own
+            return thread.submit(on_cpu).result()
+
+    def run(self, function, *args):
+        """function(*args) on every replica, with its own part of what is split among `args`."""
+        return function(*args) if self.strategy is None else self.strategy.run(function, args=args)
+
+    def one(self, values):
+        """The values of one replica in this process, of what `run` gave."""
+        if self.strategy is None:
+            return values
+        return tf.nest.map_structure(lambda x: self.strategy.experimental_local_results(x)[0], values)
+
+    def split(self, values):
+        """Splits a nest of tensors [worker's streams, ...] into replicas' own [replica's streams, ...]."""
+        if self.strategy is None:
+            return values
+        flat = tf.nest.flatten(values)
+        size = self.replica
+        rows = self.of_replicas(lambda i: [x[i * size : (i + 1) * size] for x in flat])
+        return tf.nest.pack_sequence_as(values, rows)
+
+    def of_replicas(self, function):
+        """What function(i) gives for the replicas i = 0, 1, .. in this process, each as its replica's own."""
+        first = self._ids[0]
+        return self.strategy.experimental_distribute_values_from_function(
+            lambda context: function(context.replica_id_in_sync_group - first)
+        )
+
+    def ranges(self):
+        """For each replica in this process the slice of its streams, numbered among all."""
+        return [slice(i * self.replica, (i + 1) * self.replica) for i in self._ids]
+
+
+class StreamVariables:
+    """Variables [B, ...], zero at first, of which every replica has the rows of its own streams.
+
+    What checkpoints shall hold is `whole`, whatever the number of replicas. With one replica these are the variables
+    themselves; with several `gather` brings them up to date, and `scatter` gives the replicas what was restored into
+    them. This is no Trackable, so that what the replicas have is never saved beside.
+
+    Args:
+      streams: `Streams`.
+      names: of the variables.
+      specs: for each a TensorSpec, or a tensor, of one stream's row.
+
+    Attributes:
+      whole: tuple of non-trainable variables [B, ...]; in the memory of the host where there are several replicas.
+    """
+
+    def __init__(self, streams, names, specs):
+        def zeros(rows, **options):
+            return tuple(
+                tf.Variable(tf.zeros([rows, *spec.shape], spec.dtype), trainable=False, name=name, **options)
+                for name, spec in zip(names, specs, strict=True)
+            )
+
+        self._streams = streams
+        self._whole_is_own = streams.replica == streams.count
+        if self._whole_is_own:
+            self.whole = self._own = zeros(streams.count)
+        else:
+            self._own = zeros(streams.replica, synchronization=tf.VariableSynchronization.ON_READ)
+            self.whole = streams.on_host(lambda: zeros(streams.count))
+
+    def values(self):
+        """This replica's rows, as they are now: a tuple of tensors."""
+        return tuple(variable.value() for variable in self._own)
+
+    def assign(self, values):
+        """Assigns this replica's rows."""
+        for variable, value in zip(self._own, values, strict=True):
+            variable.assign(value)
+
+    def reset(self):
+        """Zeroes all rows. As `gather` and `scatter` called by every process, outside the replicas' functions."""
+        for variable in self.whole:
+            variable.assign(tf.zeros_like(variable))
+        self.scatter()
+
+    def gather(self):
+        """Brings `whole` up to date."""
+        if self._whole_is_own:
+            return
+        streams = self._streams
+        for variable, own in zip(self.whole, self._own, strict=True):
+            parts = streams.strategy.experimental_local_results(own)
+            if streams.worker < streams.count:
+                rows = streams.strategy.gather(streams.of_replicas(lambda i, parts=parts: parts[i].value()), axis=0)
+            else:  # not on the devices, which may have no room for the rows of all
+                with tf.device("CPU:0"):
+                    rows = tf.concat([part.value() for part in parts], axis=0)
+            variable.assign(rows)
+
+    def scatter(self):
+        """Gives each replica its rows of `whole`."""
+        if self._whole_is_own:
+            return
+        for variable, own in zip(self.whole, self._own, strict=True):
+            parts = self._streams.strategy.experimental_local_results(own)
+            for part, rows in zip(parts, self._streams.ranges(), strict=True):
+                with tf.device("CPU:0"):
+                    value = variable[rows]
+                part.assign(value)
