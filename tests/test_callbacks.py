@@ -156,6 +156,15 @@ def test_training_is_not_disturbed(tmp_path):
         np.testing.assert_array_equal(got, want)
 
 
+def test_models_compiled_by_xla(tmp_path):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "RTRLDiagnostics")  # what XLA trains and what is run here lead to one state
+        found = fit(make(jit_compile=True), data(2), tmp_path)
+    assert set(found) == {*NORMS, *LENGTHS, "core/staleness/cosine_over_2_chunks"}
+    cosines = found["core/staleness/cosine_over_2_chunks"]
+    assert cosines[1] == cosines[3] == pytest.approx(1, abs=1e-6)  # the reset is among the two
+
+
 def test_memory_length_of_known_decay(tmp_path):
     zeros = {f"{role}_initializer": "zeros" for role in ("kernel", "recurrent", "bias")}
     layers = {
