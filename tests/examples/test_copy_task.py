@@ -125,17 +125,6 @@ def test_short_patterns_are_learned(tmp_path):
     assert float(rows(out)[-1]["sequence_accuracy"]) > 0.95  # counting alone: 0.19
 
 
-@pytest.mark.slow
-def test_memory_grows_by_rtrl_where_the_truncated_gradient_sees_one_step(tmp_path):
-    def longest(gradient):
-        out = tmp_path / gradient
-        words = ["--curriculum", "--chunk", "1", "--radii", "0", "0.7", "--rate", "2e-3", "--steps", "10000"]
-        copy_task.main([*words, "--gradient", gradient, "--out", str(out)])
-        return int(rows(out)[-1]["longest"])
-
-    assert longest("rtrl") >= longest("tbptt") + 2  # seen: 12 and 8
-
-
 @pytest.mark.parametrize(
     ("words", "named"),
     [
