@@ -1,6 +1,7 @@
 """What runs in an actor's process: some streams of an environment, and the network that acts for them."""
 
 import collections
+import itertools
 
 import gin
 import numpy as np
@@ -33,39 +34,50 @@ def environment_seed(seed, number, life):
     return int(np.random.SeedSequence([seed, number, life]).generate_state(1)[0])
 
 
-class RolloutActor:
-    """Makes rollouts of E streams on request. In Ray's hands: one of its actors.
+class Actor:
+    """Base of what runs in Ray's hands.
 
     Args:
       number: which of the actors this is, from 0.
-      actors: their number.
       version: of keras_rtrl, which must be the learner's.
       configuration: the gin configuration, as text.
-      seed: the run's.
-      streams: E.
-      num_steps: T of a rollout.
-      generator: state of the generator that the first actor draws its first actions from.
       threads: of TensorFlow.
 
     Raises:
       RuntimeError: another version of keras_rtrl.
     """
 
-    def __init__(self, number, actors, version, configuration, seed, streams, num_steps, generator, threads):
+    def __init__(self, number, version, configuration, threads):
         if keras_rtrl.__version__ != version:
             raise RuntimeError(f"this node has keras_rtrl {keras_rtrl.__version__}, the learner {version}")
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(threads)
-        self._number, self._actors = number, actors
-        self._seed, self._streams, self._num_steps = seed, streams, num_steps
+        gin.clear_config()
+        gin.parse_config(configuration)
+        self._number = number
+
+    def __repr__(self):
+        return f"{type(self).__name__}({self._number})"
+
+
+class RolloutActor(Actor):
+    """Makes rollouts of E streams on request.
+
+    Args:
+      number, version, configuration, threads: as Actor.
+      actors: their number.
+      seed: the run's.
+      streams: E.
+      num_steps: T of a rollout.
+      generator: state of the generator that the first actor draws its first actions from.
+    """
+
+    def __init__(self, number, version, configuration, threads, actors, seed, streams, num_steps, generator):
+        super().__init__(number, version, configuration, threads)
+        self._actors, self._seed, self._streams, self._num_steps = actors, seed, streams, num_steps
         self._generator = generator
         self._version = self._driver = None
         tf_keras.utils.set_random_seed(seed)
-        gin.clear_config()
-        gin.parse_config(configuration)
-
-    def __repr__(self):
-        return f"RolloutActor({self._number})"
 
     def _begin(self, life):
         """Makes the environment, whose streams begin their first episodes, and the network."""
@@ -103,9 +115,40 @@ class RolloutActor:
         games = [game_return for game_return, _, _ in self._env.finished_games()]
         return Rollout(self._life, start, version, *_arrays((tuple(state), frames)), games)
 
-    def play(self, weights, quota, seed):
-        """The first `quota[i]` whole games of each stream i, played greedily: [(return, length in agent steps)]."""
-        return evaluate.play(weights, quota, seed)
+
+class GameActor(Actor):
+    """Plays whole games greedily, some steps on request.
+
+    Args:
+      number, version, configuration, threads: as Actor.
+      seed: of the environment.
+      quota: number of games of each stream.
+    """
+
+    def __init__(self, number, version, configuration, threads, seed, quota):
+        super().__init__(number, version, configuration, threads)
+        self._env = building.environment(seed, streams=len(quota), evaluation=True)
+        self._quota, self._games = quota, None
+
+    def play(self, weights, steps):
+        """Up to `steps` steps more.
+
+        Args:
+          weights: list of arrays, as the network's variables; the same in every call.
+          steps: int.
+
+        Returns:
+          The games so far: a list of (return, length in agent steps) a stream.
+        """
+        if self._games is None:
+            network = building.network(self._env)
+            for variable, value in zip(network.variables, weights, strict=True):
+                variable.assign(value)
+            self._games = evaluate.whole_games(self._env, evaluate.PolicyModule(network), self._quota)
+        played = None
+        for played in itertools.islice(self._games, steps):  # noqa: B007  the same list grows
+            pass
+        return played
 
 
 def _arrays(nest):

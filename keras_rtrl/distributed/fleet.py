@@ -2,6 +2,7 @@
 
 import collections
 import os
+import socket
 
 import gin
 
@@ -10,6 +11,8 @@ from keras_rtrl._checks import number as checked_number
 from keras_rtrl._checks import whole_number
 
 Delivery = collections.namedtuple("Delivery", ["actor", "rollout"])
+
+_STEPS = 200  # of a game, in one request
 
 _ENVIRONMENT = {"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
@@ -89,33 +92,15 @@ class Fleet:
     """
 
     def __init__(self, configuration, seed, generator, streams, num_steps, number, address, queue, cpus, timeout):
-        self._ray = _import_ray()
         self._number, self._queue, self._timeout = number, queue, timeout
-        self._connect(address, number * cpus)
-        from keras_rtrl.distributed.actor import RolloutActor
-
-        remote = self._ray.remote(
-            num_cpus=cpus, max_restarts=-1, max_task_retries=-1, runtime_env={"env_vars": _ENVIRONMENT}
-        )(RolloutActor)
+        self._ray = _connect(address, number * cpus)
         self._actors = [
-            remote.options(name=f"actor {i}").remote(
-                i, number, keras_rtrl.__version__, configuration, seed, streams, num_steps, generator, cpus
-            )
+            _start("RolloutActor", i, configuration, cpus, number, seed, streams, num_steps, generator)
             for i in range(number)
         ]
         self._requests = [0] * number
         self._pending = {}  # in the order of asking
         self._version, self._weights = -1, None
-
-    def _connect(self, address, cpus):
-        options = {}
-        if address is None:
-            options = {"include_dashboard": False, "num_cpus": max(cpus, os.cpu_count())}
-            os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 any other program stops the actors
-        try:
-            self._ray.init(address=address or "local", logging_level="ERROR", log_to_driver=False, **options)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ActorFailure(f"no Ray cluster at {address or 'this machine'}: {error}") from error
 
     def publish(self, weights):
         """Makes the next version of the weights, a list of arrays, what later requests act by."""
@@ -171,8 +156,8 @@ class Fleet:
                     rollout = self._ray.get(reference, timeout=self._timeout)
                 except (self._ray.exceptions.ObjectLostError, self._ray.exceptions.ActorUnavailableError):
                     rollout = None
-                except self._ray.exceptions.ActorDiedError as error:
-                    raise ActorFailure(f"actor {actor} is dead for good: {_first_line(error)}") from error
+                except (self._ray.exceptions.ActorDiedError, self._ray.exceptions.RayTaskError) as error:
+                    raise _failure(actor, error) from error
                 if rollout is None or not fits(actor, rollout):
                     self.request([actor])
                 else:
@@ -187,13 +172,90 @@ class Fleet:
         self._ray.shutdown()
 
 
-def _import_ray():
+def play_games(configuration, weights, quotas, seeds, address, cpus, timeout):
+    """Whole games, played greedily by actors.
+
+    An actor that dies plays its games again from the first, by the same seed.
+
+    Args:
+      configuration: gin configuration of environment and network, as text.
+      weights: list of arrays, as the network's variables.
+      quotas: for each actor the number of games of each of its streams.
+      seeds: of the actors' environments.
+      address, cpus, timeout: as `settings`.
+
+    Returns:
+      For each actor a list of (return, length in agent steps) a stream, at least as many as asked for.
+
+    Raises:
+      ImportError: if Ray is not installed.
+      ActorFailure: no cluster at that address, or no actor that made its next steps before the time-out.
+    """
+    ray = _connect(address, len(quotas) * cpus)
+    try:
+        weights = ray.put(weights)
+        actors = [
+            _start("GameActor", i, configuration, cpus, seed, quota)
+            for i, (quota, seed) in enumerate(zip(quotas, seeds, strict=True))
+        ]
+        games = [None] * len(quotas)
+        pending = {actor.play.remote(weights, _STEPS): i for i, actor in enumerate(actors)}
+        while pending:
+            ready, _ = ray.wait(list(pending), timeout=timeout)
+            if not ready:
+                late = ", ".join(f"actor {i}" for i in pending.values())
+                raise ActorFailure(f"no steps from {late} in {timeout:g} s")
+            i = pending.pop(ready[0])
+            try:
+                games[i] = ray.get(ready[0])
+            except (ray.exceptions.ActorDiedError, ray.exceptions.RayTaskError) as error:
+                raise _failure(i, error) from error
+            if any(len(played) < wanted for played, wanted in zip(games[i], quotas[i], strict=True)):
+                pending[actors[i].play.remote(weights, _STEPS)] = i
+        return games
+    finally:
+        ray.shutdown()
+
+
+def _connect(address, cpus):
+    """Ray, connected to the cluster at `address`, or to a new one of this machine with so many CPUs at least."""
     try:
         import ray
     except ImportError as error:
         raise ImportError('actors need Ray: pip install "keras_rtrl[ray]"') from error
+    options = {}
+    host, _, port = (address or "").rpartition(":")
+    if port.isdigit() and "/" not in host:  # Ray itself would try for many minutes
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise ActorFailure(f"no Ray cluster at {address}: {error.strerror or error}") from error
+    if address is None:
+        options = {"include_dashboard": False, "num_cpus": max(cpus, os.cpu_count())}
+        os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 any other program stops the actors
+    try:
+        ray.init(address=address or "local", logging_level="ERROR", log_to_driver=False, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise ActorFailure(f"no Ray cluster at {address or 'this machine'}: {_last_line(error)}") from error
     return ray
 
 
-def _first_line(error):
-    return str(error).strip().partition("\n")[0]
+def _start(kind, number, configuration, cpus, *args):
+    import ray
+
+    from keras_rtrl.distributed import actor
+
+    remote = ray.remote(num_cpus=cpus, max_restarts=-1, max_task_retries=-1, runtime_env={"env_vars": _ENVIRONMENT})
+    named = remote(getattr(actor, kind)).options(name=f"actor {number}")  # as Ray's dashboard lists it
+    return named.remote(number, keras_rtrl.__version__, configuration, cpus, *args)
+
+
+def _failure(actor, error):
+    """What went wrong in an actor, as on one machine; else an ActorFailure."""
+    if isinstance(getattr(error, "cause", None), Exception):
+        return error.cause
+    return ActorFailure(f"actor {actor} is dead for good: {_last_line(error)}")
+
+
+def _last_line(error):
+    return str(error).strip().rpartition("\n")[2]

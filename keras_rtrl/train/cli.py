@@ -56,8 +56,7 @@ def _parser():
     train.add_argument("--gin", action="append", default=[], metavar="BINDING", help='such as "train.rollout = 10"')
     train.add_argument("--minutes", type=_positive_float, metavar="M", help="stop after M minutes, with a checkpoint")
 
-    train.add_argument("--actors", type=_positive_int, metavar="N", help="play in N actors on Ray")
-    train.add_argument("--ray-address", type=_name, metavar="ADDRESS", help='of a Ray cluster, such as "auto"')
+    _add_actors(train)
 
     sweep = commands.add_parser("sweep", help="train a preset's tasks x conditions x seeds; write a table and a figure")
     sweep.set_defaults(run=_sweep)
@@ -81,6 +80,8 @@ def _parser():
     )
     evaluate.add_argument("--video", type=_name, metavar="FILE", help="write the first game to an .mp4 or .avi")
 
+    _add_actors(evaluate)
+
     export = commands.add_parser("export", help="write the policy as a SavedModel that needs TensorFlow alone")
     export.set_defaults(run=_export)
     export.add_argument("folder", type=_name, metavar="RUN")
@@ -103,6 +104,11 @@ def _parser():
     bench_env.add_argument("--gin", action="append", default=[], metavar="BINDING", help='such as "train.rollout = 10"')
     bench_env.add_argument("--rounds", type=_positive_int, default=15, metavar="N", help="rollouts each part is timed")
     return parser
+
+
+def _add_actors(command):
+    command.add_argument("--actors", type=_positive_int, metavar="N", help="play in N actors on Ray")
+    command.add_argument("--ray-address", type=_name, metavar="ADDRESS", help='of a Ray cluster, such as "auto"')
 
 
 def _train(args):
@@ -191,7 +197,8 @@ def _evaluate(args):
     run = open_run(args.folder)
     from keras_rtrl.train import evaluate, loop  # noqa: F401  loop: its settings are in the run's configuration
 
-    config.load(run.config, args.gin)
+    actors = _actor_bindings(args) or ["actors.number = 0"]  # whatever it was trained with
+    config.load(run.config, [*actors, *args.gin])
     result = evaluate.evaluate(run, args.episodes, args.seed, args.video, args.repeats)
     if args.repeats == 1:
         for number, (game_return, length) in enumerate(zip(result["returns"], result["lengths"], strict=True), 1):

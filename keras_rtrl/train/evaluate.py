@@ -1,10 +1,10 @@
 """Whole games, played greedily."""
 
 import contextlib
-import itertools
 import os
 import tempfile
 
+import gin
 import numpy as np
 import tensorflow as tf
 from tf_agents.environments import py_environment, tf_environment
@@ -53,18 +53,13 @@ def evaluate(run, episodes=30, seed=1, video=None, repeats=1):
             raise UsageError(f"{name} must be at least 1, got {value}")
     streams = min(episodes, 16)
     quota = [episodes // streams + (stream < episodes % streams) for stream in range(streams)]
-    policy = recorder = None
-    games = []
-    for repeat in range(repeats):
-        with _environment(seed + repeat, streams) as env:
-            if policy is None:
-                if hasattr(env, "ideal_prediction"):
-                    raise UsageError(f"{run.path}: a run of a prediction task, which has no games to play")
-                recorder = Video(video, env) if video is not None else None
-                policy = PolicyModule(load_network(run, env))
-            games += _games(env, policy, quota, None if repeat else recorder)
-    if recorder:
-        recorder.close()
+    settings = building.actors()
+    if settings:
+        if video is not None:
+            raise UsageError(f"a video is of a game played here: leave out --video {video} or --actors")
+        games = _played_by_actors(run, quota, [seed + repeat for repeat in range(repeats)], settings[0])
+    else:
+        games = _played_here(run, quota, [seed + repeat for repeat in range(repeats)], video)
     returns = [game_return for game_return, _ in games]
     means = np.reshape(returns, [repeats, episodes]).mean(axis=1)
     environment = config.value("environment.name", None)
@@ -97,16 +92,76 @@ def _environment(seed, streams):
             env.close()
 
 
-def _games(env, policy, quota, recorder):
-    """The first `quota[i]` games of each stream i, (return, length), stream by stream."""
-    games = [[] for _ in quota]
+def _played_here(run, quota, seeds, video):
+    """The games of each seed's environment, (return, length), stream by stream."""
+    policy = recorder = None
+    result = []
+    for seed in seeds:
+        with _environment(seed, len(quota)) as env:
+            if policy is None:
+                _check_games(run, env)
+                recorder = Video(video, env) if video is not None else None
+                policy = PolicyModule(load_network(run, env))
+            for played in whole_games(env, policy, quota, recorder):  # noqa: B007  the same list grows
+                pass
+            recorder, done = None, recorder
+            if done:
+                done.close()
+            result += _wanted(played, quota)
+    return result
+
+
+def _played_by_actors(run, quota, seeds, settings):
+    """As _played_here: actor i of N has every N-th stream from the i-th on."""
+    from keras_rtrl import distributed
+    from keras_rtrl.distributed.actor import environment_seed
+
+    with _environment(seeds[0], 1) as env:
+        _check_games(run, env)
+        weights = [variable.numpy() for variable in load_network(run, env).variables]
+    number = min(settings["number"], len(quota))
+    result = []
+    try:
+        for seed in seeds:
+            parts = distributed.play_games(
+                gin.config_str(),
+                weights,
+                [quota[i::number] for i in range(number)],
+                [environment_seed(seed, i, 0) for i in range(number)],
+                settings["address"],
+                settings["cpus"],
+                settings["timeout"],
+            )
+            result += _wanted([parts[stream % number][stream // number] for stream in range(len(quota))], quota)
+    except (ImportError, distributed.ActorFailure) as error:
+        raise UsageError(str(error)) from error
+    return result
+
+
+def _check_games(run, env):
+    if hasattr(env, "ideal_prediction"):
+        raise UsageError(f"{run.path}: a run of a prediction task, which has no games to play")
+
+
+def _wanted(played, quota):
+    """The first `quota[i]` games of each stream i in one list."""
+    return [game for games, wanted in zip(played, quota, strict=True) for game in games[:wanted]]
+
+
+def whole_games(env, policy, quota, recorder=None):
+    """Plays until each stream i has played `quota[i]` games.
+
+    Yields after each step the games so far, a list of (return, length in agent steps) a stream, always the same list.
+    """
+    played = [[] for _ in quota]
     for observation, finished in _play(env, policy):
-        if recorder and not games[0]:
+        if recorder and not played[0]:
             recorder.add(observation)
         for game_return, length, stream in finished:
-            games[stream].append((game_return, length))
-        if all(len(played) >= wanted for played, wanted in zip(games, quota, strict=True)):
-            return list(itertools.chain.from_iterable(g[:n] for g, n in zip(games, quota, strict=True)))
+            played[stream].append((game_return, length))
+        yield played
+        if all(len(games) >= wanted for games, wanted in zip(played, quota, strict=True)):
+            return
 
 
 def _play(env, policy):
