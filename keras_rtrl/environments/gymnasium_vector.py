@@ -1,5 +1,7 @@
 """Any gymnasium environment whose spaces are arrays or choices as a batched PyEnvironment."""
 
+import importlib
+
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete, MultiDiscrete, Tuple
@@ -17,6 +19,13 @@ def make(name, num_envs, seed, **options):
 
     Observations that are a MultiDiscrete or a Tuple come as one float32 vector, each choice one-hot.
     """
+    module, colon, identifier = name.rpartition(":")
+    if colon:  # as in gymnasium.make: the module registers the environment
+        try:
+            importlib.import_module(module)
+        except (ImportError, TypeError, ValueError) as error:
+            raise ImportError(f"{name} needs a module that cannot be imported: {error}") from error
+    name = identifier
     try:
         gymnasium.spec(name)
     except gymnasium.error.Error as error:

@@ -36,7 +36,8 @@ def make(name, num_envs=1, seed=None, workers=None, **options):
         MuJoCo, "Ant-P-v5", "Ant-V-v5" (also HalfCheetah, Hopper, Walker2d) or "Reacher-PO-v5"; a level of DMLab-30,
         such as "dmlab:rooms_watermaze"; any of ProcGen's 16 games, such as "procgen:chaser"; a task of ViZDoom, such
         as "VizdoomMyWayHome-v1", or of MiniGrid, such as "MiniGrid-MemoryS13Random-v0"; or any other id registered with
-        gymnasium whose actions are Box, Discrete or MultiDiscrete.
+        gymnasium whose actions are Box, Discrete or MultiDiscrete, also "module:Id-v0", for which the module is
+        imported first.
       num_envs: number of streams, at least 1.
       seed: a non-negative int from which every stream draws a seed of its own, or None for seeds never used before.
       workers: number of processes to split a simulator's streams over (`WorkerVector`), 0 for none; the same seed plays

@@ -207,3 +207,18 @@ def test_bad_options_and_actions():
     env.reset()
     with pytest.raises(ValueError, match=r"action must lie in 0\.\.1"):
         env.step(np.array([0, 2]))
+
+
+def test_an_id_may_name_the_module_that_registers_it(tmp_path, monkeypatch):
+    (tmp_path / "of_mine.py").write_text(
+        "import gymnasium\n"
+        "gymnasium.register('Mine-v0', 'gymnasium.envs.classic_control.cartpole:CartPoleEnv', max_episode_steps=3)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    env = environments.make("of_mine:Mine-v0", num_envs=2, seed=0)
+    env.reset()
+    assert [env.step(np.array([0, 1])).step_type.tolist() for _ in range(3)][-1] == [LAST] * 2
+    with pytest.raises(ValueError, match="no environment is called 'Other-v0'"):
+        environments.make("of_mine:Other-v0")
+    with pytest.raises(ImportError, match="of_yours:Mine-v0 needs a module that cannot be imported: No module named"):
+        environments.make("of_yours:Mine-v0")
