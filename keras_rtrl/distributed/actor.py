@@ -47,14 +47,16 @@ class Actor:
       RuntimeError: another version of keras_rtrl.
     """
 
+    _number = None  # Ray asks for the repr of an actor that could not be made
+
     def __init__(self, number, version, configuration, threads):
+        self._number = number
         if keras_rtrl.__version__ != version:
             raise RuntimeError(f"this node has keras_rtrl {keras_rtrl.__version__}, the learner {version}")
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(threads)
         gin.clear_config()
         gin.parse_config(configuration)
-        self._number = number
 
     def __repr__(self):
         return f"{type(self).__name__}({self._number})"

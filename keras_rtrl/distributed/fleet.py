@@ -156,6 +156,8 @@ class Fleet:
                     rollout = self._ray.get(reference, timeout=self._timeout)
                 except (self._ray.exceptions.ObjectLostError, self._ray.exceptions.ActorUnavailableError):
                     rollout = None
+                except self._ray.exceptions.GetTimeoutError as error:
+                    raise ActorFailure(f"a rollout of actor {actor} could not be had in {self._timeout:g} s") from error
                 except (self._ray.exceptions.ActorDiedError, self._ray.exceptions.RayTaskError) as error:
                     raise _failure(actor, error) from error
                 if rollout is None or not fits(actor, rollout):
