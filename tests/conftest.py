@@ -19,7 +19,7 @@ if os.environ.get("TF_USE_LEGACY_KERAS") in ("1", "true", "True"):
     ]
 else:
     # TF-Agents runs on tf-keras only.
-    collect_ignore = ["environments", "networks", "agents", "drivers", "train", "benchmarks"]
+    collect_ignore = ["environments", "networks", "agents", "distributed", "drivers", "train", "benchmarks"]
 
 
 @pytest.fixture(scope="module", autouse=True)

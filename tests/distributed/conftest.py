@@ -1,0 +1,29 @@
+"""A tiny CartPole that actors play, and no Ray without Ray."""
+
+import pytest
+from tf_agents.agents import tf_agent as _tf_agent  # noqa: F401  TF-Agents before anything that needs it
+
+pytest.importorskip("ray", reason='actors need Ray: pip install "keras_rtrl[ray]"')
+
+from keras_rtrl.train import cli
+
+TINY_CARTPOLE = (
+    "environment.name = 'CartPole-v1'",
+    "environment.num_envs = 4",
+    "ActorCriticNetwork.encoder = 'mlp'",
+    "ActorCriticNetwork.encoder_units = (16,)",
+    "ActorCriticNetwork.units = 8",
+    "train.rollout = 10",
+    "train.log_updates = 10",
+)
+
+
+@pytest.fixture
+def train():
+    """Runs `keras-rtrl train` on the tiny CartPole in this process; returns the exit code."""
+
+    def run(*words, preset="atari_r2ac_cpu", bindings=()):
+        bindings = [word for binding in (*TINY_CARTPOLE, *bindings) for word in ("--gin", binding)]
+        return cli.main(["train", preset, *words, *bindings])
+
+    return run
