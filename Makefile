@@ -38,7 +38,7 @@ $(STAMP): setup.cfg pyproject.toml
 		"$(PYTHON)" -c 'import ensurepip' 2>/dev/null || { \
 			echo "error: $(PYTHON) cannot make virtual environments. Install Debian's package python3.11-venv" >&2; exit 1; }; \
 		"$(PYTHON)" -m venv .venv; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[atari,minigrid,mujoco,popgym,procgen,vizdoom,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[atari,minigrid,mujoco,popgym,procgen,ray,vizdoom,dev]'
 	@touch $@
 
 # Without the tools there is nothing to wait for: layers run on the twin.
