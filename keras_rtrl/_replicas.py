@@ -155,6 +155,25 @@ class StreamVariables:
         for variable, value in zip(self._own, values, strict=True):
             variable.assign(value)
 
+    def local(self):
+        """The rows of this process' streams, [worker's streams, ...] each; outside the replicas' functions."""
+        if self._whole_is_own:
+            return self.values()
+        with tf.device("CPU:0"):
+            return tuple(tf.concat([part.value() for part in self._parts(own)], axis=0) for own in self._own)
+
+    def assign_local(self, values):
+        """Assigns the rows of this process' streams; outside the replicas' functions."""
+        if self._whole_is_own:
+            self.assign(values)
+            return
+        for own, value in zip(self._own, values, strict=True):
+            for i, part in enumerate(self._parts(own)):
+                part.assign(value[i * self._streams.replica : (i + 1) * self._streams.replica])
+
+    def _parts(self, own):
+        return self._streams.strategy.experimental_local_results(own)
+
     def reset(self):
         """Zeroes all rows. As `gather` and `scatter` called by every process, outside the replicas' functions."""
         for variable in self.whole:
@@ -167,7 +186,7 @@ class StreamVariables:
             return
         streams = self._streams
         for variable, own in zip(self.whole, self._own, strict=True):
-            parts = streams.strategy.experimental_local_results(own)
+            parts = self._parts(own)
             if streams.worker < streams.count:
                 rows = streams.strategy.gather(streams.of_replicas(lambda i, parts=parts: parts[i].value()), axis=0)
             else:  # not on the devices, which may have no room for the rows of all
@@ -180,8 +199,7 @@ class StreamVariables:
         if self._whole_is_own:
             return
         for variable, own in zip(self.whole, self._own, strict=True):
-            parts = self._streams.strategy.experimental_local_results(own)
-            for part, rows in zip(parts, self._streams.ranges(), strict=True):
+            for part, rows in zip(self._parts(own), self._streams.ranges(), strict=True):
                 with tf.device("CPU:0"):
                     value = variable[rows]
                 part.assign(value)

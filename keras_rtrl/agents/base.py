@@ -168,6 +168,19 @@ class RolloutAgent(ActorCriticAgent):
         self._by_stream.scatter()
         super().scatter_streams()
 
+    def stream_values(self):
+        """What is kept of each of this process' streams: a tuple of tensors [streams, ...], the carry's parts first."""
+        return tuple(part for kept in self._kept() for part in kept.local())
+
+    def assign_stream_values(self, values):
+        """Puts values as `stream_values` gives them in the place of those."""
+        values = list(values)
+        for kept in self._kept():
+            kept.assign_local([values.pop(0) for _ in kept.whole])
+
+    def _kept(self):
+        return (self._by_stream, *(() if self._reward_scaler is None else (self._reward_scaler.by_stream,)))
+
     def _check_experience(self, experience, weights):
         self._check_weights(weights)
         shape = experience.step_type.shape

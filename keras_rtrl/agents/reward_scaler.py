@@ -63,3 +63,8 @@ class RewardScaler(tf.Module):
     def scatter(self):
         """Gives each replica the returns under way of its streams, as they were restored."""
         self._by_stream.scatter()
+
+    @property
+    def by_stream(self):
+        """The returns under way: `StreamVariables` of one variable."""
+        return self._by_stream

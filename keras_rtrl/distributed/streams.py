@@ -28,16 +28,12 @@ class StreamBank:
     def __init__(self, agent, actors, streams, rollout):
         self._agent, self._streams, self._rollout = agent, streams, rollout
         self._places = [None] * actors
-        scaler = agent.reward_scaler
-        self._variables = (*agent.carry, *(() if scaler is None else (scaler._returns,)))
+        values = agent.stream_values()
         self._bank = None
-        if actors * streams > self._variables[0].shape[0]:
+        if actors * streams > values[0].shape[0]:
             self._bank = [
-                tf.Variable(tf.zeros([actors * streams, *v.shape[1:]], v.dtype), trainable=False)
-                for v in self._variables
+                tf.Variable(tf.zeros([actors * streams, *x.shape[1:]], x.dtype), trainable=False) for x in values
             ]
-        self._load = tf.function(self._load_rows)
-        self._store = tf.function(self._store_rows)
         self.restarts = self.gaps = 0
 
     def fits(self, actor, rollout):
@@ -55,27 +51,36 @@ class StreamBank:
           actors: their numbers, no two the same.
           rollouts: their Rollouts.
         """
-        rows = self._rows(actors)
-        if self._bank is not None:
-            self._load(rows)
         broken = [not self._continues(actor, rollout) for actor, rollout in zip(actors, rollouts, strict=True)]
+        if self._bank is None and not any(broken):
+            return
+        if self._bank is None:
+            values = self._agent.stream_values()
+        else:
+            rows = self._rows(actors)
+            values = [tf.gather(bank, rows) for bank in self._bank]
         if any(broken):
             mask = np.repeat(broken, self._streams)
             states = [np.concatenate(parts) for parts in zip(*(rollout.state for rollout in rollouts), strict=True)]
-            for i, variable in enumerate(self._variables):
-                fresh = states[i] if i < len(states) else tf.zeros_like(variable)
-                variable.assign(tf.where(mask.reshape([-1] + [1] * (variable.shape.rank - 1)), fresh, variable))
+            fresh = [*states, *(tf.zeros_like(value) for value in values[len(states) :])]
+            values = [
+                tf.where(mask.reshape([-1] + [1] * (value.shape.rank - 1)), new, value)
+                for new, value in zip(fresh, values, strict=True)
+            ]
+        self._agent.assign_stream_values(values)
 
     def store(self, actors, rollouts):
         """Takes the streams of a batch back, after the agent has learnt from it."""
         if self._bank is not None:
-            self._store(self._rows(actors))
+            rows = self._rows(actors)
+            for bank, value in zip(self._bank, self._agent.stream_values(), strict=True):
+                bank.scatter_update(tf.IndexedSlices(value, rows))
         for actor, rollout in zip(actors, rollouts, strict=True):
             self._places[actor] = Place(rollout.life, rollout.start + self._rollout)
 
     def values(self):
         """What is kept of all streams: list of arrays [actors E, ...], the carry's parts first."""
-        return [variable.numpy() for variable in self._bank or self._variables]
+        return [value.numpy() for value in self._bank or self._agent.stream_values()]
 
     def _continues(self, actor, rollout):
         place = self._places[actor]
@@ -90,11 +95,3 @@ class StreamBank:
 
     def _rows(self, actors):
         return tf.constant([a * self._streams + i for a in actors for i in range(self._streams)], tf.int32)
-
-    def _load_rows(self, rows):
-        for variable, bank in zip(self._variables, self._bank, strict=True):
-            variable.assign(tf.gather(bank, rows))
-
-    def _store_rows(self, rows):
-        for variable, bank in zip(self._variables, self._bank, strict=True):
-            bank.scatter_update(tf.IndexedSlices(variable.value(), rows))
