@@ -17,6 +17,19 @@ def all_sum(values):
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
+def on_host(function):
+    """function(), its variables in this process alone and on its CPU where it is called in a strategy's scope."""
+    if not tf.distribute.has_strategy():
+        return function()
+
+    def on_cpu():
+        with tf.device("CPU:0"):
+            return function()
+
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:  # a scope is one thread's own
+        return thread.submit(on_cpu).result()
+
+
 class Streams:
     """B streams over R replicas: replica k has streams k B / R to (k + 1) B / R - 1.
 
@@ -27,6 +40,7 @@ class Streams:
       count: B.
       replica: number of streams of a replica.
       worker: number of streams of this process, all replicas of it together.
+      first: number of this process' first stream.
 
     Raises:
       ValueError: a number of streams that is no whole number of at least 1, or no multiple of the replicas.
@@ -35,7 +49,7 @@ class Streams:
     def __init__(self, count):
         self.count = whole_number("num_streams", count)
         self.strategy = tf.distribute.get_strategy() if tf.distribute.has_strategy() else None
-        replicas, self._ids = 1, (0,)  # of the replicas in this process
+        replicas, self._ids = 1, (0,)
         if self.strategy is not None:
             replicas = self.strategy.num_replicas_in_sync
             ids = self.strategy.experimental_distribute_values_from_function(lambda c: c.replica_id_in_sync_group)
@@ -44,6 +58,7 @@ class Streams:
             raise ValueError(f"num_streams must be a multiple of the strategy's {replicas} replicas, got {self.count}")
         self.replica = self.count // replicas
         self.worker = self.replica * len(self._ids)
+        self.first = self.replica * self._ids[0]
 
     @property
     def is_chief(self):
@@ -55,6 +70,11 @@ class Streams:
             "chief" not in resolver.cluster_spec().jobs and resolver.task_type == "worker" and resolver.task_id == 0
         )
 
+    @property
+    def worker_index(self):
+        """Number of this process among those that learn, by its streams: 0 has the first."""
+        return self._ids[0] * self.replica // self.worker
+
     def any(self, flag):
         """Whether `flag` is true in any process; each must ask."""
         if self.worker == self.count:
@@ -65,24 +85,12 @@ class Streams:
         """The `value` that replica 0 has, in every process."""
         if self.worker == self.count:
             return value
-        return self._sum(value if self._ids[0] == 0 else tf.zeros_like(value))
+        return self._sum(value if self.first == 0 else tf.zeros_like(value))
 
     def _sum(self, value):
         """Sum of `value` over all processes."""
         values = self.of_replicas(lambda i: value if i == 0 else tf.zeros_like(value))
         return self.strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None)
-
-    def on_host(self, function):
-        """function(), with variables that are not mirrored over replicas: in the memory of this process' host."""
-        if self.strategy is None:
-            return function()
-
-        def on_cpu():
-            with tf.device("CPU:0"):
-                return function()
-
-        with concurrent.futures.ThreadPoolExecutor(1) as thread:  # a strategy's scope is one thread's own
-            return thread.submit(on_cpu).result()
 
     def run(self, function, *args):
         """function(*args) on every replica, with its own part of what is split among `args`."""
@@ -144,7 +152,7 @@ class StreamVariables:
             self.whole = self._own = zeros(streams.count)
         else:
             self._own = zeros(streams.replica, synchronization=tf.VariableSynchronization.ON_READ)
-            self.whole = streams.on_host(lambda: zeros(streams.count))
+            self.whole = on_host(lambda: zeros(streams.count))
 
     def values(self):
         """This replica's rows, as they are now: a tuple of tensors."""

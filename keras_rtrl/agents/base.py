@@ -65,6 +65,7 @@ class ActorCriticAgent(tf_agent.TFAgent):
         self._trained = tuple(self._trained_variables())
         scaled = getattr(self._config, "scale_reward", False)
         self._reward_scaler = RewardScaler(self._config.gamma, num_streams) if scaled else None
+        self._part_noise()
         collect_policy.reward_scaler = self._reward_scaler  # the unit of the values is saved with the policy
         optimizer.build(self._trained)  # here, since no variable can be made inside a compiled function
         made_here = tf.distribute.get_strategy().extended.variable_created_in_scope
@@ -130,8 +131,14 @@ class ActorCriticAgent(tf_agent.TFAgent):
 
     def scatter_streams(self):
         """Gives each replica its streams' part of what was restored; by every process, after restoring."""
+        self._part_noise()
         if self._reward_scaler is not None:
             self._reward_scaler.scatter()
+
+    def _part_noise(self):
+        """Lets every process draw other actions, from one generator's state: each far ahead of the one before."""
+        if self._streams.first:
+            self.collect_policy.generator.skip(self._streams.first * 2**40)
 
     def _check_weights(self, weights):
         if weights is not None:

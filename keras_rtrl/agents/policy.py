@@ -4,6 +4,8 @@ import tensorflow as tf
 from tf_agents.policies import tf_policy
 from tf_agents.trajectories import policy_step
 
+from keras_rtrl._replicas import on_host
+
 
 class ActorCriticPolicy(tf_policy.TFPolicy):
     """Samples actions from an actor-critic network.
@@ -27,7 +29,7 @@ class ActorCriticPolicy(tf_policy.TFPolicy):
         )
         self._network = network
         seed = tf.random.uniform([], maxval=tf.int64.max, dtype=tf.int64)
-        self._generator = tf.random.Generator.from_seed(seed)
+        self._generator = on_host(lambda: tf.random.Generator.from_seed(seed))
 
     @property
     def generator(self):

@@ -7,6 +7,7 @@ Each writes the agents' variables after UPDATES updates to FOLDER as NAME.npz.
 """
 
 import contextlib
+import json
 import os
 import pathlib
 import sys
@@ -19,7 +20,7 @@ import tensorflow as tf
 
 B, T, UPDATES = 4, 6, 20
 OBSERVATION, ACTIONS = 3, 3
-KINDS = ("r2ac", "ppo", "ppo_fresh")
+KINDS = ("r2ac", "ppo")
 
 
 def experience():
@@ -80,12 +81,11 @@ def make_agent(kind, seed=3, num_streams=B):
         normalize_observation=kind != "r2ac",
     )
     if kind == "r2ac":  # a rule under which the size of a gradient counts
-        agent_class, config, optimizer = R2ACAgent, R2ACConfig(gradient_clip=10.0), tf_keras.optimizers.SGD(1e-2)
-    else:
-        stale = kind == "ppo"
+        agent_class, config, optimizer = R2ACAgent, R2ACConfig(gradient_clip=5.0), tf_keras.optimizers.SGD(1e-2)
+    else:  # minibatches of two chunks of four streams: often one replica has none of them
         agent_class, optimizer = RTRLPPOAgent, tf_keras.optimizers.Adam(1e-3)
         config = PPOConfig(
-            epochs=2, minibatches=4, chunk=3, gradient_clip=1.5, stale_gradient=stale, stale_target=stale
+            epochs=2, minibatches=4, chunk=3, gradient_clip=1.5, stale_gradient=False, stale_target=False
         )
     time_steps, counter = ts.time_step_spec(observations), tf.Variable(0, dtype=tf.int64)
     return agent_class(time_steps, action_spec, network, optimizer, num_streams, config, counter)
@@ -98,13 +98,27 @@ def learn(agent, rollouts):
     return np.array([[info.loss, *info.extra] for info in infos])
 
 
+def act(agent, rollout):
+    """Actions drawn for one observation that all streams of all processes see alike, 100 times: [100, streams]."""
+    from tf_agents.trajectories import time_step as ts
+
+    action = tf.function(agent.collect_policy.action, autograph=False)
+    streams = agent.streams.worker
+    observation = tf.nest.map_structure(lambda x: tf.zeros_like(x[:, 0]), rollout.observation)
+    state = agent.collect_policy.get_initial_state(streams)
+    return np.stack([action(ts.restart(observation, streams), state).action.numpy() for _ in range(100)])
+
+
 def values(agent):
     agent.gather_streams()
+    noise = agent.collect_policy.generator.state
     parts = {
         "parameter": agent.network.trainable_variables,
         "optimizer": agent.optimizer.variables,
         "carry": agent.carry,
-        "other": agent.variables,  # the statistics of rewards and observations, seeds and counts among them
+        # the statistics of rewards and observations, seeds and counts among them
+        "other": [variable for variable in agent.variables if variable is not noise],
+        "noise": [noise],
     }
     return {f"{name}_{i:02}": v.numpy() for name, variables in parts.items() for i, v in enumerate(variables)}
 
@@ -128,28 +142,46 @@ def devices(folder):
     )
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     rollouts = experience()
-    cut = UPDATES // 2
     for kind in KINDS:
         for name, scope in (("one", contextlib.nullcontext()), ("two", strategy.scope())):
             with scope:
                 agent = make_agent(kind)
-            if kind == "ppo_fresh":
-                save(folder / f"{kind}_{name}.npz", agent, learn(agent, rollouts))
-                continue
-            numbers = learn(agent, rollouts[:cut])
+            save(folder / f"{kind}_{name}.npz", agent, learn(agent, rollouts))
             checkpoints(folder / kind / name, agent).save()
-            save(folder / f"{kind}_{name}_half.npz", agent, numbers)
-            numbers = np.concatenate([numbers, learn(agent, rollouts[cut:])])
-            save(folder / f"{kind}_{name}.npz", agent, numbers)
-        if kind == "ppo_fresh":
-            continue
         for source, target in (("one", "two"), ("two", "one"), ("two", "two")):
             with strategy.scope() if target == "two" else contextlib.nullcontext():
                 agent = make_agent(kind, seed=8)
             checkpoints(folder / kind / source, agent).restore()
-            save(folder / f"{kind}_{source}_to_{target}_half.npz", agent)
-            if kind == "r2ac":
-                save(folder / f"{kind}_{source}_to_{target}.npz", agent, learn(agent, rollouts[cut:]))
+            save(folder / f"{kind}_{source}_to_{target}.npz", agent)
+    (folder / "errors.json").write_text(json.dumps(errors(strategy, rollouts[0])))
+
+
+def errors(strategy, rollout):
+    """The messages of what is refused, by name."""
+    with strategy.scope():
+        agent = make_agent("r2ac")
+    cases = {
+        "streams": lambda: make_agent("r2ac", num_streams=3),
+        "rows": lambda: agent.train(tf.nest.map_structure(lambda x: x[:2], rollout)),
+    }
+    messages = {}
+    for name, case in cases.items():
+        try:
+            with strategy.scope():
+                case()
+        except ValueError as error:
+            messages[name] = str(error)
+    for part in ("network", "optimizer"):
+        other = make_agent("r2ac")
+        parts = {"network": agent.network, "optimizer": agent.optimizer, part: getattr(other, part)}
+        try:
+            with strategy.scope():
+                type(agent)(
+                    agent.time_step_spec, agent.action_spec, parts["network"], parts["optimizer"], B, agent.config
+                )
+        except ValueError as error:
+            messages[part] = str(error)
+    return messages
 
 
 def worker(folder):
@@ -159,9 +191,10 @@ def worker(folder):
     own = slice(rank * B // 2, (rank + 1) * B // 2)
     rollouts = [tf.nest.map_structure(lambda x: x[own], rollout) for rollout in rollouts]
     cut = UPDATES // 2
-    for kind in ("r2ac", "ppo"):
+    for kind in KINDS:
         with strategy.scope():
             agent = make_agent(kind, seed=3 + rank)  # the chief's weights and order of chunks hold
+        before = act(agent, rollouts[0])
         numbers = learn(agent, rollouts[:cut])
         saver = checkpoints(folder / kind / "workers", agent)
         saver.save()
@@ -169,6 +202,7 @@ def worker(folder):
         saver.restore()
         numbers = np.concatenate([numbers, learn(agent, rollouts[cut:])])
         save(folder / f"{kind}_worker{rank}.npz", agent, numbers)
+        np.savez(folder / f"{kind}_actions{rank}.npz", before=before, after=act(agent, rollouts[0]))
         assert agent.streams.any(rank == 1)
         assert not agent.streams.any(False)
         assert agent.streams.is_chief == (rank == 0)

@@ -53,45 +53,61 @@ def workers(folder):
     return folder
 
 
-def assert_same(got, expected, last=None):
-    """All of two agents' variables, and the numbers of their `last` updates."""
+def assert_same(got, expected):
     assert set(got.files) == set(expected.files)
     for name in expected.files:
-        if name == "numbers":
-            if last:
-                np.testing.assert_allclose(got[name][-last:], expected[name][-last:], rtol=1e-5, atol=1e-5)
-        else:
-            np.testing.assert_allclose(got[name], expected[name], rtol=1e-6, atol=1e-6, err_msg=name)
+        if name.startswith("noise"):
+            continue
+        tolerance = 1e-5 if name == "numbers" else 1e-6
+        np.testing.assert_allclose(got[name], expected[name], rtol=tolerance, atol=tolerance, err_msg=name)
 
 
-@pytest.mark.parametrize("kind", ["r2ac", "ppo", "ppo_fresh"])
+@pytest.mark.parametrize("kind", ["r2ac", "ppo"])
 def test_two_devices_learn_what_one_does(folder, kind):
-    assert_same(np.load(folder / f"{kind}_two.npz"), np.load(folder / f"{kind}_one.npz"), last=20)
+    assert_same(np.load(folder / f"{kind}_two.npz"), np.load(folder / f"{kind}_one.npz"))
 
 
 @pytest.mark.parametrize("kind", ["r2ac", "ppo"])
 @pytest.mark.parametrize("rank", [0, 1])
 def test_two_processes_learn_what_one_does(folder, workers, kind, rank):
-    assert_same(np.load(workers / f"{kind}_worker{rank}.npz"), np.load(folder / f"{kind}_one.npz"), last=20)
+    assert_same(np.load(workers / f"{kind}_worker{rank}.npz"), np.load(folder / f"{kind}_one.npz"))
 
 
 @pytest.mark.parametrize("kind", ["r2ac", "ppo"])
-def test_the_comparison_tells_wrong_sums_and_carries(folder, kind):
-    one, half = np.load(folder / f"{kind}_one.npz"), np.load(folder / f"{kind}_one_half.npz")
-    clip = {"r2ac": 10.0, "ppo": 1.5}[kind]
+def test_two_processes_act_by_other_noise(workers, kind):
+    first, second = (np.load(workers / f"{kind}_actions{rank}.npz") for rank in (0, 1))
+    for when in ("before", "after"):
+        assert 0.1 < np.mean(first[when] == second[when]) < 0.7
+
+
+@pytest.mark.parametrize(("kind", "clip"), [("r2ac", 5.0), ("ppo", 1.5)])
+def test_the_comparison_tells_wrong_sums_and_carries(folder, kind, clip):
+    one, two = (np.load(folder / f"{kind}_{name}.npz") for name in ("one", "two"))
     norms = one["numbers"][:, -1]
     assert norms.min() < 0.7 * clip
-    assert norms.max() > 1.4 * clip
-    moved = max(np.abs(one[name] - half[name]).max() for name in one.files if name.startswith("parameter"))
-    assert moved > 1e-2
-    for name in (name for name in one.files if name.startswith("carry")):
-        assert np.abs(half[name][:2] - half[name][2:]).max() > 0.1
+    assert norms.max() > 2 * clip
+    for name in (name for name in two.files if name.startswith("carry")):
+        assert np.abs(two[name][: len(two[name]) // 2] - two[name][len(two[name]) // 2 :]).max() > 0.1
 
 
 @pytest.mark.parametrize("kind", ["r2ac", "ppo"])
 @pytest.mark.parametrize(("source", "target"), [("one", "two"), ("two", "one"), ("two", "two")])
 def test_checkpoints_know_no_number_of_devices(folder, kind, source, target):
-    restored = np.load(folder / f"{kind}_{source}_to_{target}_half.npz")
-    assert_same(restored, np.load(folder / f"{kind}_{source}_half.npz"))
-    if kind == "r2ac":
-        assert_same(np.load(folder / f"{kind}_{source}_to_{target}.npz"), np.load(folder / f"{kind}_one.npz"), last=10)
+    restored, saved = (np.load(folder / f"{kind}_{name}.npz") for name in (f"{source}_to_{target}", source))
+    assert set(restored.files) == set(saved.files)
+    for name in saved.files:
+        if name != "numbers":
+            np.testing.assert_array_equal(restored[name], saved[name], err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("streams", "num_streams must be a multiple of the strategy's 2 replicas, got 3"),
+        ("rows", "experience must hold num_streams=4 streams, got 2"),
+        ("network", "network must be made in the strategy's scope that the agent is made in"),
+        ("optimizer", "optimizer must be made in the strategy's scope that the agent is made in"),
+    ],
+)
+def test_wrong_arguments(folder, argument, message):
+    assert json.loads((folder / "errors.json").read_text())[argument] == message

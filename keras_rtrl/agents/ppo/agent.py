@@ -6,7 +6,7 @@ import tensorflow as tf
 from tf_agents.agents import tf_agent
 from tf_agents.trajectories import time_step as ts
 
-from keras_rtrl._replicas import all_sum
+from keras_rtrl._replicas import all_sum, on_host
 from keras_rtrl.agents.base import RolloutAgent
 from keras_rtrl.agents.ppo import losses
 from keras_rtrl.agents.ppo.config import PPOConfig
@@ -40,7 +40,7 @@ class RTRLPPOAgent(RolloutAgent):
         super().__init__(time_step_spec, action_spec, network, optimizer, num_streams, config, train_step_counter)
         seed = tf.random.uniform([], maxval=tf.int64.max, dtype=tf.int64)
         seed = self._streams.from_first(seed)
-        self._generator = self._streams.on_host(lambda: tf.random.Generator.from_seed(seed))
+        self._generator = on_host(lambda: tf.random.Generator.from_seed(seed))
 
     def store_bytes(self, num_steps):
         """Bytes of the carries stored of a rollout of `num_steps` steps: one a chunk and stream.
