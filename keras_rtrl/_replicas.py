@@ -40,7 +40,6 @@ class Streams:
       count: B.
       replica: number of streams of a replica.
       worker: number of streams of this process, all replicas of it together.
-      first: number of this process' first stream.
 
     Raises:
       ValueError: a number of streams that is no whole number of at least 1, or no multiple of the replicas.
@@ -54,21 +53,16 @@ class Streams:
             replicas = self.strategy.num_replicas_in_sync
             ids = self.strategy.experimental_distribute_values_from_function(lambda c: c.replica_id_in_sync_group)
             self._ids = self.strategy.experimental_local_results(ids)
+            self._reduce = tf.function(self._sum_of_replicas)  # once: what is reduced eagerly is traced at every call
         if self.count % replicas:
             raise ValueError(f"num_streams must be a multiple of the strategy's {replicas} replicas, got {self.count}")
         self.replica = self.count // replicas
         self.worker = self.replica * len(self._ids)
-        self.first = self.replica * self._ids[0]
 
     @property
     def is_chief(self):
         """Whether this process is the one that writes files: the only one, the chief, or worker 0 without a chief."""
-        if self.worker == self.count:
-            return True
-        resolver = self.strategy.cluster_resolver
-        return resolver.task_type == "chief" or (
-            "chief" not in resolver.cluster_spec().jobs and resolver.task_type == "worker" and resolver.task_id == 0
-        )
+        return self.worker_index == 0
 
     @property
     def worker_index(self):
@@ -85,11 +79,14 @@ class Streams:
         """The `value` that replica 0 has, in every process."""
         if self.worker == self.count:
             return value
-        return self._sum(value if self.first == 0 else tf.zeros_like(value))
+        return self._sum(value if self.is_chief else tf.zeros_like(value))
 
     def _sum(self, value):
         """Sum of `value` over all processes."""
         values = self.of_replicas(lambda i: value if i == 0 else tf.zeros_like(value))
+        return self._reduce(values)
+
+    def _sum_of_replicas(self, values):
         return self.strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None)
 
     def run(self, function, *args):

@@ -1,5 +1,7 @@
 """From a configuration to an environment, a network and an agent."""
 
+import os
+
 import gin
 import tensorflow as tf
 from tf_agents.specs import tensor_spec
@@ -58,6 +60,35 @@ def environment(seed, streams=None, evaluation=False, name=gin.REQUIRED, num_env
         raise UsageError(one_line(error)) from error
 
 
+def strategy(name):
+    """The tf.distribute strategy that train.strategy names; None for None. To be made before anything is computed.
+
+    Raises:
+      UsageError: another name, or processes to be joined and no TF_CONFIG that says which.
+    """
+    if name is None:
+        return None
+    if name == "mirrored":
+        devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        return tf.distribute.MirroredStrategy([device.name for device in devices])
+    if name == "multi_worker_mirrored":
+        if not os.environ.get("TF_CONFIG"):
+            raise UsageError(
+                "train.strategy 'multi_worker_mirrored' joins processes that the environment variable TF_CONFIG "
+                "describes, in each of them; it is not set"
+            )
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    raise UsageError(f"train.strategy must be None, 'mirrored' or 'multi_worker_mirrored', got {name!r}")
+
+
+def num_envs():
+    """The configured number of streams B of an update. Raises UsageError where it is none."""
+    try:
+        return whole_number("environment.num_envs", _config_value("environment.num_envs", 16))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
 def network(env):
     """Makes the configured network for an environment, its variables too. Raises UsageError for arguments unfit."""
     try:
@@ -84,12 +115,14 @@ def reward_scaler():
     return RewardScaler(settings.gamma, 1) if getattr(settings, "scale_reward", False) else None
 
 
-def actors():
-    """The configured actors on Ray.
+def actors(batch=None):
+    """The settings of the configured actors on Ray; None where there are none.
+
+    Args:
+      batch: number of streams of an update, by which their `streams` are decided; None where they do not learn.
 
     Returns:
-      (settings, B): the settings as `fleet.settings` gives them, their `streams` decided, and the number of streams of
-      an update. None where there are no actors.
+      dict, as `fleet.settings` gives it, or None.
 
     Raises:
       UsageError: settings out of range, or that do not fit the environment.
@@ -98,11 +131,11 @@ def actors():
         settings = fleet.settings()
         if not settings["number"]:
             return None
-        batch = whole_number("environment.num_envs", _config_value("environment.num_envs", 16))
-        settings["streams"] = fleet.streams_of_each(batch, settings["number"], settings["streams"])
+        if batch is not None:
+            settings["streams"] = fleet.streams_of_each(batch, settings["number"], settings["streams"])
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return settings, batch
+    return settings
 
 
 def agent(env, network, optimizer, config, num_streams=None):

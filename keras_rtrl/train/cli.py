@@ -12,7 +12,7 @@ from keras_rtrl._tf_agents import require_legacy_keras
 require_legacy_keras()
 
 from keras_rtrl.train import config  # noqa: E402
-from keras_rtrl.train.run_folder import UsageError, check_writable, new_run, open_run  # noqa: E402
+from keras_rtrl.train.run_folder import RunFolder, UsageError, check_writable, new_run, open_run  # noqa: E402
 
 
 def main(argv=None):
@@ -123,8 +123,6 @@ def _train(args):
         if args.preset is None:
             raise UsageError(f"name a preset ({', '.join(config.presets())}) or a gin file, or --resume a run")
         source = config.find(args.preset)
-        if args.out is not None:
-            run = new_run(args.out)
     from keras_rtrl.environments import registry
     from keras_rtrl.train import loop
 
@@ -144,7 +142,12 @@ def _train(args):
     facts = {}
     if args.resume is None:
         preset = os.path.splitext(os.path.basename(args.preset))[0]
-        if args.out is None:
+        joined = config.value("train.strategy", None) == "multi_worker_mirrored"
+        if args.out is not None:
+            run = RunFolder(args.out) if joined else new_run(args.out)
+        elif joined:
+            raise UsageError("several processes make one run: give --out, the same folder to each")
+        else:
             game = re.split("[/:]", config.text("environment.name", ""))[-1].rsplit("-v", 1)[0]
             run = new_run(os.path.join("runs", f"{preset}-{game}-{datetime.datetime.now():%Y%m%d-%H%M%S}"))
         facts = {"command": args.command, "preset": preset}
@@ -153,6 +156,10 @@ def _train(args):
         result = loop.train(run, resume=args.resume is not None, minutes=args.minutes, facts=facts)
     except loop.Diverged as error:
         print(f"keras-rtrl: training stopped: {config.one_line(error)}", file=sys.stderr)
+        return 1
+    except loop.ActorFailure as error:
+        print(f"keras-rtrl: training stopped: {config.one_line(error)}", file=sys.stderr)
+        print(f"go on with: keras-rtrl train --resume {run.path}")
         return 1
     mean = "none finished" if result.mean_return is None else f"mean return {result.mean_return:.2f}"
     scores = [f"{name} {value:.4g}" for name, value in result.errors.items() if value is not None]

@@ -57,7 +57,7 @@ def evaluate(run, episodes=30, seed=1, video=None, repeats=1):
     if settings:
         if video is not None:
             raise UsageError(f"a video is of a game played here: leave out --video {video} or --actors")
-        games = _played_by_actors(run, quota, [seed + repeat for repeat in range(repeats)], settings[0])
+        games = _played_by_actors(run, quota, [seed + repeat for repeat in range(repeats)], settings)
     else:
         games = _played_here(run, quota, [seed + repeat for repeat in range(repeats)], video)
     returns = [game_return for game_return, _ in games]

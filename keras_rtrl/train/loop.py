@@ -14,6 +14,8 @@ from tf_agents.environments import py_environment
 from tqdm import tqdm
 
 from keras_rtrl._checks import number, whole_number
+from keras_rtrl._replicas import Streams
+from keras_rtrl.distributed.fleet import ActorFailure
 from keras_rtrl.environments import registry
 from keras_rtrl.train import building, checkpoints, config, export, metrics
 from keras_rtrl.train import optimizers as _optimizers  # noqa: F401  registers them with gin
@@ -46,6 +48,7 @@ def train(
     checkpoint_minutes=3.0,
     return_window=100,
     encoder_from=None,
+    strategy=None,
 ):
     """Trains an agent as the gin configuration says and leaves all of a run's files in its folder.
 
@@ -68,6 +71,10 @@ def train(
       return_window: number of last games that mean_return is over.
       encoder_from: folder of a run whose encoder, as its newest checkpoint has it, a new run begins with; None for a
         fresh one. ActorCriticNetwork.train_encoder says whether it goes on learning.
+      strategy: "mirrored" spreads the streams over this machine's GPUs (its CPUs, where several are configured),
+        "multi_worker_mirrored" over the processes that TF_CONFIG describes, each of which runs this with the same
+        settings on its part of the streams; the chief alone leaves files, and counts its own games only. Checkpoints
+        must lie where all processes read them. None for one device.
 
     Returns:
       Result: frames, updates and games of the whole run, mean return of the last games (None before the first), seconds
@@ -78,6 +85,7 @@ def train(
     Raises:
       UsageError: settings that do not fit, before anything is written.
       Diverged: a loss that is not finite.
+      ActorFailure: actors that sent nothing for longer than their time-out; a checkpoint was made first.
     """
     try:
         frames = whole_number("train.frames", frames)
@@ -93,41 +101,49 @@ def train(
     if not isinstance(optimizer, type) or not issubclass(optimizer, tf_keras.optimizers.Optimizer):
         raise UsageError(f"train.optimizer must be a class of tf-keras optimiser such as @Adam, got {optimizer!r}")
     started = time.monotonic()
+    strategy_name, strategy = strategy, building.strategy(strategy)
     tf_keras.utils.set_random_seed(seed)
-    actors, num_streams = building.actors() or (None, None)
-    env = building.environment(seed, streams=1 if actors else None)  # with actors: for its specs
-    game_seed = seed
-    if resume and isinstance(env, py_environment.PyEnvironment):  # its streams begin anew: other games, please
-        derived = np.random.SeedSequence([seed, checkpoints.saved_updates(run)])
-        game_seed = int(derived.generate_state(1)[0])
-        if not actors:
-            env.close()
-            env = building.environment(game_seed)
-    num_streams = num_streams or env.batch_size
-    frames_per_update = num_streams * rollout * getattr(env, "frames_per_step", 1)
+    scope = strategy.scope if strategy else contextlib.nullcontext
+    try:
+        with scope():
+            streams = Streams(building.num_envs())
+    except ValueError as error:
+        raise UsageError(str(error).replace("num_streams", "environment.num_envs")) from error
+    apart = building.actors(streams.worker)
+    run = run if streams.is_chief else run.scratch()
+    env = building.environment(seed, streams=1 if apart else streams.worker if strategy else None)
+    simulator = isinstance(env, py_environment.PyEnvironment)
+    game_seed = _game_seed(seed, streams, checkpoints.saved_updates(run) if resume else None)
+    if simulator and game_seed != seed and not apart:  # its streams begin anew: other games, please
+        env.close()
+        env = building.environment(game_seed, streams=streams.worker if strategy else None)
+    if strategy and not simulator:
+        raise UsageError(f"train.strategy must be None for a task inside TensorFlow's graph, got {strategy_name!r}")
+    frames_per_update = streams.count * rollout * getattr(env, "frames_per_step", 1)
     total_updates = -(-frames // frames_per_update)
     agent_config = building.agent_config()
     schedule = tf_keras.optimizers.schedules.PolynomialDecay(
         learning_rate, total_updates * agent_config.optimizer_steps, final_learning_rate
     )
-    try:
-        optimizer = optimizer(learning_rate=schedule)
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"train.optimizer: {one_line(error)}") from error
-    network = building.network(env)
-    if encoder_from is not None and not resume:
-        _load_encoder(encoder_from, network)
-    agent = building.agent(env, network, optimizer, agent_config, num_streams)
+    with scope():
+        try:
+            optimizer = optimizer(learning_rate=schedule)
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"train.optimizer: {one_line(error)}") from error
+        network = building.network(env)
+        if encoder_from is not None and not resume:
+            _load_encoder(encoder_from, network)
+        agent = building.agent(env, network, optimizer, agent_config, streams.count)
     counters = checkpoints.Counters()
-    if actors:
-        runner = make_actors(env, agent, rollout, actors, num_streams, game_seed, resume)
+    if apart:
+        runner = make_actors(env, agent, rollout, apart, game_seed, same_actions=game_seed == seed)
     else:
         runner = make_runner(env, agent, rollout, log_updates)
     facts = {**(facts or {}), **_memory(agent, rollout)}
     saver = checkpoints.Checkpoints(run, counters, agent, runner.state)
     if resume:
         saver.restore()
-        if isinstance(env, py_environment.PyEnvironment):
+        if simulator:
             agent.reset_carry()
     os.makedirs(run.path, exist_ok=True)
     config.save(run.config)
@@ -141,15 +157,21 @@ def train(
     score_names = () if normalized(0.0) is None else ("human_normalized",)
     columns = (*metrics.COLUMNS, *score_names, *runner.error_names, *agent.loss_names, *runner.extra_names)
     log = metrics.Metrics(run, columns, counters.updates)
-    earlier, diverged, last_saved, last_errors = counters.seconds, None, time.monotonic(), {}
+    earlier, last_saved, last_errors = counters.seconds, time.monotonic(), {}
+    diverged = failure = None
     losses, errors, row_started = [], [], (time.monotonic(), counters.frames)
-    with _signals() as received, _progress(frames, counters) as bar:
-        while counters.updates < total_updates and not received:
-            if minutes is not None and time.monotonic() - started > 60 * minutes:
+    with _signals() as received, _progress(frames, counters, streams.is_chief) as bar:
+        while counters.updates < total_updates:
+            late = minutes is not None and time.monotonic() - started > 60 * minutes
+            if streams.any(received or late):
                 break
             to_row = log_updates - counters.updates % log_updates
             updates = min(runner.max_updates, to_row, total_updates - counters.updates)
-            new_losses, returns, new_errors = runner.run(updates, counters)
+            try:
+                new_losses, returns, new_errors = runner.run(updates, counters)
+            except ActorFailure as error:
+                failure = error
+                break
             bad = np.flatnonzero(~np.isfinite(new_losses).all(axis=1))
             if bad.size:
                 diverged = _reason(agent.loss_names, new_losses[bad[0]], counters.updates + int(bad[0]) + 1)
@@ -183,7 +205,7 @@ def train(
                     **runner.extra,
                 )
                 losses, errors, row_started = [], [], (now, counters.frames)
-            if time.monotonic() - last_saved > 60 * checkpoint_minutes:
+            if streams.any(time.monotonic() - last_saved > 60 * checkpoint_minutes):
                 try:
                     saver.save()
                 except ArithmeticError as error:
@@ -208,11 +230,23 @@ def train(
     runner.close()
     if diverged:
         raise Diverged(f"{diverged}; the checkpoint of update {counters.updates} stands")
+    if failure:
+        raise failure
     mean_return = _mean(counters.recent_returns)
     return Result(
         counters.frames, counters.updates, counters.games, mean_return, counters.seconds,
         received[0] if received else None, done, last_errors, normalized(mean_return),
     )  # fmt: skip
+
+
+def _game_seed(seed, streams, updates):
+    """The seed of a process' environment: `seed` for the first process of a new run, else one of its own.
+
+    `updates` are those before the checkpoint that is resumed, None for a new run.
+    """
+    words = [seed] if updates is None else [seed, updates]
+    words += [streams.worker_index] if streams.worker_index else []
+    return seed if words == [seed] else int(np.random.SeedSequence(words).generate_state(1)[0])
 
 
 def _load_encoder(path, network):
@@ -256,8 +290,11 @@ def _title(run):
     return f"{run.read_record().get('preset') or 'training'}, {config.text('environment.name', '')}"
 
 
-def _progress(frames, counters):
-    return tqdm(total=frames, initial=counters.frames, unit=" frames", unit_scale=True, smoothing=0.1, mininterval=0.5)
+def _progress(frames, counters, shown):
+    return tqdm(
+        total=frames, initial=counters.frames, unit=" frames", unit_scale=True, smoothing=0.1, mininterval=0.5,
+        disable=not shown,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

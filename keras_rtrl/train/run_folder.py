@@ -43,6 +43,13 @@ class RunFolder:
         """Whether there is something to resume, evaluate or export: a config and a first checkpoint."""
         return os.path.isfile(self.config) and os.path.isfile(os.path.join(self.checkpoints, "checkpoint"))
 
+    def scratch(self):
+        """A folder for another process of this run: its checkpoints are this one's, all else goes when it goes."""
+        folder = tempfile.TemporaryDirectory()
+        run = RunFolder(folder.name)
+        run.checkpoints, run._folder = self.checkpoints, folder
+        return run
+
     def read_record(self):
         """The content of run.json, {} where there is none."""
         try:

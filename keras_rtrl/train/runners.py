@@ -45,8 +45,10 @@ def _check_rollout(agent, rollout):
         raise UsageError(f"train.rollout must be {length - 1} for a {type(agent).__name__}, got {rollout}")
 
 
-def make_actors(env, agent, rollout, settings, batch, seed, resume):
+def make_actors(env, agent, rollout, settings, seed, same_actions):
     """The runner of actors on Ray; `env` is one of their environments.
+
+    `same_actions`: the first actor draws the actions that the agent's own policy would draw.
 
     Raises:
       UsageError: an environment that cannot run in actors, an agent or a rollout that do not fit, no Ray, no cluster.
@@ -58,8 +60,8 @@ def make_actors(env, agent, rollout, settings, batch, seed, resume):
         )
     _check_rollout(agent, rollout)
     env.close()
-    generator = tf.random.Generator.from_seed(seed) if resume else agent.collect_policy.generator
-    return Actors(agent, settings, batch, rollout, seed, generator.state.numpy())
+    generator = agent.collect_policy.generator if same_actions else tf.random.Generator.from_seed(seed)
+    return Actors(agent, settings, rollout, seed, generator.state.numpy())
 
 
 class Simulator:
@@ -104,11 +106,11 @@ class Actors:
     error_names = ()
     extra_names = ("lag", "queue", "object_bytes", "restarts", "gaps")
 
-    def __init__(self, agent, settings, batch, rollout, seed, generator):
+    def __init__(self, agent, settings, rollout, seed, generator):
         from keras_rtrl import distributed
 
         self._agent = agent
-        self._count = batch // settings["streams"]
+        self._count = agent.streams.worker // settings["streams"]
         self._train = tf.function(agent.train, autograph=False)
         self._bank = distributed.StreamBank(agent, settings["number"], settings["streams"], rollout)
         try:
