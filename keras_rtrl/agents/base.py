@@ -138,7 +138,7 @@ class ActorCriticAgent(tf_agent.TFAgent):
     def _part_noise(self):
         """Lets every process draw other actions, from one generator's state: each far ahead of the one before."""
         if self._streams.worker_index:
-            self.collect_policy.generator.skip(self._streams.worker_index * 2**48)
+            self.collect_policy.generator.skip(self._streams.worker_index * 2**40)
 
     def _check_weights(self, weights):
         if weights is not None:
