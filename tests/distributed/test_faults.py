@@ -58,6 +58,23 @@ def marked(word=""):
     return {pid: line for pid, line in found.items() if word in line}
 
 
+def parent(pid):
+    return int(stat(pid)[1])
+
+
+def cpu(pid):
+    """CPU seconds of a process."""
+    words = stat(pid)
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def stat(pid):
+    """The words of /proc/PID/stat after the process' name; zeros where there is no such process."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
+        return file.read().rpartition(")")[2].split()
+    return ["0"] * 50
+
+
 def wait_until(condition, seconds=PATIENCE, what=""):
     """Seconds until condition() is true."""
     began = time.monotonic()
@@ -74,6 +91,7 @@ def _marked():
         patch.setenv("KERAS_RTRL_FAULTS", str(os.getpid()))
         patch.setenv("SPT_NOENV", "1")  # Ray's titles of processes would overwrite the mark
         patch.setenv("RAY_worker_niceness", "0")
+        patch.setenv("RAY_health_check_period_ms", "1000")  # a dead node is noticed after five
         yield
         wait_until(lambda: not marked(), 30, "processes that are left")
 
@@ -275,28 +293,18 @@ def test_swapped_rows_of_the_bank_are_noticed(learner):
 def test_slow_learner_stops_the_actors(learner):
     queue, used = [], []
     for _ in range(4):
-        idle = {pid: cpu(pid) for pid, _ in alive().values()}
-
-        def resting(idle=idle):
-            time.sleep(1)
-            before = dict(idle)
-            idle.update({pid: cpu(pid) for pid in idle})
-            return all(idle[pid] - before[pid] < 0.1 for pid in idle)
-
-        wait_until(resting)
+        pending = list(learner.fleet._pending)
+        ready, _ = ray.wait(pending, num_returns=len(pending), timeout=PATIENCE)
+        assert len(ready) == 3 * 2
+        before = {pid: cpu(pid) for pid, _ in alive().values()}
+        time.sleep(1.5)
+        assert all(cpu(pid) - seconds < 0.2 for pid, seconds in before.items())
         used.append(ray.cluster_resources()["object_store_memory"] - ray.available_resources()["object_store_memory"])
         learner.learn()
         queue.append(learner.runner.extra["queue"])
     report(queue=queue, object_store_bytes=used)
     assert queue == [3 * 2 - 2] * 4
     assert 0 < max(used) < 1.5 * min(used)
-
-
-def cpu(pid):
-    """CPU seconds of a process."""
-    with open(f"/proc/{pid}/stat") as file:
-        words = file.read().rpartition(")")[2].split()
-    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_hung_actors(learner, monkeypatch):
@@ -387,43 +395,47 @@ def saved_counters(run):
     return json.loads(reader.get_tensor("counters/.ATTRIBUTES/py_state"))
 
 
-@once_and_ten_times
-@pytest.mark.parametrize("where", ["local", "cluster"])
-def test_killed_learner(where, kills, request, tmp_path):
-    rng, out = np.random.default_rng(kills), str(tmp_path / "run")
-    words = ["--actors", "2"]
-    kept = set()
-    if where == "cluster":
-        words += ["--ray-address", request.getfixturevalue("cluster").address]
-    others = set(marked())
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_learner(cluster, kills, tmp_path):
+    """Each time after an even number of kills it begins a Ray of its own, else it joins the cluster."""
+    rng, out, others = np.random.default_rng(kills), str(tmp_path / "run"), set(marked())
+    nodes = [node.all_processes["raylet"][0].process for node in cluster.list_all_nodes()]
     bindings = [word for binding in BINDINGS for word in ("--gin", binding)]
-    command = Command(PRESET, "--frames", "100000000", "--out", out, *words, *bindings, out=out)
     figures = {"updates": [], "row_after": [], "gone_after": []}
-    began, row = time.monotonic(), 0
+    words = [PRESET, "--frames", "100000000", "--out", out, "--actors", "2", *bindings]
+    row = 0
     for i in range(kills):
+        began = time.monotonic()
+        command = Command(*words, out=out)
         if i and rng.random() < 0.3:
             time.sleep(rng.uniform(0, 20))  # it may still be starting
         else:
             command.wait_for_updates(row + LOG)
             figures["row_after"].append(time.monotonic() - began)
-            time.sleep(rng.uniform(0, 3))
+            time.sleep(rng.uniform(0, 2))
         command.kill()
-        figures["gone_after"].append(wait_until(lambda: not set(marked()) - others - kept, 30, "processes left"))
+        figures["gone_after"].append(wait_until(lambda: not left(others, nodes), 30, "processes that are left"))
         counted, row = saved_counters(command.run), command.updates()
         assert counted["frames"] == counted["updates"] * BATCH * ROLLOUT
         figures["updates"].append(counted["updates"])
-        frames = ["--frames", str((counted["updates"] + 25) * BATCH * ROLLOUT)] if i == kills - 1 else []
-        row = min(row, counted["updates"])
-        began = time.monotonic()
-        command = Command("--resume", out, *words, *frames, out=out)
-    code = command.process.wait(PATIENCE)
-    assert code == 0, command.log()
-    wait_until(lambda: not set(marked()) - others, 30, "processes left")
+        row = min(row, counted["updates"])  # the rows after the checkpoint are to be dropped
+        address = cluster.address if i % 2 == 0 else None
+        words = ["--resume", out, "--gin", f"actors.address = {address!r}"]
+    assert all(raylet.poll() is None for raylet in nodes)
     end = counted["updates"] + 25
+    command = Command(*words, "--frames", str(end * BATCH * ROLLOUT), out=out)
+    assert command.process.wait(PATIENCE) == 0, command.log()
+    wait_until(lambda: not left(others, nodes), 30, "processes that are left")
     rows = [(int(row["updates"]), int(row["frames"])) for row in metrics.read(command.run.metrics)]
     expected = [*range(LOG, end + 1, LOG), *([end] if end % LOG else [])]
     assert rows == [(updates, updates * BATCH * ROLLOUT) for updates in expected]
     record, counted = command.run.read_record(), saved_counters(command.run)
     assert record["status"] == "finished"
     assert (record["updates"], record["frames"]) == (counted["updates"], counted["frames"]) == rows[-1]
-    report(where=where, kills=kills, **figures)
+    report(kills=kills, **figures)
+
+
+def left(others, raylets):
+    """The marked processes that are not among the `others`, but idle workers of a cluster's `raylets`."""
+    found = [(pid, line) for pid, line in marked().items() if pid not in others]
+    return [pid for pid, line in found if "ray::IDLE" not in line or parent(pid) not in {r.pid for r in raylets}]
