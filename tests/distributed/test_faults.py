@@ -114,7 +114,7 @@ class Bank(distributed.StreamBank):
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.learnt, self.times, self.drop = [], [], set()
+        self.learnt, self.times, self.began, self.drop = [], [], {}, set()
 
     def fits(self, actor, rollout):
         if actor in self.drop:
@@ -126,6 +126,8 @@ class Bank(distributed.StreamBank):
         super().store(actors, rollouts)
         self.learnt += zip(actors, rollouts, strict=True)
         self.times.append(time.monotonic())
+        for actor, rollout in zip(actors, rollouts, strict=True):
+            self.began.setdefault((actor, rollout.life), self.times[-1])
 
     def life(self, actor):
         """That of the last rollout of an actor, None before the first."""
@@ -167,7 +169,7 @@ class Learner:
             future = pool.submit(function, *args)
             while not future.done():
                 self.learn()
-                time.sleep(0.02)
+                time.sleep(0.1)
             result = future.result()
         self.learn()
         return result
@@ -244,27 +246,30 @@ def test_killed_actor(learner, kills):
     lives = {actor: bank.life(actor) for actor in range(3)}
 
     def kill():
-        back, killed = [], []
+        killed = []
         for _ in range(kills):
             time.sleep(rng.uniform(0, 2))
-            actor = int(rng.integers(3))
-            life = bank.life(actor)
-            wait_until(lambda actor=actor: actor in alive())
+            # others may still be on their way back
+            wait_until(lambda: set(alive()) - {actor for actor, life, _ in killed if bank.life(actor) == life})
+            free = set(alive()) - {actor for actor, life, _ in killed if bank.life(actor) == life}
+            actor = int(rng.choice(sorted(free)))
+            killed.append((actor, bank.life(actor), time.monotonic()))
             os.kill(alive()[actor][0], signal.SIGKILL)
-            killed.append((actor, time.monotonic()))
-            back.append(wait_until(lambda actor=actor, life=life: bank.life(actor) != life))
-        return back, killed
+        wait_until(lambda: all(bank.life(actor) != life for actor, life, _ in killed))
+        return killed
 
-    back, killed = learner.learn_during(kill)
+    killed = learner.learn_during(kill)
     assert bank.restarts - before == kills
     changes = dict.fromkeys(range(3), 0)
     for actor, rollout in bank.learnt[first:]:
         changes[actor] += rollout.life != lives[actor]
         lives[actor] = rollout.life
-    assert changes == {actor: sum(number == actor for number, _ in killed) for actor in range(3)}
+    assert changes == {actor: sum(number == actor for number, _, _ in killed) for actor in range(3)}
     check(learner)
-    on = [min(t for t in bank.times if t > moment) - moment for _, moment in killed]
-    report(kills=kills, restarts=bank.restarts - before, gaps=bank.gaps, next_update=max(on), back=back)
+    on = [min(t for t in bank.times if t > moment) - moment for _, _, moment in killed]
+    back = [min(t for (i, life), t in bank.began.items() if i == actor and t > moment) for actor, _, moment in killed]
+    back = [t - moment for t, (_, _, moment) in zip(back, killed, strict=True)]
+    report(kills=kills, restarts=bank.restarts - before, gaps=bank.gaps, next_update=on, back=back)
 
 
 def test_gap_begins_with_zero_traces(learner):
