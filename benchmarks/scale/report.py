@@ -1,0 +1,170 @@
+"""Tables and figure of the measurements."""
+
+from benchmarks.scale import model
+
+PRESET = "atari_r2ac_cpu"
+STREAMS = 16  # of each actor in the model
+FASTER = (1, 30)  # times as fast as the measured learner
+
+
+def tables(found):
+    """The measurements, what the simulation makes of them, and the model, as Markdown."""
+    parts = [_header(found), _sizes(found), _learner(found), _store(found), _waiting(found)]
+    if found["atari"]:
+        parts += [_atari(found), _simulation(found), *(_model(found, faster) for faster in FASTER)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _header(found):
+    before, after = (", ".join(f"{x:.1f}" for x in found[name]) for name in ("load_before", "load_after"))
+    return (
+        f"{found['cores']} cores; {found['when']}; medians of {found['rounds']} rounds; load averages (1, 5, 15 "
+        f"minutes) before {before}, after {after}."
+    )
+
+
+def _table(head, rows):
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(x) for x in line) + " |" for line in lines)
+
+
+def _kb(size):
+    return f"{size / 1e3:,.1f}"
+
+
+def _sizes(found):
+    rows = []
+    for name, size in found["sizes"].items():
+        step = model.rollout_bytes(size) / size["steps"]
+        rows.append([
+            f"{name}{', computed from shapes' if size['computed'] else ''}", size["streams"], size["steps"],
+            _kb(size["frames"]), _kb(size["else"]), _kb(step), _kb(size["weights"]), _kb(size["traces"]),
+        ])  # fmt: skip
+    head = ["preset", "B", "T", "frames", "all else", "both, an agent step", "weights, all", "traces, a stream"]
+    return "### Bytes (kB; of one stream's rollout where nothing else is said)\n\n" + _table(head, rows)
+
+
+def _learner(found):
+    rows = []
+    for name, row in found["learner"].items():
+        fixed, per_stream = model.fit(found, name)
+        steps = found["sizes"][name]["steps"]
+        for streams, seconds, cores in zip(row["streams"], row["seconds"], row["cores"], strict=True):
+            error = (fixed + per_stream * streams) / seconds - 1
+            rows.append([
+                name, streams, f"{1e3 * seconds:.1f}", f"{cores:.2f}", f"{streams * steps / seconds:,.0f}",
+                f"{1e3 * fixed:.1f} + {1e3 * per_stream:.2f} B", f"{100 * error:+.0f} %",
+            ])  # fmt: skip
+    head = ["preset", "B", "update, ms", "cores used", "agent steps a second", "fit, ms", "its error"]
+    return "### A learner's update\n\n" + _table(head, rows)
+
+
+def _store(found):
+    store = found["store"]
+    rows = [
+        [_kb(size), *(f"{1e6 * store[what][i]:,.0f}" for what in ("put", "make", "get"))]
+        for i, size in enumerate(store["sizes"])
+    ]
+    waits = ", ".join(f"{1e3 * s:.2f} ms on {n:,}" for n, s in zip(store["pending"], store["wait"], strict=True))
+    joins = ", ".join(
+        f"{1e3 * s:.1f} ms from {n}"
+        for n, s in zip(found["joining"]["rollouts"], found["joining"]["seconds"], strict=True)
+    )
+    return (
+        "### Ray's objects and calls (µs)\n\n"
+        + _table(["kB", "`ray.put`", "call of an actor that returns as much", "`ray.get` of it"], rows)
+        + f"\n\nA call of many that returns nothing: {1e6 * store['call']:.0f} µs, both sides. `ray.wait` without "
+        f"time-out over pending calls: {waits}. A batch ({_kb(found['joining']['bytes'])} kB) made of "
+        f"rollouts: {joins}."
+    )
+
+
+def _waiting(found):
+    rows = found["waiting"]
+    first = next(row["rate"] for name, row in rows.items() if name != "alone")
+    table = [
+        [
+            name if name != "alone" else "1, nobody learns", f"{row['rate']:.1f}",
+            f"{100 * row['rate'] / (first * (1 if name == 'alone' else int(name))):.1f} %",
+            f"{row['own']:.2f}", f"{row['busy']:.2f}",
+        ]
+        for name, row in rows.items()
+    ]  # fmt: skip
+    head = ["actors", "agent steps a second", "of linear", "cores used", "busy on the machine"]
+    return "### Actors of one stream that waits 20 ms a step\n\n" + _table(head, table)
+
+
+def _atari(found):
+    single = found["atari"]["single machine"]["rate"]
+    rows = []
+    for name, row in (found["atari"] | {f"{n}, nobody learns": r for n, r in found["playing"].items()}).items():
+        extra = row["extra"]
+        rows.append([
+            name, f"{row['rate']:,.0f}", f"{min(row['rates']):,.0f} to {max(row['rates']):,.0f}",
+            f"{row['rate'] / single:.2f}", f"{row['own']:.2f}", f"{row['busy']:.2f}",
+            f"{extra['lag']:.2f}" if extra else "", f"{extra['queue']:.1f}" if extra else "",
+        ])  # fmt: skip
+    head = ["", "agent steps a second", "rounds", "of single", "cores used", "busy on the machine", "lag", "queue"]
+    return "### Breakout, `atari_r2ac_cpu`\n\n" + _table(head, rows)
+
+
+def _simulation(found):
+    rows = [
+        [name, f"{measured:,.0f}", f"{predicted:,.0f}", f"{100 * (predicted / measured - 1):+.0f} %"]
+        for name, measured, predicted in model.predictions(found, PRESET)
+    ]
+    return "### Simulated\n\n" + _table(["", "measured", "simulated", "error"], rows)
+
+
+def _model(found, faster):
+    rate, cores = model.actor_rate(found, STREAMS)
+    rows = []
+    for actors in (48, 1_000, 10_000):
+        for learners in (1, 4, 16, 64):
+            if learners > actors:
+                continue
+            load = model.load(found, PRESET, rate, STREAMS, actors, learners, faster)
+            worst = max(load._fields, key=lambda name: getattr(load, name))
+            left = actors * rate / max(1.0, load.learning, load.process, load.rollouts, load.weights)
+            rows.append([
+                f"{actors:,}", learners, *(_share(x) for x in load), worst if max(load) > 1 else "nothing",
+                f"{left:,.0f}",
+            ])  # fmt: skip
+    head = ["actors", "learners", *load._fields, "breaks first", "agent steps a second left"]
+    title = "as measured" if faster == 1 else f"{faster} times as fast (assumed)"
+    return (
+        f"### The model: a learner {title}, actors of {STREAMS} streams at {rate:,.0f} agent steps a second "
+        f"({cores:.1f} cores) each\n\n" + _table(head, rows)
+    )
+
+
+def _share(x):
+    return f"{x:.2g}" if x < 10 else f"{x:,.0f}"
+
+
+def figure(found, path):
+    """Measured points, simulated points, and the predicted curves for more actors."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    rows = [row for row in model.predictions(found, PRESET) if row[0].startswith("waiting")]
+    numbers = [int(name.split()[1]) for name, _, _ in rows]
+    left.plot(numbers, [numbers[0] * rows[0][1] * n for n in numbers], ":", color="gray", label="linear")
+    left.plot(numbers, [predicted for _, _, predicted in rows], "-", label="simulated")
+    left.plot(numbers, [measured for _, measured, _ in rows], "o", label="measured")
+    left.set(xlabel="actors", ylabel="agent steps a second", title="20 ms of waiting a step, 2 cores for all")
+    left.legend()
+    numbers = [1, 2, 3, 4, 6, 8, 16, 32, 64, 128, 256]
+    for faster in FASTER:
+        rates = model.curve(found, PRESET, STREAMS, numbers, faster)
+        label = "learner as measured" if faster == 1 else f"learner {faster} times as fast (assumed)"
+        right.loglog(numbers, rates, label=label)
+    measured = [(int(name.split()[0]), found["atari"][name]["rate"]) for name in found["fleets"]]
+    right.loglog(*zip(*measured, strict=True), "o", label="measured, all on the learner's 2 cores")
+    right.set(xlabel="actors of 16 streams, on machines of their own", title="Breakout, atari_r2ac_cpu: simulated")
+    right.legend()
+    fig.savefig(path, dpi=100)
+    plt.close(fig)
