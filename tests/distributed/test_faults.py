@@ -46,8 +46,8 @@ PATIENCE = 300  # seconds for what takes a few on a machine with nothing else to
 once_and_ten_times = pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
 
 
-def marked(word=""):
-    """{pid: command line} of the processes that this file's programs began and that have `word` in it."""
+def marked():
+    """{pid: command line} of the processes that this file's programs began."""
     mark = f"KERAS_RTRL_FAULTS={os.getpid()}".encode()
     found = {}
     for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -55,7 +55,7 @@ def marked(word=""):
             if mark in environ.read().split(b"\0"):
                 with open(f"/proc/{pid}/cmdline", "rb") as line:
                     found[int(pid)] = line.read().replace(b"\0", b" ").decode().strip()
-    return {pid: line for pid, line in found.items() if word in line}
+    return found
 
 
 def parent(pid):
@@ -73,6 +73,12 @@ def stat(pid):
     with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
         return file.read().rpartition(")")[2].split()
     return ["0"] * 50
+
+
+def left(others, raylets):
+    """The marked processes not among the `others`: no idle workers of a cluster's `raylets`, none of Ray's agents."""
+    found = [(pid, line) for pid, line in marked().items() if pid not in others and "Agent" not in line]
+    return [pid for pid, line in found if "ray::IDLE" not in line or parent(pid) not in {r.pid for r in raylets}]
 
 
 def wait_until(condition, seconds=PATIENCE, what=""):
@@ -93,7 +99,8 @@ def _marked():
         patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("RAY_health_check_period_ms", "1000")  # a dead node is noticed after five
         yield
-        wait_until(lambda: not marked(), 30, "processes that are left")
+        # the agents of a Ray that was killed whole look for it for 60 s
+        wait_until(lambda: not marked(), 90, "processes that are left")
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +114,43 @@ def cluster():
         cluster.add_node(**ACTORS_NODE)
     yield cluster
     cluster.shutdown()
+
+
+class Command:
+    """`keras-rtrl train` in a process of its own."""
+
+    def __init__(self, *words, out):
+        self.run = RunFolder(out)
+        self._log = open(f"{out}.log", "a+", encoding="utf-8")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "keras_rtrl_cli", "train", *words],
+            stdout=self._log, stderr=subprocess.STDOUT, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        )  # fmt: skip
+
+    def updates(self):
+        """Of the last row of metrics.csv, 0 where there is none."""
+        return max((int(row["updates"]) for row in metrics.read(self.run.metrics)), default=0)
+
+    def wait_for_updates(self, updates):
+        def there():
+            assert self.process.poll() is None, self.log()
+            return self.updates() >= updates
+
+        return wait_until(there, what=self.log())
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def log(self):
+        self._log.seek(0)
+        return self._log.read()[-3000:]
+
+
+def saved_counters(run):
+    """The counters in the newest checkpoint of a run."""
+    reader = tf.train.load_checkpoint(run.checkpoints)
+    return json.loads(reader.get_tensor("counters/.ATTRIBUTES/py_state"))
 
 
 class Bank(distributed.StreamBank):
@@ -239,6 +283,67 @@ def report(**figures):
     print(json.dumps(figures, default=lambda x: round(float(x), 2)), flush=True)
 
 
+@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_learner(cluster, kills, tmp_path):
+    """Each time after an even number of kills it begins a Ray of its own, else it joins the cluster."""
+    rng, out, others = np.random.default_rng(kills), str(tmp_path / "run"), set(marked())
+    nodes = [node.all_processes["raylet"][0].process for node in cluster.list_all_nodes()]
+    bindings = [word for binding in BINDINGS for word in ("--gin", binding)]
+    figures = {"updates": [], "row_after": [], "gone_after": []}
+    words = [PRESET, "--frames", "100000000", "--out", out, "--actors", "2", *bindings]
+    row = 0
+    for i in range(kills):
+        began = time.monotonic()
+        command = Command(*words, out=out)
+        if i and rng.random() < 0.3:
+            time.sleep(rng.uniform(0, 20))  # it may still be starting
+        else:
+            command.wait_for_updates(row + LOG)
+            figures["row_after"].append(time.monotonic() - began)
+            time.sleep(rng.uniform(0, 2))
+        command.kill()
+        figures["gone_after"].append(wait_until(lambda: not left(others, nodes), 30, "processes that are left"))
+        counted, row = saved_counters(command.run), command.updates()
+        assert counted["frames"] == counted["updates"] * BATCH * ROLLOUT
+        figures["updates"].append(counted["updates"])
+        row = min(row, counted["updates"])  # the rows after the checkpoint are to be dropped
+        address = cluster.address if i % 2 == 0 else None
+        words = ["--resume", out, "--gin", f"actors.address = {address!r}"]
+    assert all(raylet.poll() is None for raylet in nodes)
+    end = counted["updates"] + 25
+    command = Command(*words, "--frames", str(end * BATCH * ROLLOUT), out=out)
+    assert command.process.wait(PATIENCE) == 0, command.log()
+    wait_until(lambda: not left(others, nodes), 30, "processes that are left")
+    rows = [(int(row["updates"]), int(row["frames"])) for row in metrics.read(command.run.metrics)]
+    expected = [*range(LOG, end + 1, LOG), *([end] if end % LOG else [])]
+    assert rows == [(updates, updates * BATCH * ROLLOUT) for updates in expected]
+    record, counted = command.run.read_record(), saved_counters(command.run)
+    assert record["status"] == "finished"
+    assert (record["updates"], record["frames"]) == (counted["updates"], counted["frames"]) == rows[-1]
+    report(kills=kills, **figures)
+
+
+@pytest.mark.slow
+def test_no_room_for_the_actors_of_a_dead_node(cluster, tmp_path):
+    """Training ends with the time-out's error, and a checkpoint of its last update."""
+    out, patience = str(tmp_path / "run"), PATIENCE / 2
+    settings = (*BINDINGS, "actors.cpus = 2", f"actors.timeout = {patience}", f"actors.address = {cluster.address!r}")
+    bindings = [word for binding in settings for word in ("--gin", binding)]
+    command = Command(PRESET, "--frames", "100000000", "--out", out, "--actors", "2", *bindings, out=out)
+    command.wait_for_updates(LOG)
+    node = cluster.worker_nodes[0]
+    raylet = node.all_processes["raylet"][0].process
+    raylet.kill()
+    raylet.wait()
+    began = time.monotonic()
+    assert command.process.wait(patience + 60) not in (0, -signal.SIGKILL)
+    report(ended_after=time.monotonic() - began, timeout=patience)
+    assert "no rollout from actor" in command.log()
+    assert saved_counters(command.run)["updates"] >= command.updates() > 0
+    cluster.remove_node(node, allow_graceful=False)
+    cluster.add_node(**ACTORS_NODE)
+
+
 @once_and_ten_times
 def test_killed_actor(learner, kills):
     bank, rng = learner.bank, np.random.default_rng(kills)
@@ -361,86 +466,3 @@ def test_killed_raylet(cluster, learner, kills):
     restarts = bank.restarts - before[0]
     assert restarts == sum(figures["actors"])
     report(kills=kills, restarts=restarts, gaps=bank.gaps - before[1], **figures)
-
-
-class Command:
-    """`keras-rtrl train` in a process of its own."""
-
-    def __init__(self, *words, out):
-        self.run = RunFolder(out)
-        self._log = open(f"{out}.log", "a+", encoding="utf-8")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "keras_rtrl_cli", "train", *words],
-            stdout=self._log, stderr=subprocess.STDOUT, env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        )  # fmt: skip
-
-    def updates(self):
-        """Of the last row of metrics.csv, 0 where there is none."""
-        return max((int(row["updates"]) for row in metrics.read(self.run.metrics)), default=0)
-
-    def wait_for_updates(self, updates):
-        def there():
-            assert self.process.poll() is None, self.log()
-            return self.updates() >= updates
-
-        return wait_until(there, what=self.log())
-
-    def kill(self):
-        self.process.kill()
-        self.process.wait()
-
-    def log(self):
-        self._log.seek(0)
-        return self._log.read()[-3000:]
-
-
-def saved_counters(run):
-    """The counters in the newest checkpoint of a run."""
-    reader = tf.train.load_checkpoint(run.checkpoints)
-    return json.loads(reader.get_tensor("counters/.ATTRIBUTES/py_state"))
-
-
-@pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_learner(cluster, kills, tmp_path):
-    """Each time after an even number of kills it begins a Ray of its own, else it joins the cluster."""
-    rng, out, others = np.random.default_rng(kills), str(tmp_path / "run"), set(marked())
-    nodes = [node.all_processes["raylet"][0].process for node in cluster.list_all_nodes()]
-    bindings = [word for binding in BINDINGS for word in ("--gin", binding)]
-    figures = {"updates": [], "row_after": [], "gone_after": []}
-    words = [PRESET, "--frames", "100000000", "--out", out, "--actors", "2", *bindings]
-    row = 0
-    for i in range(kills):
-        began = time.monotonic()
-        command = Command(*words, out=out)
-        if i and rng.random() < 0.3:
-            time.sleep(rng.uniform(0, 20))  # it may still be starting
-        else:
-            command.wait_for_updates(row + LOG)
-            figures["row_after"].append(time.monotonic() - began)
-            time.sleep(rng.uniform(0, 2))
-        command.kill()
-        figures["gone_after"].append(wait_until(lambda: not left(others, nodes), 30, "processes that are left"))
-        counted, row = saved_counters(command.run), command.updates()
-        assert counted["frames"] == counted["updates"] * BATCH * ROLLOUT
-        figures["updates"].append(counted["updates"])
-        row = min(row, counted["updates"])  # the rows after the checkpoint are to be dropped
-        address = cluster.address if i % 2 == 0 else None
-        words = ["--resume", out, "--gin", f"actors.address = {address!r}"]
-    assert all(raylet.poll() is None for raylet in nodes)
-    end = counted["updates"] + 25
-    command = Command(*words, "--frames", str(end * BATCH * ROLLOUT), out=out)
-    assert command.process.wait(PATIENCE) == 0, command.log()
-    wait_until(lambda: not left(others, nodes), 30, "processes that are left")
-    rows = [(int(row["updates"]), int(row["frames"])) for row in metrics.read(command.run.metrics)]
-    expected = [*range(LOG, end + 1, LOG), *([end] if end % LOG else [])]
-    assert rows == [(updates, updates * BATCH * ROLLOUT) for updates in expected]
-    record, counted = command.run.read_record(), saved_counters(command.run)
-    assert record["status"] == "finished"
-    assert (record["updates"], record["frames"]) == (counted["updates"], counted["frames"]) == rows[-1]
-    report(kills=kills, **figures)
-
-
-def left(others, raylets):
-    """The marked processes that are not among the `others`, but idle workers of a cluster's `raylets`."""
-    found = [(pid, line) for pid, line in marked().items() if pid not in others]
-    return [pid for pid, line in found if "ray::IDLE" not in line or parent(pid) not in {r.pid for r in raylets}]
