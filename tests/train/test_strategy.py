@@ -1,0 +1,106 @@
+"""Training on several devices and in several processes, from the command line."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from keras_rtrl.train import cli, metrics
+from keras_rtrl.train.run_folder import RunFolder
+
+BINDINGS = [
+    word
+    for binding in (
+        "environment.name = 'CartPole-v1'",
+        "environment.num_envs = 4",
+        "ActorCriticNetwork.encoder = 'mlp'",
+        "ActorCriticNetwork.encoder_units = (16,)",
+        "ActorCriticNetwork.units = 8",
+        "train.rollout = 10",
+        "train.log_updates = 10",
+    )
+    for word in ("--gin", binding)
+]
+
+PROGRAM = """
+import sys
+import tensorflow as tf
+
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * int(sys.argv[1]))
+from keras_rtrl.train.cli import main
+
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def start(devices, *words, **environment):
+    environment = {**os.environ, "TF_USE_LEGACY_KERAS": "1", **environment}
+    program = [sys.executable, "-c", PROGRAM, str(devices), "train", *words]
+    return subprocess.Popen(program, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def rows(path):
+    return metrics.read(RunFolder(path).metrics)
+
+
+def test_two_devices_learn_what_one_learns_and_go_on_from_its_checkpoint(tmp_path):
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    words = ["atari_r2ac_cpu", "--frames", "800", "--seed", "3", *BINDINGS]
+    processes = [
+        start(1, *words, "--out", one),
+        start(2, *words, "--out", two, "--gin", "train.strategy = 'mirrored'"),
+    ]
+    for process in processes:
+        out, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, out
+    assert len(rows(one)) == len(rows(two)) == 2
+    for a, b in zip(rows(one), rows(two), strict=True):
+        assert a["mean_return"] == b["mean_return"]
+        assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=1e-4)
+    process = start(2, "--resume", two, "--frames", "1200")
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, out
+    assert [row["frames"] for row in rows(two)] == ["400", "800", "1200"]
+
+
+def test_two_processes_make_one_run(tmp_path):
+    run = str(tmp_path / "run")
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    workers = [f"127.0.0.1:{s.getsockname()[1]}" for s in sockets]
+    for s in sockets:
+        s.close()
+    words = ["atari_r2ac_cpu", "--frames", "800", "--out", run, *BINDINGS]
+    words += ["--gin", "train.strategy = 'multi_worker_mirrored'"]
+    processes = [
+        start(1, *words, TF_CONFIG=json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": i}}))
+        for i in range(2)
+    ]
+    for process in processes:
+        out, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, out
+    assert [row["frames"] for row in rows(run)] == ["400", "800"]
+    assert RunFolder(run).read_record()["status"] == "finished"
+    assert os.path.isfile(os.path.join(RunFolder(run).policy, "saved_model.pb"))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--gin", "train.strategy = 'no'"], "must be None, 'mirrored' or 'multi_worker_mirrored', got 'no'"),
+        (["--gin", "train.strategy = 'multi_worker_mirrored'"], "TF_CONFIG"),
+        (
+            ["--gin", "environment.name = 'TMaze-v0'", "--gin", "train.strategy = 'mirrored'"],
+            "train.strategy must be None for a task inside TensorFlow's graph, got 'mirrored'",
+        ),
+    ],
+)
+def test_strategies_that_cannot_work_leave_nothing_behind(tmp_path, capsys, monkeypatch, words, says):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    run = tmp_path / "run"
+    assert cli.main(["train", "atari_r2ac_cpu", "--out", str(run), "--frames", "800", *BINDINGS, *words]) == 2
+    assert says in capsys.readouterr().err
+    assert not run.exists()
