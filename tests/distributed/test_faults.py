@@ -336,7 +336,7 @@ def test_no_room_for_the_actors_of_a_dead_node(cluster, tmp_path):
     raylet.kill()
     raylet.wait()
     began = time.monotonic()
-    assert command.process.wait(patience + 60) not in (0, -signal.SIGKILL)
+    assert command.process.wait(patience + 60) == 1
     report(ended_after=time.monotonic() - began, timeout=patience)
     assert "no rollout from actor" in command.log()
     assert saved_counters(command.run)["updates"] >= command.updates() > 0
@@ -402,18 +402,18 @@ def test_swapped_rows_of_the_bank_are_noticed(learner):
 
 def test_slow_learner_stops_the_actors(learner):
     queue, used = [], []
-    for _ in range(4):
+    for _ in range(3):
         pending = list(learner.fleet._pending)
         ready, _ = ray.wait(pending, num_returns=len(pending), timeout=PATIENCE)
         assert len(ready) == 3 * 2
         before = {pid: cpu(pid) for pid, _ in alive().values()}
-        time.sleep(1.5)
+        time.sleep(1)
         assert all(cpu(pid) - seconds < 0.2 for pid, seconds in before.items())
         used.append(ray.cluster_resources()["object_store_memory"] - ray.available_resources()["object_store_memory"])
         learner.learn()
         queue.append(learner.runner.extra["queue"])
     report(queue=queue, object_store_bytes=used)
-    assert queue == [3 * 2 - 2] * 4
+    assert queue == [3 * 2 - 2] * 3
     assert 0 < max(used) < 1.5 * min(used)
 
 
