@@ -18,6 +18,18 @@ TINY_CARTPOLE = (
 )
 
 
+@pytest.fixture(scope="module")
+def address():
+    """The address of a Ray cluster, so that not every run begins one."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
+        yield cluster.address
+        cluster.shutdown()
+
+
 @pytest.fixture
 def train():
     """Runs `keras-rtrl train` on the tiny CartPole in this process; returns the exit code."""

@@ -33,11 +33,12 @@ def _frames(path):
 
 
 @pytest.mark.parametrize("bindings", [(), PPO], ids=["r2ac", "ppo"])
-def test_one_actor_in_lock_step_gives_the_single_machines_parameters_bit_for_bit(train, tmp_path, bindings):
+def test_one_actor_in_lock_step_gives_the_single_machines_parameters_bit_for_bit(train, tmp_path, address, bindings):
+    ray = ("--ray-address", address)
     alone, apart = str(tmp_path / "alone"), str(tmp_path / "apart")
     words = ("--frames", "2000", "--seed", "3")
     assert train(*words, "--out", alone, bindings=bindings) == 0
-    assert train(*words, "--out", apart, "--actors", "1", bindings=(*bindings, "actors.queue = 1")) == 0
+    assert train(*words, "--out", apart, "--actors", "1", *ray, bindings=(*bindings, "actors.queue = 1")) == 0
     expected, got = _saved(alone), _saved(apart)
     assert expected.keys() == got.keys()
     assert any(".S" in name or "carry" in name for name in got)
@@ -50,10 +51,11 @@ def test_one_actor_in_lock_step_gives_the_single_machines_parameters_bit_for_bit
         assert [other[name] for name in ("lag", "restarts", "gaps")] == ["0", "0", "0"]
 
 
-def test_more_streams_than_a_batch_and_games_played_by_the_actors(train, tmp_path, capsys):
+def test_more_streams_than_a_batch_and_games_played_by_the_actors(train, tmp_path, address, capsys):
+    ray = ("--ray-address", address)
     run = str(tmp_path / "run")
     # 3 actors of 2 streams; each update takes the rollouts of 2 of them
-    assert train("--frames", "1200", "--out", run, "--actors", "3") == 0
+    assert train("--frames", "1200", "--out", run, "--actors", "3", *ray) == 0
     rows = metrics.read(RunFolder(run).metrics)
     assert [row["frames"] for row in rows] == ["400", "800", "1200"]
     assert all(float(row["lag"]) <= 6 and row["gaps"] == row["restarts"] == "0" for row in rows)
@@ -61,14 +63,14 @@ def test_more_streams_than_a_batch_and_games_played_by_the_actors(train, tmp_pat
     capsys.readouterr()
     assert cli.main(["evaluate", run, "--episodes", "5"]) == 0
     here = capsys.readouterr().out
-    assert cli.main(["evaluate", run, "--episodes", "5", "--actors", "1"]) == 0
+    assert cli.main(["evaluate", run, "--episodes", "5", "--actors", "1", *ray]) == 0
     assert capsys.readouterr().out == here
-    assert cli.main(["evaluate", run, "--episodes", "5", "--actors", "2"]) == 0
+    assert cli.main(["evaluate", run, "--episodes", "5", "--actors", "2", *ray]) == 0
     assert capsys.readouterr().out.count("game") == 6  # five, and the mean's line
     assert cli.main(["train", "--resume", run, "--minutes", "5"]) == 0  # at its end already
 
 
-def test_a_signal_leaves_a_checkpoint_from_which_the_actors_follow(train, tmp_path, monkeypatch):
+def test_a_signal_leaves_a_checkpoint_from_which_the_actors_follow(train, tmp_path, address, monkeypatch):
     run = str(tmp_path / "run")
     calls = []
     from keras_rtrl.train import runners
@@ -82,7 +84,7 @@ def test_a_signal_leaves_a_checkpoint_from_which_the_actors_follow(train, tmp_pa
         return original(self, updates, counters)
 
     monkeypatch.setattr(runners.Actors, "run", interrupted)
-    assert train("--frames", "800", "--out", run, "--actors", "2") == 128 + signal.SIGTERM
+    assert train("--frames", "800", "--out", run, "--actors", "2", "--ray-address", address) == 128 + signal.SIGTERM
     assert calls == list(range(7))
     assert cli.main(["train", "--resume", run]) == 0
     assert calls == list(range(20))
