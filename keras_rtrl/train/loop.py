@@ -170,6 +170,8 @@ def train(
             try:
                 new_losses, returns, new_errors = runner.run(updates, counters)
             except ActorFailure as error:
+                if streams.worker < streams.count:  # the other processes wait inside the update, and save nothing
+                    raise
                 failure = error
                 break
             bad = np.flatnonzero(~np.isfinite(new_losses).all(axis=1))
