@@ -36,6 +36,7 @@ BINDINGS = (
     "ActorCriticNetwork.encoder = 'mlp'",
     "ActorCriticNetwork.encoder_units = (16,)",
     "ActorCriticNetwork.units = 8",
+    "ActorCriticNetwork.core_options = {'forget_bias': 6.0}",  # and is not forgotten
     f"train.rollout = {ROLLOUT}",
     f"train.log_updates = {LOG}",
     "train.checkpoint_minutes = 0.005",
@@ -383,6 +384,21 @@ def test_gap_begins_with_zero_traces(learner):
     learner.learn_until(lambda: not learner.bank.drop)
     learner.learn(4)
     assert learner.bank.gaps == gaps + 2
+    check(learner)
+
+
+def test_kept_traces_after_a_gap_are_noticed(learner):
+    continues = learner.bank._continues
+    learner.bank._continues = lambda *args: continues(*args) or True
+    learner.bank.drop = {0, 1, 2}
+    learner.learn_until(lambda: not learner.bank.drop)
+    learner.learn(2)
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        check(learner)
+    del learner.bank._continues
+    learner.bank.drop = {0, 1, 2}
+    learner.learn_until(lambda: not learner.bank.drop)
+    learner.learn(4)  # gaps, all mended now
     check(learner)
 
 
