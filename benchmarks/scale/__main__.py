@@ -9,6 +9,7 @@ Whatever is compared is alive all the while and measured in turn, round by round
 
 import argparse
 import datetime
+import functools
 import json
 import os
 import sys
@@ -54,38 +55,40 @@ QUICK = FULL | {
 }
 
 
-def measure(plan, log=lambda text: None):
-    """All measurements of a plan such as FULL: a dict that can be written as JSON."""
+def measure(plan, log):
+    """All measurements of a plan such as FULL: a dict that can be written as JSON.
+
+    `log` is called after each with its name and what there is so far.
+    """
     found = {"when": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC", "load_before": os.getloadavg()}
     found |= {"cores": os.cpu_count(), "rounds": plan["rounds"]}
     found["sizes"] = call(trainers.sizes, PRESETS)
-    log("sizes")
+    log("sizes", found)
     found["store"] = {"sizes": plan["sizes"], "pending": plan["pending"]}
     found["store"] |= call(store.measure, plan["sizes"], plan["pending"], 10 * plan["rounds"])
-    log("object store")
+    log("object store", found)
     found["learner"] = {}
     for preset, batches in plan["learner"].items():
         seconds, cores = call(trainers.learner, preset, batches, plan["rounds"])
         found["learner"][preset] = {"streams": batches, "seconds": seconds, "cores": cores}
-        log(f"learner of {preset}")
+        log(f"learner of {preset}", found)
     size = found["sizes"][ATARI]
     found["joining"] = {"rollouts": [1, 2, 16]}
     seconds = call(trainers.joining, ATARI, size["streams"], found["joining"]["rollouts"], 5 * plan["rounds"])
     found["joining"] |= {"seconds": seconds, "bytes": size["streams"] * (size["frames"] + size["else"])}
-    log("batches")
+    log("batches", found)
     contestants = {"alone": (trainers.Player, "waiting", 1, 1, 1)}
     contestants |= {str(n): (trainers.Trainer, "waiting", n, 1, n) for n in plan["waiting"]}
     found["waiting"] = _in_turn(contestants, plan["rounds"], *plan["waiting_updates"])
-    log("waiting actors")
-    contestants = {f"1 actor of {n}": (trainers.Player, ATARI, 1, n, n) for n in plan["playing"]}
-    found["playing"] = _in_turn(contestants, plan["rounds"], *plan["atari_updates"])
-    log("Atari, playing")
+    log("waiting actors", found)
     contestants = {name: (trainers.Trainer, ATARI, *fleet, size["streams"]) for name, fleet in plan["fleets"].items()}
     if contestants:
         contestants["single machine"] = (trainers.Trainer, ATARI, 0, None, size["streams"])
+        contestants["learner alone"] = (trainers.Learner, ATARI)
+    contestants |= {f"1 actor of {n}, nobody learns": (trainers.Player, ATARI, 1, n, n) for n in plan["playing"]}
     found["fleets"] = plan["fleets"]
     found["atari"] = _in_turn(contestants, plan["rounds"], *plan["atari_updates"])
-    log("Atari, training")
+    log("Atari", found)
     return found | {"load_after": os.getloadavg()}
 
 
@@ -130,15 +133,16 @@ def main(argv=None):
     if args.publish and (args.quick or args.out):
         parser.error("--publish keeps a whole run in its own place: leave out --quick and --out")
     os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"  # of the actors' processes
-    if args.report:
-        found = json.loads(args.report.read_text())
-    else:
-        found = measure(QUICK if args.quick else FULL, lambda text: print(f"measured: {text}", file=sys.stderr))
-    tables = report.tables(found)
-    print(tables)
     out = RESULTS if args.publish else args.out
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
+    if args.report:
+        found = json.loads(args.report.read_text())
+    else:
+        found = measure(QUICK if args.quick else FULL, functools.partial(_log, out))
+    tables = report.tables(found)
+    print(tables)
+    if out:
         out.write_text(json.dumps(found, indent=1) + "\n")
         if found["atari"]:
             report.figure(found, FIGURE if args.publish else out.with_suffix(".png"))
@@ -146,6 +150,12 @@ def main(argv=None):
         before, _, rest = PAGE.read_text().partition(MARKS[0])
         after = rest.partition(MARKS[1])[2]
         PAGE.write_text(f"{before}{MARKS[0]}\n{tables}\n![{FIGURE_TEXT}](figures/scale.png)\n\n{MARKS[1]}{after}")
+
+
+def _log(out, text, found):
+    print(f"{datetime.datetime.now():%H:%M:%S} measured: {text}", file=sys.stderr, flush=True)
+    if out:
+        out.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -45,9 +45,12 @@ def seconds_of(found, what, size):
     return float(np.interp(size, sizes, seconds))
 
 
-def per_request(found):
-    """Seconds that each call under way costs at every update: `ray.wait` over all of them."""
-    return found["store"]["wait"][-1] / found["store"]["pending"][-1]
+def per_request(found, count):
+    """Seconds that each call under way costs at every update of `count` rollouts.
+
+    `ray.wait` goes over every actor's oldest call for each rollout, and over all calls once.
+    """
+    return (count / QUEUE + 1) * found["store"]["wait"][-1] / found["store"]["pending"][-1]
 
 
 def besides(found, size, count):
@@ -80,7 +83,7 @@ def load(found, preset, rate, streams, actors, learners, faster=1.0):
     weights = min(count, mine / ACTORS_PER_NODE) + 2 * (learners - 1) / learners  # each node takes a version once
     return Load(
         learning=updates * (fixed + per_stream * size["streams"]) / faster,
-        process=updates * (besides(found, size, count) + per_request(found) * mine * QUEUE),
+        process=updates * (besides(found, size, count) + per_request(found, count) * mine * QUEUE),
         rollouts=updates * count * rollout_bytes(size, streams) / NETWORK,
         weights=updates * weights * size["weights"] / NETWORK,
         traces=mine * streams * size["traces"] / MEMORY,
@@ -90,7 +93,7 @@ def load(found, preset, rate, streams, actors, learners, faster=1.0):
 
 def actor_rate(found, streams):
     """(agent steps a second, cores used) of one Atari actor of so many streams that nobody waits for."""
-    row = found["playing"][f"1 actor of {streams}"]
+    row = found["atari"][f"1 actor of {streams}, nobody learns"]
     return row["rate"], row["own"]
 
 
@@ -103,7 +106,7 @@ def waiting_costs(found, actors):
     return Costs(
         steps=size["steps"], wait=0.02, act=1 / alone - 0.02, rollout=0.0,
         learn=rows["seconds"][place], threads=max(rows["cores"][place], 0.5), update=besides(found, size, actors),
-        request=per_request(found),
+        request=per_request(found, actors),
     )  # fmt: skip
 
 
@@ -111,12 +114,11 @@ def atari_costs(found, preset, streams, cores):
     """Costs of Atari actors of `streams` streams on their learner's machine, of so many cores."""
     size = found["sizes"][preset]
     rate, used = actor_rate(found, streams)
-    rows = found["learner"][preset]
-    place = rows["streams"].index(size["streams"])
+    learner, count = found["atari"]["learner alone"], size["streams"] // streams
     return Costs(
         steps=size["steps"], wait=0.0, act=streams / rate, rollout=0.0,
-        learn=rows["seconds"][place], threads=min(rows["cores"][place], cores),
-        update=besides(found, size, size["streams"] // streams), request=per_request(found), actor_threads=used,
+        learn=size["streams"] * size["steps"] / learner["rate"], threads=min(learner["own"], cores),
+        update=besides(found, size, count), request=per_request(found, count), actor_threads=used,
     )  # fmt: skip
 
 

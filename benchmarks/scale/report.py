@@ -97,7 +97,7 @@ def _waiting(found):
 def _atari(found):
     single = found["atari"]["single machine"]["rate"]
     rows = []
-    for name, row in (found["atari"] | {f"{n}, nobody learns": r for n, r in found["playing"].items()}).items():
+    for name, row in found["atari"].items():
         extra = row["extra"]
         rows.append([
             name, f"{row['rate']:,.0f}", f"{min(row['rates']):,.0f} to {max(row['rates']):,.0f}",

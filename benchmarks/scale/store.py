@@ -1,5 +1,6 @@
 """What Ray's object store and calls cost, without anything of this package."""
 
+import os
 import time
 
 import numpy as np
@@ -35,6 +36,7 @@ def measure(sizes, pending, rounds):
       call of many without a result worth naming, "wait": of `ray.wait` without time-out on each number of pending
       calls}.
     """
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as actors of a cluster of one machine
     ray.init("local", include_dashboard=False, logging_level="ERROR", log_to_driver=False, num_cpus=2)
     try:
         actor = _Maker.remote()

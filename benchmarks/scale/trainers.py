@@ -143,6 +143,28 @@ class Player:
         self._fleet.close()
 
 
+class Learner:
+    """Updates alone, on one made-up rollout; arguments as `load`."""
+
+    def __init__(self, *setup):
+        env = load(*setup)
+        streams, rollout = config.value("environment.num_envs", 16), config.value("train.rollout", 20)
+        agent = make_agent(env, streams)
+        self._rollout = made_up_rollout(agent, streams, rollout)
+        self._train = tf.function(agent.train, autograph=False)
+        self._steps = streams * rollout
+
+    def run(self, untimed, updates):
+        """As Trainer's."""
+        for _ in range(untimed):
+            float(self._train(self._rollout).loss)
+        usage = Usage()
+        for _ in range(updates):
+            float(self._train(self._rollout).loss)
+        usage.stop()
+        return updates * self._steps / usage.seconds, usage.own, usage.busy, {}
+
+
 def sizes(presets):
     """Bytes of one stream's rollout and traces and of all weights, by preset: dict of dicts."""
     return {preset: _sizes(preset) for preset in presets}
@@ -181,12 +203,12 @@ def learner(preset, batches, rounds):
     seconds, cores = ([[] for _ in batches] for _ in range(2))
     for round_ in range(rounds + 1):  # the first is not counted: functions are traced
         for i, (train, rollout) in enumerate(contestants):
-            usage = Usage()
+            start, used = time.perf_counter(), time.process_time()
             float(train(rollout).loss)
-            usage.stop()
+            taken = time.perf_counter() - start
             if round_:
-                seconds[i].append(usage.seconds)
-                cores[i].append(usage.own)
+                seconds[i].append(taken)
+                cores[i].append((time.process_time() - used) / taken)
     return [float(np.median(s)) for s in seconds], [float(np.median(c)) for c in cores]
 
 

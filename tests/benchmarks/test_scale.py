@@ -42,9 +42,12 @@ FOUND = {
     },
     "joining": {"rollouts": [1, 16], "seconds": [1e-3, 2e-3], "bytes": 16 * 10**5},
     "waiting": {"alone": row(50.0), "1": row(49.0), "2": row(97.0)},
-    "playing": {"1 actor of 16": row(1600.0), "1 actor of 8": row(1500.0)},
     "fleets": {"1 actor": (1, 16), "2 actors of 8": (2, 8)},
-    "atari": {"1 actor": row(1500.0), "2 actors of 8": row(1600.0), "single machine": row(1000.0)},
+    "atari": {
+        "1 actor": row(1500.0), "2 actors of 8": row(1600.0), "single machine": row(1000.0),
+        "learner alone": row(2900.0),
+        "1 actor of 16, nobody learns": row(1600.0), "1 actor of 8, nobody learns": row(1500.0),
+    },
 }  # fmt: skip
 
 
