@@ -13,11 +13,12 @@ GPUS = $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/n
 ARCHITECTURES = $(if $(GPUS),$(subst $() ,;,$(addsuffix -real,$(GPUS))),80-real;90-real;120)
 PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(if $(IMPLEMENTATION),--implementation $(IMPLEMENTATION)) \
 	$(if $(FULL),--full) $(TESTS)
+SPREAD := tests/agents/test_replicas.py tests/distributed tests/train/test_strategy.py
 TRAIN_OPTIONS = $(if $(GAME),--game "$(GAME)") $(if $(FRAMES),--frames "$(FRAMES)") $(if $(SEED),--seed "$(SEED)") \
 	$(if $(OUT),--out "$(OUT)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train bench docs dist test test-all test-pythons test-keras3 test-tf-keras test-slow test-kernels cuda lint bazel clean
+.PHONY: help setup train bench docs dist test test-all test-pythons test-keras3 test-tf-keras test-spread test-slow test-kernels cuda lint bazel clean
 
 help:  ## show this list
 	@echo "Targets:"
@@ -67,7 +68,7 @@ $(TOOLS): .venv/%/.installed: $(STAMP)
 	.venv/$*/bin/python -m pip install --quiet --disable-pip-version-check -r .venv/$*/requirements.txt
 	@touch $@
 
-test: test-keras3 test-tf-keras  ## run all fast tests, under Keras 3 and under tf-keras
+test: test-keras3 test-tf-keras $(if $(TESTS),,test-spread)  ## run all fast tests, under Keras 3 and under tf-keras
 
 test-keras3: $(STAMP) $(NATIVE)
 	@echo "== Keras 3: layers, and what knows no Keras"
@@ -75,7 +76,12 @@ test-keras3: $(STAMP) $(NATIVE)
 
 test-tf-keras: $(STAMP) $(NATIVE)
 	@echo "== tf-keras: layers, and the TF-Agents side"
-	@TF_USE_LEGACY_KERAS=1 $(PYTEST)
+	@TF_USE_LEGACY_KERAS=1 $(PYTEST) $(if $(TESTS),,$(addprefix --ignore=,$(SPREAD)))
+
+# Their fixtures are expensive: a file is one process' alone.
+test-spread: $(STAMP) $(NATIVE)
+	@echo "== tf-keras: several devices, processes, actors"
+	@TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(SPREAD)
 
 test-all:  ## the same, with every layer's conformance on both Kerases with the native op and without
 	@$(MAKE) --no-print-directory test FULL=1

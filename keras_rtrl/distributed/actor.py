@@ -79,11 +79,12 @@ class RolloutActor(Actor):
         self._actors, self._seed, self._streams, self._num_steps = actors, seed, streams, num_steps
         self._generator = generator
         self._version = self._driver = None
-        tf_keras.utils.set_random_seed(seed)
 
     def _begin(self, life):
         """Makes the environment, whose streams begin their first episodes, and the network."""
-        env = building.environment(environment_seed(self._seed, self._number, life), streams=self._streams)
+        seed = environment_seed(self._seed, self._number, life)
+        tf_keras.utils.set_random_seed(seed)  # of simulators that draw from the process' own generators too
+        env = building.environment(seed, streams=self._streams)
         self._network = building.network(env)
         policy = ActorCriticPolicy(env.time_step_spec(), env.action_spec(), self._network)
         policy.generator.reset(self._generator)

@@ -3,18 +3,21 @@
 import collections
 import os
 import socket
+import time
 
 import gin
 
 import keras_rtrl
 from keras_rtrl._checks import number as checked_number
 from keras_rtrl._checks import whole_number
+from keras_rtrl.train.config import one_line
 
 Delivery = collections.namedtuple("Delivery", ["actor", "rollout"])
 
 _STEPS = 200  # of a game, in one request
 
-_ENVIRONMENT = {"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+# No GPU: the first actor on the learner's machine would take its memory.
+_ENVIRONMENT = {"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
 
 
 class ActorFailure(RuntimeError):
@@ -34,7 +37,7 @@ def settings(number=0, address=None, streams=None, queue=2, cpus=1, timeout=300.
       queue: rollouts of each actor that are under way or wait for the learner. With 1 an actor waits for the weights
         that its last rollout has led to; with 2 it acts while the learner learns.
       cpus: CPUs that Ray reserves for each actor, and threads of its TensorFlow.
-      timeout: seconds without a rollout of any actor after which training ends with an error.
+      timeout: seconds that an update waits for the next of its rollouts, before training ends with an error.
 
     Returns:
       dict of the arguments, checked.
@@ -136,15 +139,15 @@ class Fleet:
           (list of Deliveries in the order of the actors' numbers, rollouts that are ready and still wait).
 
         Raises:
-          ActorFailure: no rollout for longer than the time-out.
+          ActorFailure: none of the rollouts that are missing came before the time-out, or what went wrong in an actor.
         """
-        taken = {}
+        taken, deadline = {}, time.monotonic() + self._timeout
         while len(taken) < count:
             heads = {}
             for reference, actor in self._pending.items():
                 heads.setdefault(actor, reference)
             wanted = [reference for actor, reference in heads.items() if actor not in taken]
-            ready, _ = self._ray.wait(wanted, timeout=self._timeout)
+            ready, _ = self._ray.wait(wanted, timeout=max(deadline - time.monotonic(), 0))
             if not ready:
                 raise ActorFailure(
                     f"no rollout from {', '.join(f'actor {self._pending[r]}' for r in wanted[:5])}"
@@ -152,18 +155,12 @@ class Fleet:
                 )
             for reference in ready:
                 actor = self._pending.pop(reference)
-                try:
-                    rollout = self._ray.get(reference, timeout=self._timeout)
-                except (self._ray.exceptions.ObjectLostError, self._ray.exceptions.ActorUnavailableError):
-                    rollout = None
-                except self._ray.exceptions.GetTimeoutError as error:
-                    raise ActorFailure(f"a rollout of actor {actor} could not be had in {self._timeout:g} s") from error
-                except (self._ray.exceptions.ActorDiedError, self._ray.exceptions.RayTaskError) as error:
-                    raise _failure(actor, error) from error
+                rollout = _fetch(self._ray, reference, actor, self._timeout)
                 if rollout is None or not fits(actor, rollout):
                     self.request([actor])
                 else:
                     taken[actor] = rollout
+                    deadline = time.monotonic() + self._timeout
         pending = list(self._pending)
         waiting = self._ray.wait(pending, num_returns=len(pending), timeout=0)[0] if pending else ()
         return [Delivery(actor, taken[actor]) for actor in sorted(taken)], len(waiting)
@@ -208,11 +205,9 @@ def play_games(configuration, weights, quotas, seeds, address, cpus, timeout):
                 late = ", ".join(f"actor {i}" for i in pending.values())
                 raise ActorFailure(f"no steps from {late} in {timeout:g} s")
             i = pending.pop(ready[0])
-            try:
-                games[i] = ray.get(ready[0])
-            except (ray.exceptions.ActorDiedError, ray.exceptions.RayTaskError) as error:
-                raise _failure(i, error) from error
-            if any(len(played) < wanted for played, wanted in zip(games[i], quotas[i], strict=True)):
+            played = _fetch(ray, ready[0], i, timeout)
+            games[i] = games[i] if played is None else played
+            if played is None or any(len(games) < wanted for games, wanted in zip(played, quotas[i], strict=True)):
                 pending[actors[i].play.remote(weights, _STEPS)] = i
         return games
     finally:
@@ -252,11 +247,19 @@ def _start(kind, number, configuration, cpus, *args):
     return named.remote(number, keras_rtrl.__version__, configuration, cpus, *args)
 
 
-def _failure(actor, error):
-    """What went wrong in an actor, as on one machine; else an ActorFailure."""
-    if isinstance(getattr(error, "cause", None), Exception):
-        return error.cause
-    return ActorFailure(f"actor {actor} is dead for good: {_last_line(error)}")
+def _fetch(ray, reference, actor, timeout):
+    """What an actor has sent; None where it is lost. Raises ActorFailure for what went wrong in the actor."""
+    try:
+        return ray.get(reference, timeout=timeout)
+    except (ray.exceptions.ObjectLostError, ray.exceptions.ActorUnavailableError):
+        return None
+    except ray.exceptions.GetTimeoutError as error:
+        raise ActorFailure(f"what actor {actor} sent could not be had in {timeout:g} s") from error
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause if isinstance(error.cause, Exception) else error
+        raise ActorFailure(f"actor {actor}: {type(cause).__name__}: {one_line(cause)}") from error
+    except ray.exceptions.ActorDiedError as error:
+        raise ActorFailure(f"actor {actor} is dead for good: {_last_line(error)}") from error
 
 
 def _last_line(error):

@@ -202,9 +202,10 @@ def _sweep(args):
 
 def _evaluate(args):
     run = open_run(args.folder)
+    _actor_bindings(args)  # checks them
     from keras_rtrl.train import evaluate, loop  # noqa: F401  loop: its settings are in the run's configuration
 
-    actors = _actor_bindings(args) or ["actors.number = 0"]  # whatever it was trained with
+    actors = [f"actors.number = {args.actors or 0}", f"actors.address = {args.ray_address!r}"]  # not its training's
     config.load(run.config, [*actors, *args.gin])
     result = evaluate.evaluate(run, args.episodes, args.seed, args.video, args.repeats)
     if args.repeats == 1:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from keras_rtrl._checks import number, whole_number
 from keras_rtrl._replicas import Streams
+from keras_rtrl.agents.base import RolloutAgent
 from keras_rtrl.distributed.fleet import ActorFailure
 from keras_rtrl.environments import registry
 from keras_rtrl.train import building, checkpoints, config, export, metrics
@@ -110,6 +111,8 @@ def train(
     except ValueError as error:
         raise UsageError(str(error).replace("num_streams", "environment.num_envs")) from error
     apart = building.actors(streams.worker)
+    if streams.any(not resume and run.holds_run()):
+        raise UsageError(f"{run.path}: holds a run already; go on with it by --resume, or choose another --out")
     run = run if streams.is_chief else run.scratch()
     env = building.environment(seed, streams=1 if apart else streams.worker if strategy else None)
     simulator = isinstance(env, py_environment.PyEnvironment)
@@ -134,111 +137,113 @@ def train(
         if encoder_from is not None and not resume:
             _load_encoder(encoder_from, network)
         agent = building.agent(env, network, optimizer, agent_config, streams.count)
+    if strategy and not isinstance(agent, RolloutAgent):
+        raise UsageError(f"train.strategy must be None for a {type(agent).__name__}, got {strategy_name!r}")
     counters = checkpoints.Counters()
     if apart:
         runner = make_actors(env, agent, rollout, apart, game_seed, same_actions=game_seed == seed)
     else:
         runner = make_runner(env, agent, rollout, log_updates)
-    facts = {**(facts or {}), **_memory(agent, rollout)}
-    saver = checkpoints.Checkpoints(run, counters, agent, runner.state)
-    if resume:
-        saver.restore()
-        if simulator:
-            agent.reset_carry()
-    os.makedirs(run.path, exist_ok=True)
-    config.save(run.config)
-    saver.save()
-    run.write_record(
-        **facts, status="running", seed=seed, total_frames=frames,
-        frames=counters.frames, updates=counters.updates,
-        recurrent_parameters=sum(variable.shape.num_elements() for variable in agent.network.core_variables),
-    )  # fmt: skip
-    normalized = functools.partial(registry.normalized_score, config.value("environment.name", ""))
-    score_names = () if normalized(0.0) is None else ("human_normalized",)
-    columns = (*metrics.COLUMNS, *score_names, *runner.error_names, *agent.loss_names, *runner.extra_names)
-    log = metrics.Metrics(run, columns, counters.updates)
-    earlier, last_saved, last_errors = counters.seconds, time.monotonic(), {}
-    diverged = failure = None
-    losses, errors, row_started = [], [], (time.monotonic(), counters.frames)
-    with _signals() as received, _progress(frames, counters, streams.is_chief) as bar:
-        while counters.updates < total_updates:
-            late = minutes is not None and time.monotonic() - started > 60 * minutes
-            if streams.any(received or late):
-                break
-            to_row = log_updates - counters.updates % log_updates
-            updates = min(runner.max_updates, to_row, total_updates - counters.updates)
-            try:
-                new_losses, returns, new_errors = runner.run(updates, counters)
-            except ActorFailure as error:
-                if streams.worker < streams.count:  # the other processes wait inside the update, and save nothing
-                    raise
-                failure = error
-                break
-            bad = np.flatnonzero(~np.isfinite(new_losses).all(axis=1))
-            if bad.size:
-                diverged = _reason(agent.loss_names, new_losses[bad[0]], counters.updates + int(bad[0]) + 1)
-                break
-            counters.updates += updates
-            counters.frames += updates * frames_per_update
-            counters.games += len(returns)
-            counters.recent_returns = (counters.recent_returns + returns)[-return_window:]
-            counters.seconds = earlier + time.monotonic() - started
-            mean_return = _mean(counters.recent_returns)
-            losses.extend(new_losses)
-            errors.extend(new_errors)
-            bar.update(updates * frames_per_update)
-            score = ("mean_return", mean_return)
-            if runner.error_names:
-                score = next(iter(_means(runner.error_names, errors).items()))
-            bar.set_postfix({score[0]: "-" if score[1] is None else f"{score[1]:.4g}"}, refresh=False)
-            if updates == to_row or counters.updates == total_updates:
-                now, last_errors = time.monotonic(), _means(runner.error_names, errors)
-                log.write(
-                    frames=counters.frames,
-                    updates=counters.updates,
-                    games=None if runner.error_names else counters.games,
-                    mean_return=mean_return,
-                    seconds=counters.seconds,
-                    frames_per_second=(counters.frames - row_started[1]) / (now - row_started[0]),
-                    learning_rate=float(schedule(agent.optimizer.iterations)),
-                    **{name: normalized(mean_return) for name in score_names},
-                    **last_errors,
-                    **_means(agent.loss_names, losses),
-                    **runner.extra,
-                )
-                losses, errors, row_started = [], [], (now, counters.frames)
-            if streams.any(time.monotonic() - last_saved > 60 * checkpoint_minutes):
+    with contextlib.closing(runner):
+        facts = {**(facts or {}), **_memory(agent, rollout)}
+        saver = checkpoints.Checkpoints(run, counters, agent, runner.state)
+        if resume:
+            saver.restore()
+            if simulator:
+                agent.reset_carry()
+        os.makedirs(run.path, exist_ok=True)
+        config.save(run.config)
+        saver.save()
+        run.write_record(
+            **facts, status="running", seed=seed, total_frames=frames,
+            frames=counters.frames, updates=counters.updates,
+            recurrent_parameters=sum(variable.shape.num_elements() for variable in agent.network.core_variables),
+        )  # fmt: skip
+        normalized = functools.partial(registry.normalized_score, config.value("environment.name", ""))
+        score_names = () if normalized(0.0) is None else ("human_normalized",)
+        columns = (*metrics.COLUMNS, *score_names, *runner.error_names, *agent.loss_names, *runner.extra_names)
+        log = metrics.Metrics(run, columns, counters.updates)
+        earlier, last_saved, last_errors = counters.seconds, time.monotonic(), {}
+        diverged = failure = None
+        losses, errors, row_started = [], [], (time.monotonic(), counters.frames)
+        with _signals() as received, _progress(frames, counters, streams.is_chief) as bar:
+            while counters.updates < total_updates:
+                late = minutes is not None and time.monotonic() - started > 60 * minutes
+                if streams.any(received or late):
+                    break
+                to_row = log_updates - counters.updates % log_updates
+                updates = min(runner.max_updates, to_row, total_updates - counters.updates)
+                try:
+                    new_losses, returns, new_errors = runner.run(updates, counters)
+                except ActorFailure as error:
+                    if streams.worker < streams.count:  # the other processes wait inside the update, and save nothing
+                        raise
+                    failure = error
+                    break
+                bad = np.flatnonzero(~np.isfinite(new_losses).all(axis=1))
+                if bad.size:
+                    diverged = _reason(agent.loss_names, new_losses[bad[0]], counters.updates + int(bad[0]) + 1)
+                    break
+                counters.updates += updates
+                counters.frames += updates * frames_per_update
+                counters.games += len(returns)
+                counters.recent_returns = (counters.recent_returns + returns)[-return_window:]
+                counters.seconds = earlier + time.monotonic() - started
+                mean_return = _mean(counters.recent_returns)
+                losses.extend(new_losses)
+                errors.extend(new_errors)
+                bar.update(updates * frames_per_update)
+                score = ("mean_return", mean_return)
+                if runner.error_names:
+                    score = next(iter(_means(runner.error_names, errors).items()))
+                bar.set_postfix({score[0]: "-" if score[1] is None else f"{score[1]:.4g}"}, refresh=False)
+                if updates == to_row or counters.updates == total_updates:
+                    now, last_errors = time.monotonic(), _means(runner.error_names, errors)
+                    log.write(
+                        frames=counters.frames,
+                        updates=counters.updates,
+                        games=None if runner.error_names else counters.games,
+                        mean_return=mean_return,
+                        seconds=counters.seconds,
+                        frames_per_second=(counters.frames - row_started[1]) / (now - row_started[0]),
+                        learning_rate=float(schedule(agent.optimizer.iterations)),
+                        **{name: normalized(mean_return) for name in score_names},
+                        **last_errors,
+                        **_means(agent.loss_names, losses),
+                        **runner.extra,
+                    )
+                    losses, errors, row_started = [], [], (now, counters.frames)
+                if streams.any(time.monotonic() - last_saved > 60 * checkpoint_minutes):
+                    try:
+                        saver.save()
+                    except ArithmeticError as error:
+                        diverged = f"{error} after update {counters.updates}"
+                        break
+                    metrics.plot(run, _title(run))
+                    last_saved = time.monotonic()
+            if diverged is None:
                 try:
                     saver.save()
                 except ArithmeticError as error:
                     diverged = f"{error} after update {counters.updates}"
-                    break
-                metrics.plot(run, _title(run))
-                last_saved = time.monotonic()
-        if diverged is None:
-            try:
-                saver.save()
-            except ArithmeticError as error:
-                diverged = f"{error} after update {counters.updates}"
-        if diverged is not None:
-            saver.restore()
-        log.close()
-        metrics.trim(run, columns, counters.updates)
-        metrics.plot(run, _title(run))
-        export.save(agent.network, run.policy, agent.reward_scaler)
-        done = diverged is None and counters.updates >= total_updates
-        status = "diverged" if diverged else "finished" if done else "stopped"
-        run.write_record(status=status, frames=counters.frames, updates=counters.updates)
-    runner.close()
-    if diverged:
-        raise Diverged(f"{diverged}; the checkpoint of update {counters.updates} stands")
-    if failure:
-        raise failure
-    mean_return = _mean(counters.recent_returns)
-    return Result(
-        counters.frames, counters.updates, counters.games, mean_return, counters.seconds,
-        received[0] if received else None, done, last_errors, normalized(mean_return),
-    )  # fmt: skip
+            if diverged is not None:
+                saver.restore()
+            log.close()
+            metrics.trim(run, columns, counters.updates)
+            metrics.plot(run, _title(run))
+            export.save(agent.network, run.policy, agent.reward_scaler)
+            done = diverged is None and counters.updates >= total_updates
+            status = "diverged" if diverged else "finished" if done else "stopped"
+            run.write_record(status=status, frames=counters.frames, updates=counters.updates)
+        if diverged:
+            raise Diverged(f"{diverged}; the checkpoint of update {counters.updates} stands")
+        if failure:
+            raise failure
+        mean_return = _mean(counters.recent_returns)
+        return Result(
+            counters.frames, counters.updates, counters.games, mean_return, counters.seconds,
+            received[0] if received else None, done, last_errors, normalized(mean_return),
+        )  # fmt: skip
 
 
 def _game_seed(seed, streams, updates):

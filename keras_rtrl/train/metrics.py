@@ -56,8 +56,9 @@ class Metrics:
 
 def trim(run, columns, updates):
     """Drops the rows of metrics.csv past an update; makes the file where there is none."""
-    empty = dict.fromkeys(columns, "")  # an earlier version's run may lack some
-    rows = [{**empty, **row} for row in read(run.metrics) if int(row["updates"]) <= updates]
+    rows = [  # an earlier version's run may lack some, one that had actors has more
+        {name: row.get(name, "") for name in columns} for row in read(run.metrics) if int(row["updates"]) <= updates
+    ]
     header = dict(zip(columns, columns, strict=True))
     write_text(run.metrics, "".join(_line(columns, row) for row in [header, *rows]))
 

@@ -7,6 +7,8 @@ import numpy as np
 import tensorflow as tf
 from tf_agents.environments import tf_environment
 
+from keras_rtrl import distributed
+from keras_rtrl.agents.base import RolloutAgent
 from keras_rtrl.drivers import RolloutDriver
 from keras_rtrl.environments.halves import joined
 from keras_rtrl.train import config
@@ -58,6 +60,8 @@ def make_actors(env, agent, rollout, settings, seed, same_actions):
             f"actors.number: {config.text('environment.name', '')} runs inside TensorFlow's graph, beside the learner, "
             f"and has no use for actors; got {settings['number']}"
         )
+    if not isinstance(agent, RolloutAgent):
+        raise UsageError(f"actors.number must be 0 for a {type(agent).__name__}, which learns at every step")
     _check_rollout(agent, rollout)
     env.close()
     generator = agent.collect_policy.generator if same_actions else tf.random.Generator.from_seed(seed)
@@ -107,8 +111,6 @@ class Actors:
     extra_names = ("lag", "queue", "object_bytes", "restarts", "gaps")
 
     def __init__(self, agent, settings, rollout, seed, generator):
-        from keras_rtrl import distributed
-
         self._agent = agent
         self._count = agent.streams.worker // settings["streams"]
         self._train = tf.function(agent.train, autograph=False)

@@ -7,6 +7,7 @@ Each writes the agents' variables after UPDATES updates to FOLDER as NAME.npz.
 """
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -91,10 +92,14 @@ def make_agent(kind, seed=3, num_streams=B):
     return agent_class(time_steps, action_spec, network, optimizer, num_streams, config, counter)
 
 
+@functools.cache  # an agent's function is traced once
+def graph(method):
+    return tf.function(method, autograph=False)
+
+
 def learn(agent, rollouts):
     """The numbers [updates, L] of each update."""
-    train = tf.function(agent.train, autograph=False)
-    infos = [train(rollout) for rollout in rollouts]
+    infos = [graph(agent.train)(rollout) for rollout in rollouts]
     return np.array([[info.loss, *info.extra] for info in infos])
 
 
@@ -102,7 +107,7 @@ def act(agent, rollout):
     """Actions drawn for one observation that all streams of all processes see alike, 100 times: [100, streams]."""
     from tf_agents.trajectories import time_step as ts
 
-    action = tf.function(agent.collect_policy.action, autograph=False)
+    action = graph(agent.collect_policy.action)
     streams = agent.streams.worker
     observation = tf.nest.map_structure(lambda x: tf.zeros_like(x[:, 0]), rollout.observation)
     state = agent.collect_policy.get_initial_state(streams)

@@ -1,9 +1,9 @@
-"""A tiny CartPole that actors play, and no Ray without Ray."""
+"""A tiny CartPole that actors play, and a Ray cluster for them."""
+
+import os
 
 import pytest
 from tf_agents.agents import tf_agent as _tf_agent  # noqa: F401  TF-Agents before anything that needs it
-
-pytest.importorskip("ray", reason='actors need Ray: pip install "keras_rtrl[ray]"')
 
 from keras_rtrl.train import cli
 
@@ -25,6 +25,7 @@ def address():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_worker_niceness", "0")
+        patch.setenv("PYTHONPATH", os.path.dirname(__file__), prepend=os.pathsep)  # for failing.py
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
         yield cluster.address
         cluster.shutdown()

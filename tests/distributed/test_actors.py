@@ -10,6 +10,8 @@ import tensorflow as tf
 from keras_rtrl.train import cli, metrics
 from keras_rtrl.train.run_folder import RunFolder
 
+pytest.importorskip("ray", reason="actors need Ray, which is not installed (the extra ray)")
+
 PPO = (
     "agent.name = 'ppo'",
     "ActorCriticNetwork.core = 'rtu'",
@@ -18,6 +20,8 @@ PPO = (
     "PPOConfig.minibatches = 2",
     "PPOConfig.epochs = 2",
 )
+
+STREAM_AC = ("agent.name = 'stream_ac'", "environment.num_envs = 1", "train.rollout = 1", "train.optimizer = @ObGD")
 
 
 def _saved(path):
@@ -67,7 +71,21 @@ def test_more_streams_than_a_batch_and_games_played_by_the_actors(train, tmp_pat
     assert capsys.readouterr().out == here
     assert cli.main(["evaluate", run, "--episodes", "5", "--actors", "2", *ray]) == 0
     assert capsys.readouterr().out.count("game") == 6  # five, and the mean's line
-    assert cli.main(["train", "--resume", run, "--minutes", "5"]) == 0  # at its end already
+    without = ("--frames", "1600", "--gin", "actors.number = 0")
+    assert cli.main(["train", "--resume", run, *without]) == 0
+    rows = metrics.read(RunFolder(run).metrics)
+    assert [row["frames"] for row in rows] == ["400", "800", "1200", "1600"]
+    assert "lag" not in rows[0]
+
+
+def test_an_actor_that_fails_ends_the_run_after_a_checkpoint(train, tmp_path, address, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(os.path.dirname(__file__))
+    run = str(tmp_path / "run")
+    words = ("--frames", "4000", "--out", run, "--actors", "1", "--ray-address", address)
+    assert train(*words, bindings=["environment.name = 'failing:Failing-v0'"]) == 1
+    assert "training stopped: actor 0: ZeroDivisionError: integer division" in capsys.readouterr().err
+    assert RunFolder(run).read_record()["status"] == "stopped"
+    assert RunFolder(run).holds_run()
 
 
 def test_a_signal_leaves_a_checkpoint_from_which_the_actors_follow(train, tmp_path, address, monkeypatch):
@@ -104,6 +122,7 @@ def test_a_signal_leaves_a_checkpoint_from_which_the_actors_follow(train, tmp_pa
         ([], ["actors.number = -1"], "actors.number must be a whole number of at least 0, got -1"),
         ([], ["actors.number = 1", "actors.address = ''"], "actors.address must be None or a string"),
         (["--actors", "2"], ["environment.name = 'TMaze-v0'"], "TMaze-v0 runs inside TensorFlow's graph"),
+        (["--actors", "1"], STREAM_AC, "actors.number must be 0 for a StreamACAgent"),
         (["--actors", "2"], ["environment.name = 'NoSuch-v1'"], "no environment is called 'NoSuch-v1'"),
     ],
 )
