@@ -34,22 +34,22 @@ PRESETS = ("atari_r2ac", ATARI, "dmlab_r2ac", "waiting")
 
 FULL = {
     "rounds": 3,
-    "learner": {ATARI: [4, 8, 16, 32], "atari_r2ac": [4, 8, 16], "waiting": [1, 2, 4, 8]},
+    "learner": {ATARI: [4, 8, 16, 32], "atari_r2ac": [4, 8, 16], "waiting": [1, 8, 32]},
     "sizes": [10**4, 10**5, 10**6, 10**7],
     "pending": [100, 1000, 10000],
     "waiting": [1, 2, 4, 8],
-    "waiting_updates": (3, 8),
+    "waiting_streams": {1: (3, 8), 4: (2, 3)},  # with updates that are not timed, and that are
     "fleets": {"1 actor": (1, 16), "2 actors of 8": (2, 8), "2 actors of 16": (2, 16)},
     "playing": [1, 8, 16],
     "atari_updates": (4, 12),
 }
 QUICK = FULL | {
     "rounds": 1,
-    "learner": {ATARI: [8, 16], "waiting": [1, 2]},
+    "learner": {ATARI: [8, 16], "waiting": [1, 8]},
     "sizes": [10**4, 10**5],
     "pending": [10],
     "waiting": [1, 2],
-    "waiting_updates": (1, 2),
+    "waiting_streams": {1: (1, 2)},
     "fleets": {},
     "playing": [],
 }
@@ -77,10 +77,12 @@ def measure(plan, log):
     seconds = call(trainers.joining, ATARI, size["streams"], found["joining"]["rollouts"], 5 * plan["rounds"])
     found["joining"] |= {"seconds": seconds, "bytes": size["streams"] * (size["frames"] + size["else"])}
     log("batches", found)
-    contestants = {"alone": (trainers.Player, "waiting", 1, 1, 1)}
-    contestants |= {str(n): (trainers.Trainer, "waiting", n, 1, n) for n in plan["waiting"]}
-    found["waiting"] = _in_turn(contestants, plan["rounds"], *plan["waiting_updates"])
-    log("waiting actors", found)
+    found["waiting"] = {}
+    for streams, updates in plan["waiting_streams"].items():
+        contestants = {"alone": (trainers.Player, "waiting", 1, streams, streams)}
+        contestants |= {str(n): (trainers.Trainer, "waiting", n, streams, n * streams) for n in plan["waiting"]}
+        found["waiting"][str(streams)] = _in_turn(contestants, plan["rounds"], *updates)
+        log(f"waiting actors of {streams} streams", found)
     contestants = {name: (trainers.Trainer, ATARI, *fleet, size["streams"]) for name, fleet in plan["fleets"].items()}
     if contestants:
         contestants["single machine"] = (trainers.Trainer, ATARI, 0, None, size["streams"])

@@ -97,15 +97,15 @@ def actor_rate(found, streams):
     return row["rate"], row["own"]
 
 
-def waiting_costs(found, actors):
-    """Costs of the waiting environment's actors of one stream, for as many of them."""
-    rows = found["learner"]["waiting"]
-    place = rows["streams"].index(actors)
-    alone = found["waiting"]["alone"]["rate"]
-    size = found["sizes"]["waiting"] | {"streams": actors}
+def waiting_costs(found, actors, streams):
+    """Costs of the waiting environment's actors of `streams` streams, each of which waits in its turn."""
+    fixed, per_stream = fit(found, "waiting")
+    alone = found["waiting"][str(streams)]["alone"]["rate"] / streams
+    size = found["sizes"]["waiting"] | {"streams": actors * streams}
+    wait = 0.02 * streams
     return Costs(
-        steps=size["steps"], wait=0.02, act=1 / alone - 0.02, rollout=0.0,
-        learn=rows["seconds"][place], threads=max(rows["cores"][place], 0.5), update=besides(found, size, actors),
+        steps=size["steps"], wait=wait, act=1 / alone - wait, rollout=0.0,
+        learn=fixed + per_stream * actors * streams, threads=1, update=besides(found, size, actors),
         request=per_request(found, actors),
     )  # fmt: skip
 
@@ -125,12 +125,13 @@ def atari_costs(found, preset, streams, cores):
 def predictions(found, preset):
     """Agent steps a second, measured and simulated: list of (name, measured, predicted)."""
     cores, rows = found["cores"], []
-    for name, row in found["waiting"].items():
-        if name != "alone":
-            n = int(name)
-            costs = waiting_costs(found, n)
-            updates, _ = simulate(costs, n, n, QUEUE, cores)
-            rows.append((f"waiting, {n} actors", row["rate"], updates * n * costs.steps))
+    for streams, group in found["waiting"].items():
+        for name, row in group.items():
+            if name != "alone":
+                n, each = int(name), int(streams)
+                costs = waiting_costs(found, n, each)
+                updates, _ = simulate(costs, n, n, QUEUE, cores)
+                rows.append((f"waiting, {n} actors of {each}", row["rate"], updates * n * each * costs.steps))
     size = found["sizes"][preset]
     for name, (actors, streams) in found["fleets"].items():
         costs = atari_costs(found, preset, streams, cores)

@@ -80,8 +80,12 @@ def _store(found):
 
 
 def _waiting(found):
-    rows = found["waiting"]
-    first = next(row["rate"] for name, row in rows.items() if name != "alone")
+    tables = [_waiting_of(streams, rows) for streams, rows in found["waiting"].items()]
+    return "\n\n".join(tables)
+
+
+def _waiting_of(streams, rows):
+    first = rows["1"]["rate"]
     table = [
         [
             name if name != "alone" else "1, nobody learns", f"{row['rate']:.1f}",
@@ -91,7 +95,7 @@ def _waiting(found):
         for name, row in rows.items()
     ]  # fmt: skip
     head = ["actors", "agent steps a second", "of linear", "cores used", "busy on the machine"]
-    return "### Actors of one stream that waits 20 ms a step\n\n" + _table(head, table)
+    return f"### Actors of {streams} streams, each of which waits 20 ms a step\n\n" + _table(head, table)
 
 
 def _atari(found):
@@ -151,10 +155,12 @@ def figure(found, path):
 
     fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     rows = [row for row in model.predictions(found, PRESET) if row[0].startswith("waiting")]
-    numbers = [int(name.split()[1]) for name, _, _ in rows]
-    left.plot(numbers, [numbers[0] * rows[0][1] * n for n in numbers], ":", color="gray", label="linear")
-    left.plot(numbers, [predicted for _, _, predicted in rows], "-", label="simulated")
-    left.plot(numbers, [measured for _, measured, _ in rows], "o", label="measured")
+    for streams, color in zip(found["waiting"], ("C0", "C1"), strict=False):
+        chosen = [row for row in rows if row[0].endswith(f" of {streams}")]
+        numbers = [int(name.split()[1]) for name, _, _ in chosen]
+        left.plot(numbers, [chosen[0][1] * n for n in numbers], ":", color="gray")
+        left.plot(numbers, [predicted for _, _, predicted in chosen], color=color, label=f"of {streams}, simulated")
+        left.plot(numbers, [measured for _, measured, _ in chosen], "o", color=color, label="measured")
     left.set(xlabel="actors", ylabel="agent steps a second", title="20 ms of waiting a step, 2 cores for all")
     left.legend()
     numbers = [1, 2, 3, 4, 6, 8, 16, 32, 64, 128, 256]

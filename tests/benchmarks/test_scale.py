@@ -41,7 +41,7 @@ FOUND = {
         "pending": [100, 1000], "wait": [1e-4, 1e-3],
     },
     "joining": {"rollouts": [1, 16], "seconds": [1e-3, 2e-3], "bytes": 16 * 10**5},
-    "waiting": {"alone": row(50.0), "1": row(49.0), "2": row(97.0)},
+    "waiting": {"1": {"alone": row(49.5), "1": row(49.0), "2": row(97.0)}},
     "fleets": {"1 actor": (1, 16), "2 actors of 8": (2, 8)},
     "atari": {
         "1 actor": row(1500.0), "2 actors of 8": row(1600.0), "single machine": row(1000.0),
