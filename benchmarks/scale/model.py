@@ -91,6 +91,11 @@ def load(found, preset, rate, streams, actors, learners, faster=1.0):
     )
 
 
+def lag(size, streams, actors, learners=1):
+    """Versions of the weights between acting and learning: all requests under way, in updates, less one."""
+    return QUEUE * actors / learners * streams / size["streams"] - 1
+
+
 def actor_rate(found, streams):
     """(agent steps a second, cores used) of one Atari actor of so many streams that nobody waits for."""
     row = found["atari"][f"1 actor of {streams}, nobody learns"]

@@ -95,7 +95,10 @@ def _waiting_of(streams, rows):
         for name, row in rows.items()
     ]  # fmt: skip
     head = ["actors", "agent steps a second", "of linear", "cores used", "busy on the machine"]
-    return f"### Actors of {streams} streams, each of which waits 20 ms a step\n\n" + _table(head, table)
+    return (
+        f"### Actors of {streams} stream{'s, each of which' if streams != '1' else ' that'} waits 20 ms a step\n\n"
+        + _table(head, table)
+    )
 
 
 def _atari(found):
@@ -128,13 +131,16 @@ def _model(found, faster):
             if learners > actors:
                 continue
             load = model.load(found, PRESET, rate, STREAMS, actors, learners, faster)
-            worst = max(load._fields, key=lambda name: getattr(load, name))
-            left = actors * rate / max(1.0, load.learning, load.process, load.rollouts, load.weights)
+            thread = load.learning + load.process  # one after the other
+            shared = load._asdict() | {"learning" if load.learning > load.process else "process": thread}
+            worst = max(shared, key=shared.get)
+            lag = model.lag(found["sizes"][PRESET], STREAMS, actors, learners)
+            left = actors * rate / max(1.0, thread, load.rollouts, load.weights)
             rows.append([
-                f"{actors:,}", learners, *(_share(x) for x in load), worst if max(load) > 1 else "nothing",
-                f"{left:,.0f}",
+                f"{actors:,}", learners, *(_share(x) for x in load), worst if shared[worst] > 1 else "nothing",
+                f"{left:,.0f}", _share(lag),
             ])  # fmt: skip
-    head = ["actors", "learners", *load._fields, "breaks first", "agent steps a second left"]
+    head = ["actors", "learners", *load._fields, "breaks first", "agent steps a second left", "lag"]
     title = "as measured" if faster == 1 else f"{faster} times as fast (assumed)"
     return (
         f"### The model: a learner {title}, actors of {STREAMS} streams at {rate:,.0f} agent steps a second "
@@ -159,7 +165,8 @@ def figure(found, path):
         chosen = [row for row in rows if row[0].endswith(f" of {streams}")]
         numbers = [int(name.split()[1]) for name, _, _ in chosen]
         left.plot(numbers, [chosen[0][1] * n for n in numbers], ":", color="gray")
-        left.plot(numbers, [predicted for _, _, predicted in chosen], color=color, label=f"of {streams}, simulated")
+        label = f"{streams} streams each, simulated"
+        left.plot(numbers, [predicted for _, _, predicted in chosen], color=color, label=label)
         left.plot(numbers, [measured for _, measured, _ in chosen], "o", color=color, label="measured")
     left.set(xlabel="actors", ylabel="agent steps a second", title="20 ms of waiting a step, 2 cores for all")
     left.legend()

@@ -107,6 +107,11 @@ def test_sizes_of_shapes_alone():
     assert size["traces"] == 4 * (2 * 257 * 512 + 4 * 512)
 
 
+@pytest.mark.parametrize(("actors", "streams", "lag"), [(1, 16, 1.0), (2, 8, 1.0), (2, 16, 3.0), (1000, 1, 124.0)])
+def test_lag_is_what_is_under_way(actors, streams, lag):
+    assert model.lag(SIZE, streams, actors) == lag
+
+
 def test_page_keeps_its_text(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "RESULTS", tmp_path / "results" / "scale.json")
     monkeypatch.setattr(command, "FIGURE", tmp_path / "figure.png")
