@@ -332,7 +332,7 @@ def test_no_room_for_the_actors_of_a_dead_node(cluster, tmp_path):
     bindings = [word for binding in settings for word in ("--gin", binding)]
     command = Command(PRESET, "--frames", "100000000", "--out", out, "--actors", "2", *bindings, out=out)
     command.wait_for_updates(LOG)
-    node = cluster.worker_nodes[0]
+    node = next(iter(cluster.worker_nodes))
     raylet = node.all_processes["raylet"][0].process
     raylet.kill()
     raylet.wait()
