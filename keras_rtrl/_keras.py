@@ -41,7 +41,6 @@ else:
 register = keras.saving.register_keras_serializable(package="keras_rtrl")
 
 
-
 def deserialize(config, custom_objects=None):
     """The object of a config made by `keras.saving.serialize_keras_object`.
 

@@ -81,9 +81,7 @@ def r2ac_loss(log_pi_t, entropy_t, value_t, vtrace_t, boundary_t):
       LossTerms of scalars: policy_loss = - sum log pi(a_t) A_t, value_loss = 1/2 sum (v_t - V_t)^2,
       entropy = sum H(pi_t).
     """
-    _check_shapes(
-        log_pi_t=log_pi_t, entropy_t=entropy_t, value_t=value_t, boundary_t=boundary_t, **vtrace_t._asdict()
-    )
+    _check_shapes(log_pi_t=log_pi_t, entropy_t=entropy_t, value_t=value_t, boundary_t=boundary_t, **vtrace_t._asdict())
 
     def total(term_t):
         return tf.reduce_sum(tf.where(boundary_t, tf.zeros_like(term_t), term_t))
