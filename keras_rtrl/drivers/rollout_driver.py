@@ -44,7 +44,7 @@ class RolloutDriver(driver.Driver):
         elif isinstance(env, py_environment.PyEnvironment):
             if not env.batched:
                 raise ValueError("env must be batched: wrap it in tf_agents.environments.BatchedPyEnvironment")
-            self._action_fn = tf.function(lambda time_step, state: policy.action(time_step, state))
+            self._action_fns = {}  # concrete functions, by the number of streams
             if isinstance(env, HalvedEnvironment):
                 self._parts = tuple(zip(env.halves, env.rows, strict=True))
             else:
@@ -144,6 +144,7 @@ class RolloutDriver(driver.Driver):
                 policy_state = self._policy_state
         if policy_state is None:
             policy_state = self.policy.get_initial_state(self.env.batch_size)
+        policy_state = tf.nest.pack_sequence_as(self.policy.policy_state_spec, tf.nest.flatten(policy_state))
         return time_step, policy_state
 
     def _current_time_step(self):
@@ -151,6 +152,15 @@ class RolloutDriver(driver.Driver):
             return self.env.current_time_step()
         except ValueError:  # a PyEnvironment that was never reset has none
             return self.env.reset()
+
+    def _act(self, time_step, state):
+        # the choice that tf.function makes anew at each call takes longer than a small network
+        arguments = [tf.convert_to_tensor(x) for x in tf.nest.flatten((time_step, state))]
+        size = arguments[0].shape[0]
+        if size not in self._action_fns:
+            action = tf.function(lambda *x: self.policy.action(*tf.nest.pack_sequence_as((time_step, state), x)))
+            self._action_fns[size] = action.get_concrete_function(*arguments)
+        return self._action_fns[size](*arguments)
 
     def _rollout_py(self, time_step, policy_state):
         buffers = self._buffers
@@ -166,7 +176,7 @@ class RolloutDriver(driver.Driver):
                 _write(buffers.step_type, rows, t, time_steps[i].step_type)
                 _write(buffers.observation, rows, t, time_steps[i].observation)
                 if t < self._num_steps:
-                    action_step = self._action_fn(_arrays(time_steps[i]), states[i])
+                    action_step = self._act(time_steps[i], states[i])
                     action, states[i] = _arrays(action_step.action), action_step.state
                     env.step_async(action)
                     _write(buffers.action, rows, t, action)
@@ -204,4 +214,5 @@ def _rows(nest, rows):
 
 def _write(buffers, rows, t, values):
     """buffers[rows, t] = values, for nests of arrays."""
-    tf.nest.map_structure(lambda buffer, value: buffer.__setitem__((rows, t), value), buffers, values)
+    for buffer, value in zip(tf.nest.flatten(buffers), tf.nest.flatten(values), strict=True):
+        buffer[rows, t] = value
