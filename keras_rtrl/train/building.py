@@ -77,6 +77,7 @@ def strategy(name):
                 "train.strategy 'multi_worker_mirrored' joins processes that the environment variable TF_CONFIG "
                 "describes, in each of them; it is not set"
             )
+        print("waiting for the learning processes of TF_CONFIG", flush=True)
         return tf.distribute.MultiWorkerMirroredStrategy()
     raise UsageError(f"train.strategy must be None, 'mirrored' or 'multi_worker_mirrored', got {name!r}")
 

@@ -161,6 +161,10 @@ def _train(args):
         print(f"keras-rtrl: training stopped: {config.one_line(error)}", file=sys.stderr)
         print(f"go on with: keras-rtrl train --resume {run.path}")
         return 1
+    except loop.ProcessLost as error:
+        print(f"keras-rtrl: training stopped: {config.one_line(error)}", file=sys.stderr)
+        print(f"go on with, in every process: keras-rtrl train --resume {run.path}")
+        return 1
     mean = "none finished" if result.mean_return is None else f"mean return {result.mean_return:.2f}"
     scores = [f"{name} {value:.4g}" for name, value in result.errors.items() if value is not None]
     scores = ", ".join(scores or [f"{result.games} games ({mean})"])

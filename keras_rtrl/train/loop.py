@@ -9,6 +9,7 @@ import time
 
 import gin
 import numpy as np
+import tensorflow as tf
 import tf_keras
 from tf_agents.environments import py_environment
 from tqdm import tqdm
@@ -31,6 +32,10 @@ Result = collections.namedtuple(
 
 class Diverged(ArithmeticError):
     """A loss, a gradient or a weight that is not finite; training has stopped and the last good checkpoint stands."""
+
+
+class ProcessLost(RuntimeError):
+    """One of several learning processes has died or does not answer; the last checkpoint stands."""
 
 
 @gin.configurable("train", module="keras_rtrl", denylist=["run", "resume", "minutes", "facts"])
@@ -87,6 +92,7 @@ def train(
       UsageError: settings that do not fit, before anything is written.
       Diverged: a loss that is not finite.
       ActorFailure: actors that sent nothing for longer than their time-out; a checkpoint was made first.
+      ProcessLost: another learning process that has died, or that TensorFlow has not heard of for some seconds.
     """
     try:
         frames = whole_number("train.frames", frames)
@@ -144,7 +150,7 @@ def train(
         runner = make_actors(env, agent, rollout, apart, game_seed, same_actions=game_seed == seed)
     else:
         runner = make_runner(env, agent, rollout, log_updates)
-    with contextlib.closing(runner):
+    with contextlib.closing(runner), _others(streams):
         facts = {**(facts or {}), **_memory(agent, rollout)}
         saver = checkpoints.Checkpoints(run, counters, agent, runner.state)
         if resume:
@@ -244,6 +250,17 @@ def train(
             counters.frames, counters.updates, counters.games, mean_return, counters.seconds,
             received[0] if received else None, done, last_errors, normalized(mean_return),
         )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _others(streams):
+    """Says that another learning process is lost where TensorFlow says that it cannot be reached."""
+    try:
+        yield
+    except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError) as error:
+        if streams.worker == streams.count:
+            raise
+        raise ProcessLost(f"process {streams.worker_index} of train.strategy has lost another one") from error
 
 
 def _game_seed(seed, streams, updates):

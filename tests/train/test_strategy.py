@@ -2,13 +2,15 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
-from keras_rtrl.train import cli, metrics
+from keras_rtrl.train import checkpoints, cli, metrics
 from keras_rtrl.train.run_folder import RunFolder
 
 BINDINGS = [
@@ -67,24 +69,61 @@ def test_two_devices_learn_what_one_learns_and_go_on_from_its_checkpoint(tmp_pat
     assert [row["frames"] for row in rows(two)] == ["400", "800", "1200"]
 
 
-def test_two_processes_make_one_run(tmp_path):
-    run = str(tmp_path / "run")
+def start_two(*words):
+    """Two processes that learn together."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
     workers = [f"127.0.0.1:{s.getsockname()[1]}" for s in sockets]
     for s in sockets:
         s.close()
-    words = ["atari_r2ac_cpu", "--frames", "800", "--out", run, *BINDINGS]
-    words += ["--gin", "train.strategy = 'multi_worker_mirrored'"]
-    processes = [
+    return [
         start(1, *words, TF_CONFIG=json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": i}}))
         for i in range(2)
     ]
+
+
+def finish(processes):
     for process in processes:
         out, _ = process.communicate(timeout=300)
         assert process.returncode == 0, out
+
+
+def test_two_processes_make_one_run(tmp_path):
+    run = str(tmp_path / "run")
+    words = ["atari_r2ac_cpu", "--frames", "800", "--out", run, *BINDINGS]
+    finish(start_two(*words, "--gin", "train.strategy = 'multi_worker_mirrored'"))
     assert [row["frames"] for row in rows(run)] == ["400", "800"]
     assert RunFolder(run).read_record()["status"] == "finished"
     assert os.path.isfile(os.path.join(RunFolder(run).policy, "saved_model.pb"))
+
+
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.parametrize("kind", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
+def test_a_lost_process_ends_the_other_and_both_go_on_from_the_checkpoint(tmp_path, victim, kind):
+    run = str(tmp_path / "run")
+    words = ["atari_r2ac_cpu", "--frames", "4000000", "--out", run, *BINDINGS]
+    words += ["--gin", "train.checkpoint_minutes = 0.01"]
+    processes = start_two(*words, "--gin", "train.strategy = 'multi_worker_mirrored'")
+    lost, other = processes[victim], processes[1 - victim]
+    try:
+        while len(rows(run)) < 3:
+            assert other.poll() is lost.poll() is None
+            time.sleep(0.1)
+        lost.send_signal(kind)
+        out, _ = other.communicate(timeout=60)
+    finally:
+        lost.kill()
+        other.kill()
+        lost.wait()
+    assert other.returncode == 1, out
+    assert out.splitlines()[-2:] == [
+        f"keras-rtrl: training stopped: process {1 - victim} of train.strategy has lost another one",
+        f"go on with, in every process: keras-rtrl train --resume {run}",
+    ]
+    saved = checkpoints.saved_updates(RunFolder(run))
+    assert saved >= 10
+    end = (saved // 10 + 3) * 10
+    finish(start_two("--resume", run, "--frames", str(end * 40)))
+    assert [row["updates"] for row in rows(run)] == [str(10 * i) for i in range(1, end // 10 + 1)]
 
 
 @pytest.mark.parametrize(
