@@ -45,12 +45,12 @@ def seconds_of(found, what, size):
     return float(np.interp(size, sizes, seconds))
 
 
-def per_request(found, count):
-    """Seconds that each call under way costs at every update of `count` rollouts.
+def per_request(found):
+    """Seconds that each call under way costs at every update.
 
-    `ray.wait` goes over every actor's oldest call for each rollout, and over all calls once.
+    `ray.wait` goes over every actor's oldest call once, where all rollouts are there, and over all calls once.
     """
-    return (count / QUEUE + 1) * found["store"]["wait"][-1] / found["store"]["pending"][-1]
+    return (1 / QUEUE + 1) * found["store"]["wait"][-1] / found["store"]["pending"][-1]
 
 
 def besides(found, size, count):
@@ -83,7 +83,7 @@ def load(found, preset, rate, streams, actors, learners, faster=1.0):
     weights = min(count, mine / ACTORS_PER_NODE) + 2 * (learners - 1) / learners  # each node takes a version once
     return Load(
         learning=updates * (fixed + per_stream * size["streams"]) / faster,
-        process=updates * (besides(found, size, count) + per_request(found, count) * mine * QUEUE),
+        process=updates * (besides(found, size, count) + per_request(found) * mine * QUEUE),
         rollouts=updates * count * rollout_bytes(size, streams) / NETWORK,
         weights=updates * weights * size["weights"] / NETWORK,
         traces=mine * streams * size["traces"] / MEMORY,
@@ -111,7 +111,7 @@ def waiting_costs(found, actors, streams):
     return Costs(
         steps=size["steps"], wait=wait, act=1 / alone - wait, rollout=0.0,
         learn=fixed + per_stream * actors * streams, threads=1, update=besides(found, size, actors),
-        request=per_request(found, actors),
+        request=per_request(found),
     )  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def atari_costs(found, preset, streams, cores):
     return Costs(
         steps=size["steps"], wait=0.0, act=streams / rate, rollout=0.0,
         learn=size["streams"] * size["steps"] / learner["rate"], threads=min(learner["own"], cores),
-        update=besides(found, size, count), request=per_request(found, count), actor_threads=used,
+        update=besides(found, size, count), request=per_request(found), actor_threads=used,
     )  # fmt: skip
 
 

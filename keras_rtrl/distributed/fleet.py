@@ -1,6 +1,7 @@
 """The learner's side of actors on Ray: it asks each for rollouts, a few ahead, and takes them as they come."""
 
 import collections
+import contextlib
 import os
 import socket
 import time
@@ -74,6 +75,19 @@ def streams_of_each(batch, number, streams=None):
     return streams
 
 
+@contextlib.contextmanager
+def _ray_answers():
+    """Raises ActorFailure where Ray itself fails: its processes on this machine have died, or its store is full."""
+    try:
+        yield
+    except Exception as error:
+        import ray
+
+        if not isinstance(error, (OSError, ray.exceptions.RayError)):
+            raise
+        raise ActorFailure(f"Ray has failed: {type(error).__name__}: {_last_line(error)}") from error
+
+
 class Fleet:
     """Actors on Ray.
 
@@ -105,8 +119,13 @@ class Fleet:
         self._pending = {}  # in the order of asking
         self._version, self._weights = -1, None
 
+    @_ray_answers()
     def publish(self, weights):
-        """Makes the next version of the weights, a list of arrays, what later requests act by."""
+        """Makes the next version of the weights, a list of arrays, what later requests act by.
+
+        Raises:
+          ActorFailure: Ray has failed.
+        """
         self._version += 1
         self._weights = self._ray.put(weights)
 
@@ -115,8 +134,13 @@ class Fleet:
         """Number of the newest weights, from 0."""
         return self._version
 
+    @_ray_answers()
     def request(self, actors=None):
-        """Asks each of `actors` (their numbers; None for all) for one more rollout, by the newest weights."""
+        """Asks each of `actors` (their numbers; None for all) for one more rollout, by the newest weights.
+
+        Raises:
+          ActorFailure: Ray has failed.
+        """
         for actor in range(self._number) if actors is None else actors:
             reference = self._actors[actor].rollout.remote(self._requests[actor], self._version, self._weights)
             self._requests[actor] += 1
@@ -127,6 +151,7 @@ class Fleet:
         for _ in range(self._queue):
             self.request()
 
+    @_ray_answers()
     def take(self, count, fits):
         """The oldest rollout of each of `count` actors, waiting for those that are not there yet.
 
@@ -139,7 +164,8 @@ class Fleet:
           (list of Deliveries in the order of the actors' numbers, rollouts that are ready and still wait).
 
         Raises:
-          ActorFailure: none of the rollouts that are missing came before the time-out, or what went wrong in an actor.
+          ActorFailure: none of the rollouts that are missing came before the time-out, what went wrong in an actor, or
+            Ray has failed.
         """
         taken, deadline = {}, time.monotonic() + self._timeout
         while len(taken) < count:
@@ -147,7 +173,10 @@ class Fleet:
             for reference, actor in self._pending.items():
                 heads.setdefault(actor, reference)
             wanted = [reference for actor, reference in heads.items() if actor not in taken]
-            ready, _ = self._ray.wait(wanted, timeout=max(deadline - time.monotonic(), 0))
+            # each wait goes over all calls: one for those that are there already
+            ready, _ = self._ray.wait(wanted, num_returns=count - len(taken), timeout=0)
+            if not ready:
+                ready, _ = self._ray.wait(wanted, timeout=max(deadline - time.monotonic(), 0))
             if not ready:
                 raise ActorFailure(
                     f"no rollout from {', '.join(f'actor {self._pending[r]}' for r in wanted[:5])}"
@@ -171,6 +200,7 @@ class Fleet:
         self._ray.shutdown()
 
 
+@_ray_answers()
 def play_games(configuration, weights, quotas, seeds, address, cpus, timeout):
     """Whole games, played greedily by actors.
 
@@ -188,7 +218,8 @@ def play_games(configuration, weights, quotas, seeds, address, cpus, timeout):
 
     Raises:
       ImportError: if Ray is not installed.
-      ActorFailure: no cluster at that address, or no actor that made its next steps before the time-out.
+      ActorFailure: no cluster at that address, an actor that did not make its next steps before the time-out, or Ray
+        has failed.
     """
     ray = _connect(address, len(quotas) * cpus)
     try:

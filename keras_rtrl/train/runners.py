@@ -119,13 +119,15 @@ class Actors:
             self._fleet = distributed.Fleet(gin.config_str(), seed, generator, num_steps=rollout, **settings)
         except (ImportError, distributed.ActorFailure) as error:
             raise UsageError(str(error)) from error
-        self._started = False
+        self._started, self._failure = False, None
         self.extra = {}
         self.state = ()
 
     def run(self, updates, counters):
         """As Simulator.run."""
         del updates
+        if self._failure is not None:
+            raise self._failure
         if not self._started:  # by the weights that a checkpoint may have restored
             self._publish()
             self._fleet.start()
@@ -138,13 +140,17 @@ class Actors:
         self._bank.store(actors, rollouts)
         losses = np.array([[loss_info.loss, *loss_info.extra]], np.float32)
         lag = self._fleet.version - np.mean([rollout.version for rollout in rollouts])
-        weights = self._publish()
-        self._fleet.request(actors)
-        sent = [x for rollout in rollouts for x in tf.nest.flatten((rollout.frames, rollout.state))]
+        try:
+            self._publish()
+            self._fleet.request(actors)
+        except distributed.ActorFailure as error:  # this update counts, there will be no other
+            self._failure = error
+        sent = [x.nbytes for rollout in rollouts for x in tf.nest.flatten((rollout.frames, rollout.state))]
+        weights = [x.shape.num_elements() * x.dtype.size for x in self._agent.network.variables]
         self.extra = {
             "lag": float(lag),
             "queue": waiting,
-            "object_bytes": weights + sum(x.nbytes for x in sent),
+            "object_bytes": sum(sent) + sum(weights),
             "restarts": self._bank.restarts,
             "gaps": self._bank.gaps,
         }
@@ -152,9 +158,7 @@ class Actors:
         return Outcome(losses, returns, np.zeros([0, 0]))
 
     def _publish(self):
-        weights = [variable.numpy() for variable in self._agent.network.variables]
-        self._fleet.publish(weights)
-        return sum(array.nbytes for array in weights)
+        self._fleet.publish([variable.numpy() for variable in self._agent.network.variables])
 
     def close(self):
         """Ends the actors."""

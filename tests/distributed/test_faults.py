@@ -104,17 +104,23 @@ def _marked():
         wait_until(lambda: not marked(), 90, "processes that are left")
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    """The learner's node, and two for actors, each of which has room for all.
+@contextlib.contextmanager
+def cluster_of(actors_nodes):
+    """A cluster of the learner's node, and of others for actors, each of which has room for all.
 
     Their rollouts, small as they are, go through the object store.
     """
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    for _ in range(2):
+    for _ in range(actors_nodes):
         cluster.add_node(**ACTORS_NODE)
     yield cluster
     cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with cluster_of(2) as cluster:
+        yield cluster
 
 
 class Command:
@@ -321,6 +327,46 @@ def test_killed_learner(cluster, kills, tmp_path):
     record, counted = command.run.read_record(), saved_counters(command.run)
     assert record["status"] == "finished"
     assert (record["updates"], record["frames"]) == (counted["updates"], counted["frames"]) == rows[-1]
+    report(kills=kills, **figures)
+
+
+@once_and_ten_times
+def test_killed_raylet_of_the_learner(kills, tmp_path):
+    """Training ends, and goes on from its checkpoint in a new cluster. Ray may end the process before it says why."""
+    rng, out = np.random.default_rng(kills), str(tmp_path / "run")
+    bindings = [word for binding in BINDINGS for word in ("--gin", binding)]
+    words = [PRESET, "--frames", "100000000", "--out", out, "--actors", "2", *bindings]
+    figures = {"ended_after": [], "said_why": [], "updates": []}
+    row = 0
+    for _ in range(kills):
+        with cluster_of(1) as cluster:
+            command = Command(*words, "--gin", f"actors.address = {cluster.address!r}", out=out)
+            command.wait_for_updates(row + LOG)
+            time.sleep(rng.uniform(0, 2))
+            raylet = cluster.head_node.all_processes["raylet"][0].process
+            raylet.kill()
+            raylet.wait()
+            began = time.monotonic()
+            assert command.process.wait(60) == 1, command.log()
+            figures["ended_after"].append(time.monotonic() - began)
+        record, counted, row = command.run.read_record(), saved_counters(command.run), command.updates()
+        figures["updates"].append(counted["updates"])
+        assert counted["frames"] == counted["updates"] * BATCH * ROLLOUT
+        figures["said_why"].append("training stopped: Ray has failed: " in command.log().rpartition("run folder")[2])
+        if figures["said_why"][-1]:
+            assert record["status"] == "stopped"
+            assert record["updates"] == counted["updates"] >= row
+        else:
+            assert record["status"] == "running"
+        row = min(row, counted["updates"])
+        words = ["--resume", out]
+    end = counted["updates"] + 15
+    with cluster_of(1) as cluster:
+        words += ["--frames", str(end * BATCH * ROLLOUT), "--gin", f"actors.address = {cluster.address!r}"]
+        command = Command(*words, out=out)
+        assert command.process.wait(PATIENCE) == 0, command.log()
+    rows = [int(row["updates"]) for row in metrics.read(command.run.metrics)]
+    assert rows == [*range(LOG, end + 1, LOG), *([end] if end % LOG else [])]
     report(kills=kills, **figures)
 
 
