@@ -113,6 +113,7 @@ docs: .venv/docs/.installed  ## build the site of docs/ in build/docs
 
 lint: $(STAMP)  ## check the style with ruff
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 
 bazel: $(STAMP)  ## build and test with Bazel, offline
 	@command -v bazel >/dev/null && test -d /usr/share/bazel/platforms \
