@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import uuid
 
 import gin
 import numpy as np
@@ -16,7 +17,7 @@ from keras_rtrl.train import building, evaluate, loop  # noqa: F401  loop: its s
 Rollout = collections.namedtuple("Rollout", ["life", "start", "version", "state", "frames", "games"])
 Rollout.__doc__ = """What an actor sends.
 
-life: the request at which its streams last began anew.
+life: names the time since its streams last began anew, in another process each time.
 start: steps of each stream since then, before this rollout.
 version: of the weights that acted.
 state: the acting network's state before the first frame, a tuple of arrays [E, ...].
@@ -24,14 +25,14 @@ frames: Trajectory of arrays [E, T + 1, ...], as `RolloutDriver` gives it.
 games: returns of the games that ended in it.
 """
 
-_DRAWS = 2**32  # of the policy's generator, between the starts of two lives of all actors
+_DRAWS = 2**32  # of the policy's generator, between the starts of two processes of all actors
 
 
-def environment_seed(seed, number, life):
-    """The seed of an actor's environment: `seed` itself for the first actor's first life, as on one machine."""
-    if number == life == 0:
+def environment_seed(seed, number, request):
+    """The seed of an environment that an actor makes at a request: `seed` for the first of all, as on one machine."""
+    if number == request == 0:
         return seed
-    return int(np.random.SeedSequence([seed, number, life]).generate_state(1)[0])
+    return int(np.random.SeedSequence([seed, number, request]).generate_state(1)[0])
 
 
 class Actor:
@@ -80,25 +81,26 @@ class RolloutActor(Actor):
         self._generator = generator
         self._version = self._driver = None
 
-    def _begin(self, life):
+    def _begin(self, request):
         """Makes the environment, whose streams begin their first episodes, and the network."""
-        seed = environment_seed(self._seed, self._number, life)
+        seed = environment_seed(self._seed, self._number, request)
         tf_keras.utils.set_random_seed(seed)  # of simulators that draw from the process' own generators too
         env = building.environment(seed, streams=self._streams)
         self._network = building.network(env)
         policy = ActorCriticPolicy(env.time_step_spec(), env.action_spec(), self._network)
         policy.generator.reset(self._generator)
-        policy.generator.skip((life * self._actors + self._number) % 2**30 * _DRAWS)
+        policy.generator.skip((request * self._actors + self._number) % 2**30 * _DRAWS)
         self._env, self._frames = env, []
         self._driver = RolloutDriver(env, policy, self._num_steps, [self._frames.append])
         self._state = policy.get_initial_state(self._streams)
-        self._life, self._start = life, 0
+        # not the request, which another process may have begun with that nothing more is known of
+        self._life, self._start = uuid.uuid4().hex, 0
 
     def rollout(self, request, version, weights):
         """The next rollout.
 
         Args:
-          request: number of this call among those of this actor; in a fresh process its streams' life.
+          request: number of this call among those of this actor; a fresh process draws its seed from it.
           version: of the weights.
           weights: list of arrays, as the network's variables.
 
@@ -131,7 +133,7 @@ class GameActor(Actor):
     def __init__(self, number, version, configuration, threads, seed, quota):
         super().__init__(number, version, configuration, threads)
         self._env = building.environment(seed, streams=len(quota), evaluation=True)
-        self._quota, self._games = quota, None
+        self._quota, self._games, self._played = quota, None, None
 
     def play(self, weights, steps):
         """Up to `steps` steps more.
@@ -148,11 +150,10 @@ class GameActor(Actor):
             for variable, value in zip(network.variables, weights, strict=True):
                 variable.assign(value)
             self._games = evaluate.whole_games(self._env, evaluate.PolicyModule(network), self._quota)
-        played = None
-        for played in itertools.islice(self._games, steps):  # noqa: B007  the same list grows
-            pass
-        return played
+        for played in itertools.islice(self._games, steps):
+            self._played = played
+        return self._played
 
 
 def _arrays(nest):
-    return tf.nest.map_structure(lambda x: x.numpy(), nest)
+    return tf.nest.map_structure(np.asarray, nest)

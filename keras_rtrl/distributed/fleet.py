@@ -80,6 +80,8 @@ def _ray_answers():
     """Raises ActorFailure where Ray itself fails: its processes on this machine have died, or its store is full."""
     try:
         yield
+    except ImportError:
+        raise
     except Exception as error:
         import ray
 
@@ -105,9 +107,10 @@ class Fleet:
 
     Raises:
       ImportError: if Ray is not installed.
-      ActorFailure: no cluster at that address.
+      ActorFailure: no cluster at that address, or Ray has failed.
     """
 
+    @_ray_answers()
     def __init__(self, configuration, seed, generator, streams, num_steps, number, address, queue, cpus, timeout):
         self._number, self._queue, self._timeout = number, queue, timeout
         self._ray = _connect(address, number * cpus)
@@ -175,9 +178,10 @@ class Fleet:
             wanted = [reference for actor, reference in heads.items() if actor not in taken]
             # each wait goes over all calls: one for those that are there already
             ready, _ = self._ray.wait(wanted, num_returns=count - len(taken), timeout=0)
-            if not ready:
-                ready, _ = self._ray.wait(wanted, timeout=max(deadline - time.monotonic(), 0))
-            if not ready:
+            late = time.monotonic() > deadline  # also where all that comes is lost
+            if not ready and not late:
+                ready, _ = self._ray.wait(wanted, timeout=deadline - time.monotonic())
+            if not ready or late:
                 raise ActorFailure(
                     f"no rollout from {', '.join(f'actor {self._pending[r]}' for r in wanted[:5])}"
                     f"{' and others' if len(wanted) > 5 else ''} in {self._timeout:g} s"
@@ -240,6 +244,8 @@ def play_games(configuration, weights, quotas, seeds, address, cpus, timeout):
             games[i] = games[i] if played is None else played
             if played is None or any(len(games) < wanted for games, wanted in zip(played, quotas[i], strict=True)):
                 pending[actors[i].play.remote(weights, _STEPS)] = i
+            else:
+                actors[i] = None  # its CPU is free for another
         return games
     finally:
         ray.shutdown()
@@ -263,8 +269,8 @@ def _connect(address, cpus):
         os.environ.setdefault("RAY_worker_niceness", "0")  # at Ray's 15 any other program stops the actors
     try:
         ray.init(address=address or "local", logging_level="ERROR", log_to_driver=False, **options)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ActorFailure(f"no Ray cluster at {address or 'this machine'}: {_last_line(error)}") from error
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        raise ActorFailure(f"no Ray cluster at {address or 'this machine'}: {one_line(error)}") from error
     return ray
 
 

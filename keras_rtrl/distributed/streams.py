@@ -31,10 +31,16 @@ class StreamBank:
         values = agent.stream_values()
         self._bank = None
         if actors * streams > values[0].shape[0]:
-            self._bank = [
-                tf.Variable(tf.zeros([actors * streams, *x.shape[1:]], x.dtype), trainable=False) for x in values
-            ]
+            with tf.device("CPU:0"):  # a GPU has room for those of a batch
+                self._bank = [
+                    tf.Variable(tf.zeros([actors * streams, *x.shape[1:]], x.dtype), trainable=False) for x in values
+                ]
         self.restarts = self.gaps = 0
+
+    @property
+    def variables(self):
+        """What is kept here, beside the agent's carry: a list of variables [actors E, ...], empty for one batch."""
+        return self._bank or []
 
     def fits(self, actor, rollout):
         """Whether a rollout comes after all that was learnt of its streams; one that does not must be dropped."""

@@ -78,7 +78,10 @@ def strategy(name):
                 "describes, in each of them; it is not set"
             )
         print("waiting for the learning processes of TF_CONFIG", flush=True)
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        try:
+            return tf.distribute.MultiWorkerMirroredStrategy()
+        except ValueError as error:
+            raise UsageError(f"TF_CONFIG {os.environ['TF_CONFIG']!r}: {one_line(error)}") from error
     raise UsageError(f"train.strategy must be None, 'mirrored' or 'multi_worker_mirrored', got {name!r}")
 
 

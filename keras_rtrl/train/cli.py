@@ -18,8 +18,8 @@ from keras_rtrl.train.run_folder import RunFolder, UsageError, check_writable, n
 def main(argv=None):
     """Runs one command and returns its exit code.
 
-    0: done (or the limit of --minutes reached). 1: training diverged. 2: bad input. 128 + n: ended by signal n, after a
-    checkpoint.
+    0: done (or the limit of --minutes reached). 1: training diverged, or has lost its actors or another process. 2: bad
+    input. 128 + n: ended by signal n, after a checkpoint.
     """
     # TF-Agents compares with () and [] by "is"; AutoGraph's copy of it makes Python say so over the progress bar.
     warnings.filterwarnings("ignore", '"is( not)?" with', SyntaxWarning)
@@ -144,6 +144,8 @@ def _train(args):
         preset = os.path.splitext(os.path.basename(args.preset))[0]
         joined = config.value("train.strategy", None) == "multi_worker_mirrored"
         if args.out is not None:
+            if joined:
+                check_writable(args.out)
             run = RunFolder(args.out) if joined else new_run(args.out)
         elif joined:
             raise UsageError("several processes make one run: give --out, the same folder to each")
@@ -157,13 +159,10 @@ def _train(args):
     except loop.Diverged as error:
         print(f"keras-rtrl: training stopped: {config.one_line(error)}", file=sys.stderr)
         return 1
-    except loop.ActorFailure as error:
+    except (loop.ActorFailure, loop.ProcessLost) as error:
         print(f"keras-rtrl: training stopped: {config.one_line(error)}", file=sys.stderr)
-        print(f"go on with: keras-rtrl train --resume {run.path}")
-        return 1
-    except loop.ProcessLost as error:
-        print(f"keras-rtrl: training stopped: {config.one_line(error)}", file=sys.stderr)
-        print(f"go on with, in every process: keras-rtrl train --resume {run.path}")
+        several = config.value("train.strategy", None) == "multi_worker_mirrored"
+        print(f"go on with{', in every process' if several else ''}: keras-rtrl train --resume {run.path}")
         return 1
     mean = "none finished" if result.mean_return is None else f"mean return {result.mean_return:.2f}"
     scores = [f"{name} {value:.4g}" for name, value in result.errors.items() if value is not None]

@@ -38,6 +38,18 @@ class ProcessLost(RuntimeError):
     """One of several learning processes has died or does not answer; the last checkpoint stands."""
 
 
+@contextlib.contextmanager
+def _others():
+    """Says that another learning process is lost where TensorFlow says that it cannot be reached."""
+    try:
+        yield
+    except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError) as error:
+        if config.value("train.strategy", None) != "multi_worker_mirrored":
+            raise
+        raise ProcessLost("another process of train.strategy has died, or does not answer") from error
+
+
+@_others()
 @gin.configurable("train", module="keras_rtrl", denylist=["run", "resume", "minutes", "facts"])
 def train(
     run,
@@ -150,8 +162,8 @@ def train(
         runner = make_actors(env, agent, rollout, apart, game_seed, same_actions=game_seed == seed)
     else:
         runner = make_runner(env, agent, rollout, log_updates)
-    with contextlib.closing(runner), _others(streams):
-        facts = {**(facts or {}), **_memory(agent, rollout)}
+    with contextlib.closing(runner):
+        facts = {**(facts or {}), **_memory(agent, runner, rollout)}
         saver = checkpoints.Checkpoints(run, counters, agent, runner.state)
         if resume:
             saver.restore()
@@ -252,17 +264,6 @@ def train(
         )  # fmt: skip
 
 
-@contextlib.contextmanager
-def _others(streams):
-    """Says that another learning process is lost where TensorFlow says that it cannot be reached."""
-    try:
-        yield
-    except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError) as error:
-        if streams.worker == streams.count:
-            raise
-        raise ProcessLost(f"process {streams.worker_index} of train.strategy has lost another one") from error
-
-
 def _game_seed(seed, streams, updates):
     """The seed of a process' environment: `seed` for the first process of a new run, else one of its own.
 
@@ -282,9 +283,10 @@ def _load_encoder(path, network):
         raise UsageError(f"train.encoder_from: {error}") from error
 
 
-def _memory(agent, rollout):
+def _memory(agent, runner, rollout):
     """Says how much memory the learner's carry takes, and what an agent stores of a rollout; facts for run.json."""
-    facts = {"carry_bytes": sum(variable.shape.num_elements() * variable.dtype.size for variable in agent.carry)}
+    variables = (*agent.carry, *runner.carry)
+    facts = {"carry_bytes": sum(variable.shape.num_elements() * variable.dtype.size for variable in variables)}
     print(f"the learner's carry: {facts['carry_bytes'] / 2**20:.2f} MiB", flush=True)
     if hasattr(agent, "store_bytes"):
         try:

@@ -76,6 +76,7 @@ class Simulator:
 
     max_updates = 1
     error_names = extra_names = ()
+    carry = ()  # of streams, kept beside the agent's
 
     def __init__(self, env, agent, rollout):
         self._env = env
@@ -119,6 +120,7 @@ class Actors:
             self._fleet = distributed.Fleet(gin.config_str(), seed, generator, num_steps=rollout, **settings)
         except (ImportError, distributed.ActorFailure) as error:
             raise UsageError(str(error)) from error
+        self.carry = self._bank.variables
         self._started, self._failure = False, None
         self.extra = {}
         self.state = ()
@@ -168,7 +170,7 @@ class Actors:
 class InGraph:
     """Runs up to `max_updates` rollouts and updates of a TFEnvironment in one compiled function."""
 
-    error_names = extra_names = ()
+    error_names = extra_names = carry = ()
 
     def __init__(self, env, agent, rollout, max_updates):
         self._env, self._agent = env, agent

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_rtrl.distributed import fleet
 from keras_rtrl.train import cli, metrics
 from keras_rtrl.train.run_folder import RunFolder
 
-pytest.importorskip("ray", reason="actors need Ray, which is not installed (the extra ray)")
+ray = pytest.importorskip("ray", reason="actors need Ray, which is not installed (the extra ray)")
 
 PPO = (
     "agent.name = 'ppo'",
@@ -38,11 +39,11 @@ def _frames(path):
 
 @pytest.mark.parametrize("bindings", [(), PPO], ids=["r2ac", "ppo"])
 def test_one_actor_in_lock_step_gives_the_single_machines_parameters_bit_for_bit(train, tmp_path, address, bindings):
-    ray = ("--ray-address", address)
+    cluster = ("--ray-address", address)
     alone, apart = str(tmp_path / "alone"), str(tmp_path / "apart")
     words = ("--frames", "2000", "--seed", "3")
     assert train(*words, "--out", alone, bindings=bindings) == 0
-    assert train(*words, "--out", apart, "--actors", "1", *ray, bindings=(*bindings, "actors.queue = 1")) == 0
+    assert train(*words, "--out", apart, "--actors", "1", *cluster, bindings=(*bindings, "actors.queue = 1")) == 0
     expected, got = _saved(alone), _saved(apart)
     assert expected.keys() == got.keys()
     assert any(".S" in name or "carry" in name for name in got)
@@ -55,11 +56,11 @@ def test_one_actor_in_lock_step_gives_the_single_machines_parameters_bit_for_bit
         assert [other[name] for name in ("lag", "restarts", "gaps")] == ["0", "0", "0"]
 
 
-def test_more_streams_than_a_batch_and_games_played_by_the_actors(train, tmp_path, address, capsys):
-    ray = ("--ray-address", address)
+def test_more_streams_than_a_batch_and_games_played_by_the_actors(train, tmp_path, address, capsys, monkeypatch):
+    cluster = ("--ray-address", address)
     run = str(tmp_path / "run")
     # 3 actors of 2 streams; each update takes the rollouts of 2 of them
-    assert train("--frames", "1200", "--out", run, "--actors", "3", *ray) == 0
+    assert train("--frames", "1200", "--out", run, "--actors", "3", *cluster) == 0
     rows = metrics.read(RunFolder(run).metrics)
     assert [row["frames"] for row in rows] == ["400", "800", "1200"]
     assert all(float(row["lag"]) <= 6 and row["gaps"] == row["restarts"] == "0" for row in rows)
@@ -67,15 +68,60 @@ def test_more_streams_than_a_batch_and_games_played_by_the_actors(train, tmp_pat
     capsys.readouterr()
     assert cli.main(["evaluate", run, "--episodes", "5"]) == 0
     here = capsys.readouterr().out
-    assert cli.main(["evaluate", run, "--episodes", "5", "--actors", "1", *ray]) == 0
+    fetch, lost = fleet._fetch, []
+
+    def lose_once(ray, reference, *args):  # the last reply
+        played = fetch(ray, reference, *args)
+        if played is None or lost or len(played[0]) < 5:
+            return played
+        return lost.append(reference)
+
+    monkeypatch.setattr(fleet, "_fetch", lose_once)
+    assert cli.main(["evaluate", run, "--episodes", "5", "--actors", "1", *cluster]) == 0
+    assert lost
     assert capsys.readouterr().out == here
-    assert cli.main(["evaluate", run, "--episodes", "5", "--actors", "2", *ray]) == 0
+    # the cluster has 4 CPUs: the third begins when another has ended
+    cpus = ("--gin", "actors.cpus = 2")
+    assert cli.main(["evaluate", run, "--episodes", "5", "--actors", "3", *cluster, *cpus]) == 0
     assert capsys.readouterr().out.count("game") == 6  # five, and the mean's line
     without = ("--frames", "1600", "--gin", "actors.number = 0")
     assert cli.main(["train", "--resume", run, *without]) == 0
     rows = metrics.read(RunFolder(run).metrics)
     assert [row["frames"] for row in rows] == ["400", "800", "1200", "1600"]
     assert "lag" not in rows[0]
+
+
+def test_environments_of_two_processes(train, tmp_path, address):
+    run = str(tmp_path / "run")
+    words = ("--frames", "400", "--out", run, "--actors", "2", "--ray-address", address)
+    assert train(*words, bindings=["environment.workers = 2"]) == 0
+    assert _frames(run) == ["400"]
+
+
+def test_a_ray_that_fails_ends_the_run_after_a_checkpoint(train, tmp_path, address, capsys, monkeypatch):
+    run, calls, put = str(tmp_path / "run"), [], ray.put
+
+    def broken_put(value):
+        calls.append(value)
+        if len(calls) > 5:  # the weights that follow the fifth update
+            raise OSError("Broken pipe")
+        return put(value)
+
+    monkeypatch.setattr(ray, "put", broken_put)
+    assert train("--frames", "4000", "--out", run, "--actors", "1", "--ray-address", address) == 1
+    assert "training stopped: Ray has failed: OSError: Broken pipe" in capsys.readouterr().err
+    record = RunFolder(run).read_record()
+    assert (record["status"], record["updates"]) == ("stopped", 5)
+    assert len(calls) == 6
+
+
+def test_what_ray_says_of_another_version_is_said_whole(train, tmp_path, capsys, monkeypatch):
+    def refuse(**_):
+        raise RuntimeError("Version mismatch:\n    Ray: 2.0.0\n    Python: 3.9.1")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    assert train("--out", str(tmp_path / "run"), "--actors", "2", "--ray-address", "auto") == 2
+    assert "no Ray cluster at auto: Version mismatch: Ray: 2.0.0 Python: 3.9.1" in capsys.readouterr().err
 
 
 def test_an_actor_that_fails_ends_the_run_after_a_checkpoint(train, tmp_path, address, capsys, monkeypatch):

@@ -56,41 +56,41 @@ def test_two_devices_learn_what_one_learns_and_go_on_from_its_checkpoint(tmp_pat
         start(1, *words, "--out", one),
         start(2, *words, "--out", two, "--gin", "train.strategy = 'mirrored'"),
     ]
-    for process in processes:
-        out, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, out
+    finish(processes)
     assert len(rows(one)) == len(rows(two)) == 2
     for a, b in zip(rows(one), rows(two), strict=True):
         assert a["mean_return"] == b["mean_return"]
         assert float(a["loss"]) == pytest.approx(float(b["loss"]), rel=1e-4)
-    process = start(2, "--resume", two, "--frames", "1200")
-    out, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, out
+    finish([start(2, "--resume", two, "--frames", "1200")])
     assert [row["frames"] for row in rows(two)] == ["400", "800", "1200"]
 
 
-def start_two(*words):
+def start_two(words, other_words=None):
     """Two processes that learn together."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
     workers = [f"127.0.0.1:{s.getsockname()[1]}" for s in sockets]
     for s in sockets:
         s.close()
     return [
-        start(1, *words, TF_CONFIG=json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": i}}))
-        for i in range(2)
+        start(1, *own, TF_CONFIG=json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": i}}))
+        for i, own in enumerate((words, other_words or words))
     ]
 
 
 def finish(processes):
-    for process in processes:
-        out, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, out
+    try:
+        for process in processes:
+            out, _ = process.communicate(timeout=300)
+            assert process.returncode == 0, out
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def test_two_processes_make_one_run(tmp_path):
     run = str(tmp_path / "run")
     words = ["atari_r2ac_cpu", "--frames", "800", "--out", run, *BINDINGS]
-    finish(start_two(*words, "--gin", "train.strategy = 'multi_worker_mirrored'"))
+    finish(start_two([*words, "--gin", "train.strategy = 'multi_worker_mirrored'"]))
     assert [row["frames"] for row in rows(run)] == ["400", "800"]
     assert RunFolder(run).read_record()["status"] == "finished"
     assert os.path.isfile(os.path.join(RunFolder(run).policy, "saved_model.pb"))
@@ -102,11 +102,13 @@ def test_a_lost_process_ends_the_other_and_both_go_on_from_the_checkpoint(tmp_pa
     run = str(tmp_path / "run")
     words = ["atari_r2ac_cpu", "--frames", "4000000", "--out", run, *BINDINGS]
     words += ["--gin", "train.checkpoint_minutes = 0.01"]
-    processes = start_two(*words, "--gin", "train.strategy = 'multi_worker_mirrored'")
+    processes = start_two([*words, "--gin", "train.strategy = 'multi_worker_mirrored'"])
     lost, other = processes[victim], processes[1 - victim]
     try:
+        deadline = time.monotonic() + 300
         while len(rows(run)) < 3:
             assert other.poll() is lost.poll() is None
+            assert time.monotonic() < deadline
             time.sleep(0.1)
         lost.send_signal(kind)
         out, _ = other.communicate(timeout=60)
@@ -116,14 +118,47 @@ def test_a_lost_process_ends_the_other_and_both_go_on_from_the_checkpoint(tmp_pa
         lost.wait()
     assert other.returncode == 1, out
     assert out.splitlines()[-2:] == [
-        f"keras-rtrl: training stopped: process {1 - victim} of train.strategy has lost another one",
+        "keras-rtrl: training stopped: another process of train.strategy has died, or does not answer",
         f"go on with, in every process: keras-rtrl train --resume {run}",
     ]
     saved = checkpoints.saved_updates(RunFolder(run))
     assert saved >= 10
     end = (saved // 10 + 3) * 10
-    finish(start_two("--resume", run, "--frames", str(end * 40)))
+    finish(start_two(["--resume", run, "--frames", str(end * 40)]))
     assert [row["updates"] for row in rows(run)] == [str(10 * i) for i in range(1, end // 10 + 1)]
+
+
+@pytest.mark.slow
+def test_a_process_that_cannot_begin_ends_the_other(tmp_path):
+    words = ["atari_r2ac_cpu", "--out", str(tmp_path / "run"), *BINDINGS]
+    words += ["--gin", "train.strategy = 'multi_worker_mirrored'"]
+    chief, other = start_two(words, [*words, "--gin", "environment.name = 'NoSuch-v1'"])
+    out, _ = other.communicate(timeout=300)
+    assert other.returncode == 2, out
+    out, _ = chief.communicate(timeout=60)
+    assert chief.returncode == 1, out
+    assert "training stopped: another process of train.strategy has died" in out
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["mirrored", "multi_worker_mirrored"])
+def test_actors_of_several_learners(tmp_path, strategy):
+    """4 actors of 2 streams play for each process."""
+    run = str(tmp_path / "run")
+    words = ["atari_r2ac_cpu", "--frames", "1600", "--out", run, *BINDINGS, "--actors", "4"]
+    words += ["--gin", f"train.strategy = '{strategy}'", "--gin", "environment.num_envs = 8"]
+    finish([start(2, *words)] if strategy == "mirrored" else start_two(words))
+    assert [row["frames"] for row in rows(run)] == ["800", "1600"]
+    assert all(row["gaps"] == row["restarts"] == "0" for row in rows(run))
+
+
+def test_a_tf_config_that_cannot_work(tmp_path, capsys, monkeypatch):
+    words = [*BINDINGS, "--gin", "train.strategy = 'multi_worker_mirrored'"]
+    for text in ("{", '{"cluster": {"worker": ["127.0.0.1:9"]}, "task": {"type": "worker", "index": 5}}'):
+        monkeypatch.setenv("TF_CONFIG", text)
+        assert cli.main(["train", "atari_r2ac_cpu", "--out", str(tmp_path / "run"), *words]) == 2
+        assert f"keras-rtrl: error: TF_CONFIG {text!r}: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
