@@ -180,7 +180,7 @@ class Fleet:
             ready, _ = self._ray.wait(wanted, num_returns=count - len(taken), timeout=0)
             late = time.monotonic() > deadline  # also where all that comes is lost
             if not ready and not late:
-                ready, _ = self._ray.wait(wanted, timeout=deadline - time.monotonic())
+                ready, _ = self._ray.wait(wanted, timeout=max(deadline - time.monotonic(), 0))
             if not ready or late:
                 raise ActorFailure(
                     f"no rollout from {', '.join(f'actor {self._pending[r]}' for r in wanted[:5])}"
