@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -191,11 +192,12 @@ def test_atari_scores_itself_beside_a_human(breakout_run):
     assert normalized == pytest.approx((mean - 1.7) / (30.5 - 1.7), rel=1e-5)
 
 
-def test_atari_resumes_with_new_episodes(breakout_run):
-    before = saved(breakout_run)
-    assert cli.main(["train", "--resume", breakout_run, "--frames", "256"]) == 0
-    assert rows(breakout_run, "frames", "updates")[-1] == ("256", "8")
-    after = saved(breakout_run)
+def test_atari_resumes_with_new_episodes(breakout_run, tmp_path):
+    run = shutil.copytree(breakout_run, str(tmp_path / "run"))  # tests come in any order
+    before = saved(run)
+    assert cli.main(["train", "--resume", run, "--frames", "256"]) == 0
+    assert rows(run, "frames", "updates")[-1] == ("256", "8")
+    after = saved(run)
     weights = [name for name in before if name.startswith("agent/_trained")]
     assert sum((before[name] != after[name]).any() for name in weights) > len(weights) // 2
 
