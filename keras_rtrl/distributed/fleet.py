@@ -11,7 +11,7 @@ import gin
 import keras_rtrl
 from keras_rtrl._checks import number as checked_number
 from keras_rtrl._checks import whole_number
-from keras_rtrl.train.config import one_line
+from keras_rtrl._errors import one_line
 
 Delivery = collections.namedtuple("Delivery", ["actor", "rollout"])
 

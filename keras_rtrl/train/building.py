@@ -8,13 +8,12 @@ from tf_agents.specs import tensor_spec
 
 from keras_rtrl import agents, environments
 from keras_rtrl._checks import whole_number
+from keras_rtrl._errors import UsageError, one_line
 from keras_rtrl.agents.reward_scaler import RewardScaler
 from keras_rtrl.distributed import fleet
 from keras_rtrl.environments import atari
 from keras_rtrl.networks import ActorCriticNetwork
-from keras_rtrl.train.config import one_line
 from keras_rtrl.train.config import value as _config_value
-from keras_rtrl.train.run_folder import UsageError
 
 gin.constant("ATARI_57", atari.ATARI_57)
 

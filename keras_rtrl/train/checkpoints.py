@@ -6,8 +6,7 @@ import json
 import numpy as np
 import tensorflow as tf
 
-from keras_rtrl.train.config import one_line
-from keras_rtrl.train.run_folder import UsageError
+from keras_rtrl._errors import UsageError, one_line
 
 _COUNTED = ("frames", "updates", "games", "seconds", "recent_returns", "running_returns", "unscored")
 

@@ -11,8 +11,9 @@ from keras_rtrl._tf_agents import require_legacy_keras
 
 require_legacy_keras()
 
+from keras_rtrl._errors import UsageError, one_line  # noqa: E402
 from keras_rtrl.train import config  # noqa: E402
-from keras_rtrl.train.run_folder import RunFolder, UsageError, check_writable, new_run, open_run  # noqa: E402
+from keras_rtrl.train.run_folder import RunFolder, check_writable, new_run, open_run  # noqa: E402
 
 
 def main(argv=None):
@@ -28,12 +29,12 @@ def main(argv=None):
     try:
         return args.run(args)
     except UsageError as error:
-        print(f"keras-rtrl: error: {config.one_line(error)}", file=sys.stderr)
+        print(f"keras-rtrl: error: {one_line(error)}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         if not str(error).startswith("Required bindings"):  # gin's, for a setting without a value
             raise
-        print(f"keras-rtrl: error: configuration: {config.one_line(error)}", file=sys.stderr)
+        print(f"keras-rtrl: error: configuration: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # outside the training loop, where there is nothing to save
         return 130
@@ -157,10 +158,10 @@ def _train(args):
     try:
         result = loop.train(run, resume=args.resume is not None, minutes=args.minutes, facts=facts)
     except loop.Diverged as error:
-        print(f"keras-rtrl: training stopped: {config.one_line(error)}", file=sys.stderr)
+        print(f"keras-rtrl: training stopped: {one_line(error)}", file=sys.stderr)
         return 1
     except (loop.ActorFailure, loop.ProcessLost) as error:
-        print(f"keras-rtrl: training stopped: {config.one_line(error)}", file=sys.stderr)
+        print(f"keras-rtrl: training stopped: {one_line(error)}", file=sys.stderr)
         several = config.value("train.strategy", None) == "multi_worker_mirrored"
         print(f"go on with{', in every process' if several else ''}: keras-rtrl train --resume {run.path}")
         return 1

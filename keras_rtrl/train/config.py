@@ -6,7 +6,8 @@ import re
 
 import gin
 
-from keras_rtrl.train.run_folder import UsageError, write_text
+from keras_rtrl._errors import UsageError, one_line
+from keras_rtrl.train.run_folder import write_text
 
 _PRESETS = os.path.join(os.path.dirname(__file__), "configs")
 
@@ -95,9 +96,3 @@ def _are_bindings(value):
 def save(path):
     """Writes the resolved configuration: every parameter used up to now, those left at their defaults too."""
     write_text(path, gin.operative_config_str(max_line_length=120) + "\n")
-
-
-def one_line(error):
-    """An exception's text in one line, without what gin adds: pointers, and the calls that it went through."""
-    lines = [line.strip() for line in str(error).partition("\n  In call to configurable")[0].splitlines()]
-    return " ".join(line for line in lines if line.strip("^ ")) or type(error).__name__

@@ -9,10 +9,11 @@ import numpy as np
 import tensorflow as tf
 from tf_agents.environments import py_environment, tf_environment
 
+from keras_rtrl._errors import UsageError
 from keras_rtrl.environments import registry
 from keras_rtrl.train import building, checkpoints, config
 from keras_rtrl.train.export import PolicyModule, flat
-from keras_rtrl.train.run_folder import UsageError, write_json
+from keras_rtrl.train.run_folder import write_json
 
 _VIDEO_FORMATS = (".mp4", ".avi")
 

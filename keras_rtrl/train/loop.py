@@ -15,14 +15,14 @@ from tf_agents.environments import py_environment
 from tqdm import tqdm
 
 from keras_rtrl._checks import number, whole_number
+from keras_rtrl._errors import UsageError, one_line
 from keras_rtrl._replicas import Streams
 from keras_rtrl.agents.base import RolloutAgent
 from keras_rtrl.distributed.fleet import ActorFailure
 from keras_rtrl.environments import registry
 from keras_rtrl.train import building, checkpoints, config, export, metrics
 from keras_rtrl.train import optimizers as _optimizers  # noqa: F401  registers them with gin
-from keras_rtrl.train.config import one_line
-from keras_rtrl.train.run_folder import UsageError, open_run
+from keras_rtrl.train.run_folder import open_run
 from keras_rtrl.train.runners import make_actors, make_runner
 
 Result = collections.namedtuple(

@@ -8,9 +8,10 @@ import os
 import numpy as np
 import tensorflow_probability as tfp
 
+from keras_rtrl._errors import UsageError
 from keras_rtrl.train import metrics
 from keras_rtrl.train.config import slug
-from keras_rtrl.train.run_folder import RunFolder, UsageError, replacing, write_text
+from keras_rtrl.train.run_folder import RunFolder, replacing, write_text
 
 _REFERENCES = {"mean_predictor_error": "(predicting the mean)", "floor_error": "(noise floor)"}
 

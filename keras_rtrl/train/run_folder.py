@@ -9,10 +9,7 @@ import tempfile
 import tensorflow as tf
 
 import keras_rtrl
-
-
-class UsageError(Exception):
-    """Input that cannot work. Its text is one line, meant for the person who typed the command."""
+from keras_rtrl._errors import UsageError
 
 
 class RunFolder:

@@ -8,12 +8,12 @@ import tensorflow as tf
 from tf_agents.environments import tf_environment
 
 from keras_rtrl import distributed
+from keras_rtrl._errors import UsageError
 from keras_rtrl.agents.base import RolloutAgent
 from keras_rtrl.drivers import RolloutDriver
 from keras_rtrl.environments.halves import joined
 from keras_rtrl.train import config
 from keras_rtrl.train.metrics import ERRORS
-from keras_rtrl.train.run_folder import UsageError
 
 HORIZON = 200  # cumulants that a return is summed from, and steps that its error comes late
 

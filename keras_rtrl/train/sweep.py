@@ -14,8 +14,9 @@ import gin
 from tqdm import tqdm
 
 from keras_rtrl._checks import whole_number
+from keras_rtrl._errors import UsageError, one_line
 from keras_rtrl.train import config, metrics
-from keras_rtrl.train.run_folder import RunFolder, UsageError, check_writable, replacing
+from keras_rtrl.train.run_folder import RunFolder, check_writable, replacing
 
 KEPT = ("config.gin", "metrics.csv", "run.json")  # the last marks a run as kept
 TAIL = 15  # lines of a failed run's output that are shown
@@ -101,7 +102,7 @@ def runs_of(preset, out, tasks, conditions, seeds, frames=None):
             try:
                 count = whole_number("train.frames", gin.query_parameter("train.frames"))
             except ValueError as error:
-                raise UsageError(f"{preset}: {config.one_line(error)}") from error
+                raise UsageError(f"{preset}: {one_line(error)}") from error
             settings.append((task, condition, count, bindings))
     return [Run(out, task, condition, seed, *rest) for seed in seeds for task, condition, *rest in settings]
 

@@ -8,9 +8,9 @@ import tensorflow as tf
 import tf_keras
 from tf_agents.environments import tf_environment
 
+from keras_rtrl._errors import UsageError
 from keras_rtrl.drivers import RolloutDriver
 from keras_rtrl.train import building, config
-from keras_rtrl.train.run_folder import UsageError
 
 WARM_UP = 3  # rounds that are not counted: functions are traced, caches filled
 
