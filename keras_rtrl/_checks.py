@@ -1,31 +1,104 @@
 """Checks of arguments that several parts share."""
 
+import contextlib
+import difflib
 import math
 import numbers
+import os
+import reprlib
 
 import numpy as np
 
 
-def number(name, value, low=None, above=None):
-    """Returns `value` as a float; raises ValueError unless it is finite and at least `low`, or above `above`."""
+class _Shown(reprlib.Repr):
+    def __init__(self):
+        super().__init__()
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = 20
+        self.maxstring = self.maxother = 120
+        self.maxlong = 40
+
+    def repr_int(self, x, level):
+        if x.bit_length() > 10_000:  # Python writes out no longer ones
+            return f"an integer of {x.bit_length()} bits"
+        return super().repr_int(x, level)
+
+    def repr_ndarray(self, x, level):
+        return f"an array of shape {x.shape} and dtype {x.dtype}" if x.size > 20 else self.repr_instance(x, level)
+
+
+_shown = _Shown()
+
+
+def shown(value):
+    """repr(value) in one line for a message, the middle of what is long left out."""
+    return " ".join(_shown.repr(value).split())
+
+
+def _is_finite(value):
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int that no float holds
+        return False
+
+
+def number(name, value, low=None, above=None, high=None):
+    """Returns `value` as a float; raises ValueError unless it is finite, at least `low` or above `above`, and at most
+    `high`."""
     bound = f" of at least {low}" if low is not None else f" above {above}" if above is not None else ""
-    fits = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not fits or (low is not None and value < low) or (above is not None and value <= above):
-        raise ValueError(f"{name} must be a finite number{bound}, got {value!r}")
+    bound += "" if high is None else f" {'and' if bound else 'of'} at most {high}"
+    fits = _is_finite(value) and (low is None or value >= low) and (above is None or value > above)
+    if not fits or (high is not None and value > high):
+        raise ValueError(f"{name} must be a finite number{bound}, got {shown(value)}")
     return float(value)
 
 
 def flag(name, value):
     """Returns `value` as a bool; raises ValueError unless it is one."""
     if not isinstance(value, (bool, np.bool_)):
-        raise ValueError(f"{name} must be True or False, got {value!r}")
+        raise ValueError(f"{name} must be True or False, got {shown(value)}")
     return bool(value)
 
 
 def whole_number(name, value, low=1, high=None):
-    """Returns `value` as an int; raises ValueError unless it is a whole number from `low` to `high`."""
-    fits = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-    if not fits or value != int(value) or value < low or (high is not None and value > high):
+    """Returns `value` as an int; raises ValueError unless it is a whole number from `low` to `high` (2**63 - 1)."""
+    largest = 2**63 - 1 if high is None else high
+    fits = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    fits = fits or (_is_finite(value) and value == int(value))
+    if not fits or value < low or value > largest:
         bound = "" if high is None else f" and at most {high}"
-        raise ValueError(f"{name} must be a whole number of at least {low}{bound}, got {value!r}")
+        if high is None and fits and value > largest:
+            bound = " and below 2**63"
+        raise ValueError(f"{name} must be a whole number of at least {low}{bound}, got {shown(value)}")
     return int(value)
+
+
+def closest(name, names):
+    """What a message adds, with the one of `names` that is most like `name`; an empty string if none is like it."""
+    alike = difflib.get_close_matches(name[:200] if isinstance(name, str) else shown(name), list(names), 1)
+    return f" (did you mean {alike[0]!r}?)" if alike else ""
+
+
+def machine_memory():
+    """Bytes of memory that this process may have: the machine's, or its control group's limit."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError), open(path, encoding="ascii") as file:  # "max": no limit
+            limits.append(int(file.read()))
+    return min(limits)
+
+
+def fits_memory(setting, needed):
+    """Raises ValueError if `needed` bytes, which `setting` would take, are more than the memory there is.
+
+    Args:
+      setting: the argument and its value, as the message begins: "units=1000000".
+      needed: bytes, an estimate from below.
+    """
+    memory = machine_memory()
+    if needed > memory:
+        raise ValueError(
+            f"{setting} would take at least {needed / 2**30:,.1f} GiB of memory, of which this machine has "
+            f"{memory / 2**30:,.1f} GiB"
+        )
