@@ -1,0 +1,64 @@
+"""One wrong command line, and the runs that it may spoil."""
+
+import dataclasses
+import pathlib
+import shutil
+from collections.abc import Callable
+
+START = ["--minutes", "1e-9"]  # what is taken ends before its first update, with a checkpoint
+
+
+@dataclasses.dataclass
+class Case:
+    """A command line and what is right of it.
+
+    Attributes:
+      name: of the case, unique.
+      words: after `keras-rtrl`.
+      expected: "refused" (one line, exit code 2, nothing left behind), "taken" (exit code 0), "either", or "told" (as
+        "either", and the error stream names what was left out).
+      names: one of these must be in the message.
+      files: of the scratch folder that it is run in, their text by name.
+      prepare: called with (scratch folder, Made) before; what else there must be in the folder.
+      environment: variables.
+      signal: (number, path): sent once there is `path`, or, of a path "file:text", the text in it; None: after 2 s.
+      unprivileged: run as another user than root.
+    """
+
+    name: str
+    words: list
+    expected: str = "refused"
+    names: tuple = ()
+    files: dict = dataclasses.field(default_factory=dict)
+    prepare: Callable | None = None
+    environment: dict = dataclasses.field(default_factory=dict)
+    signal: tuple | None = None
+    unprivileged: bool = False
+
+
+class Made:
+    """What was made before all cases: the folder of a finished run on the T-maze."""
+
+    def __init__(self, run):
+        self.run = pathlib.Path(run)
+
+    def files(self):
+        """The paths of the run's files in its folder, the newest checkpoint's alone."""
+        files = [path.relative_to(self.run) for path in sorted(self.run.rglob("*")) if path.is_file()]
+        newest = max(int(path.stem.partition("-")[2]) for path in files if path.suffix == ".index" and "-" in path.stem)
+        return [str(path) for path in files if not path.name.startswith("ckpt-") or f"ckpt-{newest}." in path.name]
+
+    def copy(self, target):
+        shutil.copytree(self.run, target, symlinks=True)
+
+    def kept(self, out, seed):
+        """Puts what a sweep keeps of the run into the sweep's folder `out`, as one of t-maze/all."""
+        target = pathlib.Path(out) / "t-maze" / "all" / f"seed-{seed}"
+        target.mkdir(parents=True)
+        for name in ("config.gin", "metrics.csv", "run.json"):
+            shutil.copy(self.run / name, target)
+        return target
+
+
+def shortened(text):
+    return text if len(text) <= 40 else f"{text[:20]}...({len(text)})"
