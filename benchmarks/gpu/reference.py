@@ -124,17 +124,19 @@ class Chunk:
             self._v.append(v)
             states.append(new)
             state = new
-        self.states = np.stack(states, axis=1)  # [B, T, N, m]
+        self.last = state
+        self.states = np.reshape(np.stack(states, axis=1) if states else [], (*u.shape[:2], *state.shape[1:]))
 
     def adjoint(self, e, instant):
         """du [B, T, G, N], d_rho [B, P, N] and start [B, N, m] of the cotangents e [B, T, N, m]."""
-        carried, du, d_rho = 0.0, [], 0.0
+        carried, du = np.zeros_like(self.last), np.zeros((*e.shape[:2], self._cell.gates, e.shape[2]))
+        d_rho = np.zeros((len(e), self._cell.parameters, e.shape[2]))
         for t in reversed(range(e.shape[1])):
             adjoint = e[:, t] + carried
-            du.append(np.einsum("bni,bgni->bgn", adjoint, self._a[t]))
+            du[:, t] = np.einsum("bni,bgni->bgn", adjoint, self._a[t])
             d_rho = d_rho + np.einsum("bni,bpni->bpn", adjoint, self._v[t])
             carried = np.einsum("bnij,bni->bnj", self._J[t], adjoint) * (not instant)
-        return np.stack(du[::-1], axis=1), d_rho, carried
+        return du, d_rho, carried
 
     def traces(self, x, S, r):
         """S [B, D, G', N, m] and r [B, P, N, m] after the chunk's inputs x [B, T, D]."""
@@ -148,7 +150,7 @@ class Chunk:
         """`local` of the first step, as the streaming step hands it over: [B, m m + G' m + P m, N]."""
 
         def rows(array):  # [B, ..., N, i, ...] with N last
-            return array.reshape(array.shape[0], -1, array.shape[-1])
+            return array.reshape(array.shape[0], np.prod(array.shape[1:-1], dtype=int), array.shape[-1])
 
         J = rows(np.moveaxis(self._J[0], 1, -1))
         a, v = (rows(np.moveaxis(value, -2, -1)) for value in (self._a[0][:, : self._cell.stored], self._v[0]))

@@ -3,7 +3,9 @@
 // B streams, T steps, D inputs, N units; a cell has G gates (G' of them with stored traces), m state components a unit
 // and P per-unit parameters. All arrays are dense and row-major, float or double as `dtype` says, on the host for the
 // functions that take a pool and on the device for those that take a CUDA stream. Sums over streams and steps run in a
-// fixed order: results repeat bit for bit, whatever the number of threads. Arguments are not checked.
+// fixed order: results repeat bit for bit, whatever the number of threads. B, T, D, N and the number of cotangents may be 0:
+// what has no elements is neither read nor written and may be NULL, and sums of nothing are 0. Other arguments are not
+// checked.
 #ifndef KERAS_RTRL_H_
 #define KERAS_RTRL_H_
 

@@ -24,7 +24,9 @@ class Cpu {
 
   absl::Status status() const { return absl::OkStatus(); }
 
-  void Copy(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
+  void Copy(void* to, const void* from, size_t bytes) {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+  }
 
   // total[i] = sum over streams of by_stream[stream, i], in the streams' order.
   template <class T>
@@ -77,7 +79,7 @@ class Gpu {
   absl::Status status() const { return status_; }
 
   void Copy(void* to, const void* from, size_t bytes) {
-    Keep(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_));
+    if (bytes > 0) Keep(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_));
   }
 
   template <class T>

@@ -173,9 +173,16 @@ def product(x: tf.Tensor, kernel: tf.Tensor, transpose_b: bool = False) -> tf.Te
 
     `tf.matmul` would make its gradient a kernel for each leading position, and sum these.
     """
-    flat = tf.matmul(tf.reshape(x, (-1, x.shape[-1])), kernel, transpose_b=transpose_b)
+    flat = tf.matmul(rows(x), kernel, transpose_b=transpose_b)
     leading = [tf.shape(x)[i] if n is None else n for i, n in enumerate(x.shape[:-1])]
     return tf.reshape(flat, (*leading, flat.shape[-1]))
+
+
+def rows(x: tf.Tensor) -> tf.Tensor:
+    """[..., W] as [rows, W]."""
+    # A reshape cannot tell how many rows of no numbers there are.
+    count = -1 if x.shape[-1] else tf.reduce_prod(tf.shape(x)[:-1])
+    return tf.reshape(x, (count, x.shape[-1]))
 
 
 def normal(stddev: float) -> Callable[..., tf.Tensor]:
@@ -190,11 +197,11 @@ def zeros(shape, dtype=None) -> tf.Tensor:
 
 def glorot_uniform(shape, dtype=None) -> tf.Tensor:
     """Glorot uniform initialiser of a matrix."""
-    limit = (6.0 / (shape[0] + shape[1])) ** 0.5
+    limit = (6.0 / max(shape[0] + shape[1], 1)) ** 0.5
     return tf.random.uniform(shape, -limit, limit, tf.as_dtype(dtype or tf.float32))
 
 
 def lecun_normal(shape, dtype=None) -> tf.Tensor:
     """LeCun normal initialiser of a kernel [D, ...]: truncated, variance 1 / D."""
-    stddev = shape[0] ** -0.5 / 0.87962566103423978  # of a normal cut off at two deviations
+    stddev = max(shape[0], 1) ** -0.5 / 0.87962566103423978  # of a normal cut off at two deviations
     return tf.random.truncated_normal(shape, 0.0, stddev, tf.as_dtype(dtype or tf.float32))

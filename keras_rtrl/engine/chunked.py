@@ -6,7 +6,7 @@ Two implementations: the native op, and its twin in plain TensorFlow, which defi
 
 import tensorflow as tf
 
-from keras_rtrl.cells.base import product
+from keras_rtrl.cells.base import product, rows
 from keras_rtrl.engine import native
 from keras_rtrl.engine.carry import (
     Carry,
@@ -109,7 +109,7 @@ class _Native:
         du, d_rho, start = native.adjoint(
             cell, self._saved, self.states, cotangents, self._rho, old.state, *self._flags, gradient == "instant"
         )
-        d_kernel = tf.matmul(_flat(x), _flat(du), transpose_a=True)
+        d_kernel = tf.matmul(rows(x), rows(du), transpose_a=True)
         if gradient == "rtrl" and old.S is not None:
             d_kernel, d_rho = native.contract(cell, start, old.S, old.r, d_kernel, d_rho)
         else:
@@ -221,7 +221,7 @@ class _Twin:
             by_gate[gate] = matvec(_constant(rotation), a[source])
         zero = tf.zeros_like(adjoint[0])
         du = _swap(tf.concat([_or(dot(adjoint, by_gate[gate]), zero) for gate in cell.gates], axis=-1))  # [B, T, G N]
-        d_kernel = tf.matmul(_flat(x), _flat(du), transpose_a=True)
+        d_kernel = tf.matmul(rows(x), rows(du), transpose_a=True)
         d_x = product(du, self._kernel, transpose_b=True)
         d_unit = [tf.reduce_sum(_or(dot(adjoint, v[name]), zero), (0, 1)) for name in cell.unit_names]
         if gradient == "rtrl" and old.S is not None:
@@ -231,11 +231,6 @@ class _Twin:
                 history = tf.unstack(tf.reduce_sum(q[:, None] * old.r, (0, -1)))
                 d_unit = [d + h for d, h in zip(d_unit, history, strict=True)]
         return (d_x, d_kernel, *d_unit)
-
-
-def _flat(x):
-    """[B T, W] of [B, T, W]."""
-    return tf.reshape(x, (-1, x.shape[-1]))
 
 
 def _swap(x):
@@ -264,7 +259,8 @@ def _contract_gate(cell, gate, q, S):
     if rotation is not None:
         q = matvec_transposed(_constant(rotation), q)  # q . (M S) = (M' q) . S
     trace = S[:, :, cell.stored_gates.index(source)]  # [B, D, N, m]
-    return tf.reduce_sum(tf.stack(dense(q, S[:, 0, 0, :, 0]), axis=-1)[:, None] * trace, (0, -1))
+    like = next(entry for entry in q if entry is not None)
+    return tf.reduce_sum(tf.stack(dense(q, like), axis=-1)[:, None] * trace, (0, -1))
 
 
 def _constant(matrix):

@@ -73,7 +73,7 @@ class Case:
         self.x = normal(self.batch, self.steps, self.input_dim)
         self.e = normal(self.batch, self.steps, n, m)
         reset = rng.random((self.batch, self.steps)) < 0.15
-        reset[0] = False  # one stream's history reaches back to the start
+        reset[:1] = False  # one stream's history reaches back to the start
         mask = rng.random((self.batch, self.steps)) > 0.15
         mask[:, -1] = True
         self.reset, self.mask = tf.constant(reset), tf.constant(mask)

@@ -421,3 +421,34 @@ def test_streaming_update_refuses_what_it_cannot_update(case):
     with pytest.raises(tf.errors.InvalidArgumentError, match="traces must be a variable of dtype double"):
         native.streaming_update(case.cell, narrow, own.r, x, local, e)
     np.testing.assert_array_equal(own.S, case.carry.S)
+
+
+@needs_library
+@pytest.mark.parametrize("cell", [ELSTMCell, RTUCell])
+def test_no_units(cell):
+    """A cell has one unit at least; the op takes none too, and then sums nothing."""
+    cell = cell(1)
+    m, stored, P = cell.components, len(cell.stored_gates), len(cell.unit_names)
+    rho = dict.fromkeys(cell.unit_names, tf.zeros(0))
+    x, state, S, r = tf.ones((2, 3, 4)), tf.zeros((2, 0, m)), tf.zeros((2, 4, stored, 0, m)), tf.zeros((2, P, 0, m))
+    saved, states, last = native.forward(cell, tf.zeros((2, 3, 0)), rho, state)
+    traces = native.trace(cell, x, saved, states, rho, state, S, r)
+    du, d_rho, start = native.adjoint(cell, saved, states, states, rho, state)
+    sums = native.contract(cell, start, S, r, tf.zeros((4, 0)), d_rho)
+    new, local = native.streaming_forward(cell, x[:, 0], tf.zeros((4, 0)), rho, state)
+    updated = native.streaming_update(cell, tf.Variable(S), tf.Variable(r), x[:, 0], local, tf.zeros((5, 2, 0, m)))
+    assert [tuple(value.shape) for value in (last, *traces, du, *sums, new, *updated)] == [
+        (2, 0, m), (2, 4, stored, 0, m), (2, P, 0, m), (2, 3, 0), (4, 0), (P, 0), (2, 0, m), (5, 4, 0), (5, P, 0),
+    ]  # fmt: skip
+
+
+@needs_library
+def test_no_streams_give_gradients_of_zero(case):
+    """The first stream writes the sums: without one they are written all the same."""
+    own = Carry(*(tf.Variable(value[:0]) for value in case.carry))
+    x = case.x[:0, 0]
+    _, local = native.streaming_forward(case.cell, x, case.kernel, case.rho, own.state.value())
+    for K in (0, 1, 2, 3):
+        sums = native.streaming_update(case.cell, own.S, own.r, x, local, tf.ones((K, 0, 3, 1), tf.float64))
+        for got, width in zip(sums, ((4, 6), (4, 3)), strict=True):
+            np.testing.assert_array_equal(got, np.zeros((K, *width)))

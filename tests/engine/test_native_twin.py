@@ -22,7 +22,6 @@ pytestmark = pytest.mark.skipif(
     native.why_not(ELSTMCell(1), "float32") is not None, reason=str(native.why_not(ELSTMCell(1), "float32"))
 )
 
-few = st.integers(1, 3)
 some = st.one_of(st.integers(1, 9), st.integers(10, 40))
 
 
@@ -35,9 +34,9 @@ def test_every_kernel_is_tested():
 @pytest.mark.parametrize("name", CELLS)
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(
-    batch=few,
+    batch=st.integers(0, 3),
     steps=some,
-    inputs=some,
+    inputs=st.one_of(st.just(0), some),
     units=st.one_of(some, st.integers(60, 70)),
     gradient=st.sampled_from(chunked.GRADIENTS),
     flags=st.booleans(),
@@ -53,8 +52,8 @@ def test_equals_its_twin(name, dtype, batch, steps, inputs, units, gradient, fla
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize(
     "shape",
-    [(1, 1, 1, 1), (2, 300, 3, 5), (1, 9, 2, 600), (4, 12, 129, 33)],
-    ids=["ones", "long", "wide", "deep"],
+    [(1, 1, 1, 1), (2, 300, 3, 5), (1, 9, 2, 600), (4, 12, 129, 33), (0, 3, 5, 4), (2, 3, 0, 70), (0, 1, 0, 1)],
+    ids=["ones", "long", "wide", "deep", "no streams", "no inputs", "nothing"],
 )
 def test_edges(name, dtype, shape):
     batch, steps, inputs, units = shape

@@ -68,7 +68,7 @@ T* scratch(int64_t count) {
     ~Memory() { free(data); }
   };
   static thread_local Memory memory;
-  const size_t size = (size_t(count) * sizeof(T) + 4095) / 4096 * 4096;
+  const size_t size = (size_t(larger(count, 1)) * sizeof(T) + 4095) / 4096 * 4096;
   if (memory.size < size) {
     free(memory.data);
     memory.size = 0;

@@ -2,6 +2,8 @@
 #ifndef KERAS_RTRL_CPU_STREAMING_H_
 #define KERAS_RTRL_CPU_STREAMING_H_
 
+#include <algorithm>
+
 #include "traces.h"
 
 namespace keras_rtrl {
@@ -38,7 +40,7 @@ struct Streaming {
       call.prepare(n0, count, c, kTile<T>);
       const T* columns = kernel + n0;
       int64_t width = N;
-      if (count < kTile<T>) {  // a whole tile would read past the end
+      if (count < kTile<T> || call.D == 0) {  // a whole tile would read past the end; without inputs there is no kernel
         T* padded = scratch<T>(call.D * G * kTile<T>);
         for (int64_t row = 0; row < call.D * G; ++row)
           for (int64_t j = 0; j < count; j += L)
@@ -93,6 +95,11 @@ struct Streaming {
                      const T* local, const T* cotangents, T* S, T* r, T* d_kernel, T* d_rho) {
     const Call call(*chunk);
     const int64_t N = call.N, rows = Traces<Cell, T>::row_block(call, pool), items = ratio_up(call.D, rows);
+    if (call.B == 0) {  // no first stream that writes
+      std::fill_n(d_kernel, K * call.D * G * N, T(0));
+      std::fill_n(d_rho, K * P * N, T(0));
+      return;
+    }
     for_each(pool, items + 1, call.B * rows * call.columns() / 4, [&](int64_t item) {
       for (int64_t b = 0; b < call.B; ++b) {
         if (item == items) {

@@ -123,10 +123,15 @@ struct Traces {
       }
   }
 
-  // Units an item takes along: as many as kBlock allows, but work for every thread.
+  // Into how many parts at least the work is cut where it is cut into `others` already; 1 where there is none.
+  static int64_t parts_for(const keras_rtrl_pool* pool, int64_t others) {
+    return pool ? ratio_up(2 * pool->threads, larger(others, 1)) : 1;
+  }
+
+  // Units an item takes along: as many as kBlock allows, but work for every thread. At least 1.
   static int64_t block_units(const Call& call, const keras_rtrl_pool* pool, int64_t others) {
-    const int64_t grain = kTile<T> / m, wanted = pool ? ratio_up(2 * pool->threads, others) : 1;
-    return smaller(kBlock, ratio_up(ratio_up(call.N, wanted), grain) * grain);
+    const int64_t grain = kTile<T> / m, wanted = larger(call.N, 1);
+    return smaller(kBlock, ratio_up(ratio_up(wanted, parts_for(pool, others)), grain) * grain);
   }
 
   static void trace(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const T* x, const T* state0,
@@ -142,7 +147,8 @@ struct Traces {
       const int64_t stream = b * call.D * call.columns();
       Block& block = *scratch<Block>(1);
       call.prepare(n0, count, block.c, kRow);
-      for (int64_t t0 = 0; t0 < call.time; t0 += kSteps) {
+      int64_t t0 = 0;
+      do {  // once for no steps: the traces pass through
         const int64_t t1 = smaller(t0 + kSteps, call.time);
         const T* const S_before = t0 ? S + stream : S0 ? S0 + stream : nullptr;
         make_block(call, state0, saved, states, b, t0, t1, n0, count, block);
@@ -150,7 +156,7 @@ struct Traces {
           tiles(call, block, x + (b * call.time + t0) * call.D, t1 - t0, n0, count, d, smaller(kRows, call.D - d),
                 S_before, S + stream, streamed && t1 == call.time);
         advance_r(call, block, b, n0, count, t0 ? r : r0, r);
-      }
+      } while ((t0 += kSteps) < call.time);
       if (streamed) fence();
     });
   }
@@ -158,7 +164,7 @@ struct Traces {
   // Rows of S that an item takes of each stream, where it sums over streams: enough that the jumps from stream to stream,
   // which the hardware does not foresee, are few, and the sums stay in the cache.
   static int64_t row_block(const Call& call, const keras_rtrl_pool* pool) {
-    return smaller(32, 2 * ratio_up(call.D, pool ? 4 * pool->threads : 2));
+    return smaller(32, 2 * ratio_up(larger(call.D, 1), pool ? 4 * pool->threads : 2));
   }
 
   // Adds q . S of row d, all gates, to d_kernel's; q is that of one stream, [N, m]. `ahead`: how far behind the row that
@@ -219,8 +225,9 @@ struct Traces {
     const Call call(*chunk);
     // Streams are summed inside an item. The rows are divided too where there are few units.
     const int64_t units = block_units(call, pool, 1), blocks = ratio_up(call.N, units);
-    const int64_t wanted = pool ? ratio_up(2 * pool->threads, blocks) : 1;
-    const int64_t rows = ratio_up(ratio_up(call.D, wanted), kRows) * kRows, parts = ratio_up(call.D, rows);
+    const int64_t inputs = larger(call.D, 1);  // r is advanced without inputs too
+    const int64_t rows = ratio_up(ratio_up(inputs, parts_for(pool, blocks)), kRows) * kRows;
+    const int64_t parts = ratio_up(inputs, rows);
     const int64_t cost = call.B * call.time * units * m * stored * rows / 32;
     for_each(pool, blocks * parts, cost, [&](int64_t item) {
       const int64_t n0 = item / parts * units, count = smaller(units, call.N - n0);
@@ -230,7 +237,8 @@ struct Traces {
       for (int64_t b = 0; b < call.B; ++b) {
         T* const stream = S + b * call.D * call.columns();
         if (d0 == 0) contract_r(call, b, n0, count, start, r, d_rho);
-        for (int64_t t0 = 0; t0 < call.time; t0 += kSteps) {
+        int64_t t0 = 0;
+        do {
           const int64_t t1 = smaller(t0 + kSteps, call.time);
           make_block(call, state0, saved, states, b, t0, t1, n0, count, block);
           for (int64_t d = d0; d < d1; d += kRows) {
@@ -242,7 +250,7 @@ struct Traces {
             tiles(call, block, x + (b * call.time + t0) * call.D, t1 - t0, n0, count, d, live, stream, stream);
           }
           if (d0 == 0) advance_r(call, block, b, n0, count, r, r);
-        }
+        } while ((t0 += kSteps) < call.time);
       }
     });
   }

@@ -130,7 +130,7 @@ __device__ __forceinline__ void scan_backward(const Scan& p, const T* const* cot
   const int64_t N = p.chunk.units, time = p.chunk.time, b = item / N, n = item - b * N;
   T next[m];
 #pragma unroll
-  for (int i = 0; i < m; ++i) next[i] = p.states[i][(b * time + time - 1) * N + n];
+  for (int i = 0; i < m; ++i) next[i] = time > 0 ? p.states[i][(b * time + time - 1) * N + n] : T(0);
   scan_steps<true, G + m + (Cotangents ? m : 0)>(
       p.chunk, b,
       [&](int64_t t, int f) -> const T* {

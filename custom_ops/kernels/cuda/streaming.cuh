@@ -115,6 +115,12 @@ __device__ __forceinline__ void sweep_rows(const Sweep<T>& p, int64_t row0, int 
     return ((k * D + row0 + r) * C::gates + (outputs == 1 ? gate : o)) * N + n;
   };
 
+  if constexpr (K == 0) {  // without a stream that writes
+    for (int64_t k = 0; k < p.K && B == 0 && present; ++k)
+      for (int r = 0; r < rows; ++r)
+        for (int u = 0; u < U; ++u)
+          for (int o = 0; o < outputs; ++o) out[index(k, r, o) + u] = T(0);
+  }
   T sums[kHeld][R][U][outputs] = {};
   for (int64_t b = threadIdx.y; b < B && present; b += blockDim.y) {
     // All reads first: the compiler may not move them over the writes to come.
@@ -244,7 +250,8 @@ template <class C, class T, int K, bool Advance, bool Whole>
 int sweep(const Sweep<T>& sweep, void* stream) {
   const int64_t across = ceil_div(sweep.chunk.units * C::components, 32 * kPiece<C, T, Whole>);
   const int64_t down = ceil_div(sweep.S_rows, kSweepRows) * C::stored + ceil_div(C::parameters, kSweepRows);
-  const int64_t warps = K == 0 ? 1 : sweep.chunk.batch < kSweepWarps ? sweep.chunk.batch : kSweepWarps;
+  const int64_t streams = sweep.chunk.batch > 0 ? sweep.chunk.batch : 1;  // without any, one warp writes the sums
+  const int64_t warps = K == 0 ? 1 : streams < kSweepWarps ? streams : kSweepWarps;
   return launch(sweep_kernel<C, T, K, Advance, Whole>, down * across, dim3(32, unsigned(warps)), stream, sweep);
 }
 

@@ -67,6 +67,7 @@ __global__ void __launch_bounds__(kTraceThreads, sizeof(T) == 4 ? 3 : 2) trace_k
     const T* const driven_from =
         p.driven + (b * time * C::stored + gate) * p.row + smaller(c0 + thread % 32 * W, p.row - W);
     const auto fetch = [&](int64_t t0) {
+      if (time == 0) return;
 #pragma unroll
       for (int i = 0; i < kLoadsX; ++i)
         x_next[i] = x_from[smaller(t0 + x_step + i * (kDepth / kLoadsX), time - 1) * D];
@@ -205,9 +206,11 @@ int trace(const TraceStep<T>& step, void* stream) {
 
 template <class C, class T>
 int64_t trace_groups(const keras_rtrl_chunk& chunk) {
-  const int64_t groups = ceil_div(kEnoughBlocks, tiles<C, T, kContractRows>(chunk.inputs, chunk.units));
+  const int64_t wanted = tiles<C, T, kContractRows>(chunk.inputs, chunk.units), batch = chunk.batch;
+  if (wanted == 0 || batch == 0) return 1;
+  const int64_t groups = ceil_div(kEnoughBlocks, wanted);
   // Not one empty group: ceil_div twice.
-  return ceil_div(chunk.batch, ceil_div(chunk.batch, groups < chunk.batch ? groups : chunk.batch));
+  return ceil_div(batch, ceil_div(batch, groups < batch ? groups : batch));
 }
 
 template <class C, class T>

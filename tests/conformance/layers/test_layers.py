@@ -393,3 +393,26 @@ def test_lines_and_implementations_take_turns(layers, cases_of, behaviour):
     for line in (0, 1):
         over_two = cases_of(behaviour, full=False, line=line) + cases_of(behaviour + 2, full=False, line=line)
         assert set(over_two) == {case for case in cases_of(0, full=True) if case.name in names[line]}
+
+
+def test_empty_inputs(case):
+    """No streams, or no features: empty results, and gradients of zero."""
+    layer = case.make(**everything)
+
+    @tf.function(input_signature=[tf.TensorSpec((None, T, D))])
+    def in_graph(x):
+        return gradients(layer, x)
+
+    layer.build((None, None, D))
+    x = inputs(streams=0)
+    for found, carry in (gradients(layer, x), gradients(layer, x, initial_state=zero_carry(case, 0)), in_graph(x)):
+        assert [tuple(value.shape) for value in carry] == [(0, *shape) for shape in case.carry]
+        close(found, [tf.zeros_like(w) for w in variables(layer)])
+    assert layer(x)[0].shape == (0, T, case.width)
+
+    if case.name == "stack":  # its Dense layers refuse a width of 0
+        return
+    layer = case.make(**everything)
+    _, carry = gradients(layer, np.zeros((B, T, 0), "float32"))
+    found, carry = gradients(layer, np.zeros((B, T, 0), "float32"), initial_state=carry)
+    assert np.isfinite([np.sum(value) for value in (*found, *carry)]).all()
