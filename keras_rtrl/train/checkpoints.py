@@ -6,6 +6,7 @@ import json
 import numpy as np
 import tensorflow as tf
 
+from keras_rtrl._checks import number, shown, whole_number
 from keras_rtrl._errors import UsageError, one_line
 
 _COUNTED = ("frames", "updates", "games", "seconds", "recent_returns", "running_returns", "unscored")
@@ -34,7 +35,17 @@ class Counters(tf.train.experimental.PythonState):
         return json.dumps({name: getattr(self, name) for name in _COUNTED})
 
     def deserialize(self, string_value):
-        for name, value in json.loads(string_value).items():
+        """Takes what `serialize` gave. Raises ValueError for anything else."""
+        counted = json.loads(string_value)
+        if not isinstance(counted, dict) or not set(counted) <= set(_COUNTED):
+            raise ValueError(f"counters must be some of {', '.join(_COUNTED)}, got {shown(counted)}")
+        for name, value in counted.items():
+            if name in ("frames", "updates", "games"):
+                value = whole_number(name, value, 0)
+            elif name == "seconds":
+                value = number(name, value, low=0)
+            elif not isinstance(value, list) or not np.isfinite(np.asarray(value, float)).all():
+                raise ValueError(f"{name} must be a list of numbers, got {shown(value)}")
             setattr(self, name, value)
 
 

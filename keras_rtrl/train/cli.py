@@ -54,6 +54,7 @@ def _parser():
     train.add_argument("--seed", type=_seed, metavar="N")
     train.add_argument("--out", type=_name, metavar="RUN", help="run folder (default: runs/<preset>-<game>-<time>)")
     train.add_argument("--resume", type=_name, metavar="RUN", help="go on with this run instead of starting one")
+    _add_trust(train, "with --resume: ")
     train.add_argument("--gin", action="append", default=[], metavar="BINDING", help='such as "train.rollout = 10"')
     train.add_argument("--minutes", type=_positive_float, metavar="M", help="stop after M minutes, with a checkpoint")
 
@@ -68,6 +69,7 @@ def _parser():
     sweep.add_argument("--frames", type=_positive_int, metavar="N", help="environment frames of each run")
     sweep.add_argument("--jobs", type=_positive_int, metavar="N", help="runs at a time (default: one a core)")
     sweep.add_argument("--out", type=_name, metavar="DIR", help="folder for the results (default: results/<preset>)")
+    _add_trust(sweep, "of runs that were begun: ")
     sweep.add_argument("--report-only", action="store_true", help="train nothing: table and figure of what is there")
 
     evaluate = commands.add_parser("evaluate", help="play whole games greedily")
@@ -80,6 +82,7 @@ def _parser():
         "--gin", action="append", default=[], metavar="BINDING", help='such as "environment.options = {...}"'
     )
     evaluate.add_argument("--video", type=_name, metavar="FILE", help="write the first game to an .mp4 or .avi")
+    _add_trust(evaluate)
 
     _add_actors(evaluate)
 
@@ -87,6 +90,7 @@ def _parser():
     export.set_defaults(run=_export)
     export.add_argument("folder", type=_name, metavar="RUN")
     export.add_argument("target", type=_name, metavar="DIR")
+    _add_trust(export)
 
     info = commands.add_parser("info", help="print versions, devices and what there is of the native op")
     info.set_defaults(run=_info)
@@ -112,14 +116,24 @@ def _add_actors(command):
     command.add_argument("--ray-address", type=_name, metavar="ADDRESS", help='of a Ray cluster, such as "auto"')
 
 
+def _add_trust(command, which=""):
+    command.add_argument(
+        "--trust", action="store_true", help=f"{which}its settings may import and run modules (docs/security.md)"
+    )
+
+
+_ALONE = ("actors.number = 0", "actors.address = None")  # whatever its training had
+
+
 def _train(args):
+    if args.trust and args.resume is None:
+        raise UsageError("--trust is about the settings of a run: it goes with --resume")
     if args.resume is not None:
         for option in ("preset", "game", "seed", "out"):
             if getattr(args, option) is not None:
                 value = getattr(args, option)
                 raise UsageError(f"--resume goes on with a run as it was set up: leave out {option} {value!r}")
         run = open_run(args.resume)
-        source = run.config
     else:
         if args.preset is None:
             raise UsageError(f"name a preset ({', '.join(config.presets())}) or a gin file, or --resume a run")
@@ -139,7 +153,10 @@ def _train(args):
     if args.seed is not None:
         bindings.append(f"train.seed = {args.seed}")
     bindings += _actor_bindings(args)
-    config.load(source, [*bindings, *args.gin])
+    if args.resume is not None:
+        config.load_run(run, [*bindings, *args.gin], args.trust)
+    else:
+        config.load(source, [*bindings, *args.gin])
     facts = {}
     if args.resume is None:
         preset = os.path.splitext(os.path.basename(args.preset))[0]
@@ -195,7 +212,7 @@ def _sweep(args):
     code, reported = 0, args.report_only
     if not args.report_only:
         runs = sweep.runs_of(args.preset, out, tasks, conditions, range(1, args.seeds + 1), args.frames)
-        code = sweep.train(runs, args.preset, args.jobs or os.cpu_count())
+        code = sweep.train(runs, args.preset, args.jobs or os.cpu_count(), args.trust)
         reported = code < 128 and any(run.finished() for run in runs)
     if reported:
         config.load(source)
@@ -210,7 +227,7 @@ def _evaluate(args):
     from keras_rtrl.train import evaluate, loop  # noqa: F401  loop: its settings are in the run's configuration
 
     actors = [f"actors.number = {args.actors or 0}", f"actors.address = {args.ray_address!r}"]  # not its training's
-    config.load(run.config, [*actors, *args.gin])
+    config.load_run(run, [*actors, *args.gin], args.trust)
     result = evaluate.evaluate(run, args.episodes, args.seed, args.video, args.repeats)
     if args.repeats == 1:
         for number, (game_return, length) in enumerate(zip(result["returns"], result["lengths"], strict=True), 1):
@@ -229,7 +246,7 @@ def _export(args):
     check_writable(args.target)
     from keras_rtrl.train import building, evaluate, export, loop  # noqa: F401
 
-    config.load(run.config)
+    config.load_run(run, _ALONE, args.trust)
     scaler = building.reward_scaler()
     network = evaluate.load_network(run, building.environment(seed=0, streams=1), scaler)
     export.save(network, args.target, scaler)

@@ -107,7 +107,7 @@ def runs_of(preset, out, tasks, conditions, seeds, frames=None):
     return [Run(out, task, condition, seed, *rest) for seed in seeds for task, condition, *rest in settings]
 
 
-def train(runs, preset, jobs):
+def train(runs, preset, jobs, trust=False):
     """Trains the runs that are not finished, `jobs` processes at a time, and keeps their results.
 
     A run that was begun goes on from its checkpoint. A run that another sweep is training is waited for. SIGINT,
@@ -117,6 +117,7 @@ def train(runs, preset, jobs):
       runs: list of Runs.
       preset: as `keras-rtrl train` takes it.
       jobs: int, processes at a time.
+      trust: whether a run that was begun may have settings that import modules.
 
     Returns:
       Exit code: 0, 1 where a run failed (which are printed), 128 + n after signal n.
@@ -145,7 +146,7 @@ def train(runs, preset, jobs):
                         if run.finished():  # by the sweep that held the lock
                             os.close(lock)
                         else:
-                            active[run] = (_started(run, preset, jobs, lock), lock)
+                            active[run] = (_started(run, preset, jobs, trust, lock), lock)
                 _show(bar, runs, active, failed)
                 time.sleep(0.3)
         finally:
@@ -172,11 +173,11 @@ def _locked(run):
     return lock
 
 
-def _started(run, preset, jobs, lock):
+def _started(run, preset, jobs, trust, lock):
     """A process that trains the run. It holds the lock too, so that it is alone even where this sweep is killed."""
-    words = [sys.executable, "-m", "keras_rtrl_cli", "train"]
+    words = [sys.executable, "-P", "-m", "keras_rtrl_cli", "train"]  # -P: nothing is imported from the folder it is in
     if run.scratch.holds_run():
-        words += ["--resume", run.scratch.path]
+        words += ["--resume", run.scratch.path, *(["--trust"] if trust else [])]
     else:
         words += [preset, "--seed", str(run.seed), "--out", run.scratch.path]
         for binding in run.bindings:
