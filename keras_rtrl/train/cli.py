@@ -40,8 +40,36 @@ def main(argv=None):
         return 130
 
 
+class _Once(argparse.Action):
+    """Stores a flag's value, and refuses the flag a second time: the first would have no effect."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        given = vars(namespace).setdefault("given", set())
+        if option_string and self.dest in given:
+            parser.error(f"argument {option_string}: given twice")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, after how the command is called."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for name in (None, "store"):
+            self.register("action", name, _Once)
+
+    def _get_values(self, action, arg_strings):
+        if arg_strings == ["--"] and action.option_strings and action.nargs is None:
+            self.error(f"argument {action.option_strings[-1]}: must be a value, got '--'")  # Python makes it []
+        return super()._get_values(action, arg_strings)
+
+    def error(self, message):
+        super().error(one_line(message))
+
+
 def _parser():
-    parser = argparse.ArgumentParser(prog="keras-rtrl", description="Exact real-time recurrent learning: train agents.")
+    parser = _Parser(prog="keras-rtrl", description="Exact real-time recurrent learning: train agents.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     train = commands.add_parser("train", help="train an agent and leave a run folder")

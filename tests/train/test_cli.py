@@ -162,6 +162,10 @@ def test_folder_that_holds_a_run_is_left_alone(error, tmp_path):
         ["--out", ""],
         ["--resume", ""],
         ["--x"],
+        ["--frames", "9", "--frames", "12"],
+        ["--seed=--"],
+        ["--game", "x" * 5000, "--frames", "1" * 5000],
+        ["--frames", "\x1b[31m\udcff"],
     ],
 )
 def test_bad_arguments(words, capsys):
@@ -172,6 +176,8 @@ def test_bad_arguments(words, capsys):
     assert "Traceback" not in text
     assert "error: " in text
     assert "_" not in text.splitlines()[-1]  # no name of a function
+    assert len(text.splitlines()[-1]) < 1500
+    assert text.splitlines()[-1].isprintable()
 
 
 def command(*words, **options):

@@ -40,7 +40,7 @@ with keras_rtrl_cli._quiet():
     from keras_rtrl.train import cli, evaluate, export, loop, report, sweep, throughput  # noqa: F401
 
 WALL, PROCESSOR, MEMORY = 240, 60, 10 * 2**30  # seconds, seconds, bytes of address space
-LONGEST = 1000  # letters of a message
+LONGEST = 1500  # letters of a message
 NOBODY = 65534
 
 
@@ -159,7 +159,8 @@ class Child:
         """("refused" | "taken" | "ended", "") for what is right, else (a fault, what it is)."""
         errors, expected = self.output("stderr"), self.case.expected
         if "Traceback (most recent" in errors or "Traceback (most recent" in self.output("stdout"):
-            return "traceback", errors.strip().splitlines()[-1][:300]
+            raised = re.findall(r"^(?!keras-rtrl)[\w.]+(?:Error|Exception|Interrupt)\b.*$", errors, re.MULTILINE)
+            return "traceback", (raised or errors.splitlines())[-1][:300]
         if code == -signal.SIGXCPU or (code == -signal.SIGKILL and not self.case.signal):
             return "hang", f"more than {PROCESSOR} s of processor time"
         if expected == "ended":
