@@ -22,7 +22,7 @@ class Case:
       prepare: called with (scratch folder, Made) before; what else there must be in the folder.
       environment: variables.
       signal: (number, path): sent once there is `path`, or, of a path "file:text", the text in it; None: after 2 s.
-      unprivileged: run as another user than root.
+      unprivileged: without root's right to read and write whatever it likes.
     """
 
     name: str

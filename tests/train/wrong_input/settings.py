@@ -144,6 +144,7 @@ KINDS = {
     "ObGD.learning_rate": supplied,
     "ObGD.name": label,
     "gamma": number(0, 1),
+    "TDLambdaConfig.gamma": number(0, 0.96),  # as long as the task sums returns
     "gae_lambda": number(0, 1),
     "trace_decay": number(0, 1),
     "rho": undecided,
@@ -240,6 +241,8 @@ def values():
             if configurable == "actors" and expected != "refused":
                 expected = "either"  # the T-maze has no actors
             names = (parameter, text.strip("@%()")) if text[:1] in ("@", "%") else (parameter,)
+            if expected == "either" or configurable == "environment":
+                names = (*names, configurable)
             yield _case(setting, base, f"{setting} = {text}", text, expected, (i + j) % 5 == 0, names)
 
 
@@ -269,7 +272,7 @@ def options():
             base += 'ActorCriticNetwork.gradient = "tbptt"\n'
         for option, value in (
             ("units", 3), ("gradient", "'rtrl'"), ("return_state", True), ("stateful", True), ("dtype", "'float16'"),
-            ("name", "'x'"), ("implementation", "'x'"), ("return_sequences", False), ("forget_bais", 1), ("cell", 3),
+            ("name", 3), ("implementation", "'x'"), ("return_sequences", False), ("forget_bais", 1), ("cell", 3),
             ("initial_state", 0), ("input_dim", 3), ("kernel_initializer", "'x'"), ("kernel_initializer", 3),
             ("trace_dtype", "'x'"), ("bias_regularizer", 5), ("recurrent_constraint", "'²'"),
         ):  # fmt: skip
