@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 import math
 import numbers
 import os
@@ -80,6 +81,7 @@ def closest(name, names):
     return f" (did you mean {alike[0]!r}?)" if alike else ""
 
 
+@functools.cache
 def machine_memory():
     """Bytes of memory that this process may have: the machine's, or its control group's limit."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]

@@ -1,14 +1,13 @@
 """The carries that a stateful layer keeps from call to call, and control over them."""
 
 import math
-import os
 import warnings
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from keras_rtrl._checks import flag, whole_number
+from keras_rtrl._checks import fits_memory, flag, machine_memory, shown, whole_number
 from keras_rtrl.engine import Carry, carry_shapes
 
 SHARE = 0.25  # of the machine's memory, from which on a carry gets a warning
@@ -99,13 +98,18 @@ class KeepsCarry:
           training: None: the training carry and the inference state; True or False: one of them.
 
         Raises:
-          ValueError: there is no such stream, `training` is something else, or it is None, `streams` are given and the
-            two carries have different numbers of them.
+          ValueError: there is no such stream; `training` is something else, or it is None, `streams` are given and the
+            two carries have different numbers of them; or, inside a tf.function, there is no such carry yet.
         """
-        if training not in (None, True, False):
-            raise ValueError(f"training must be None, True or False, got {training!r}.")
-        kinds = ("training", "inference") if training is None else (self._carry_kind(bool(training)),)
+        training = _valued(known_training(training))
+        kinds = ("training", "inference") if training is None else (self._carry_kind(training),)
         kept = [self._kept(kind, getattr(self, f"_{kind}_carry")) for kind in kinds]
+        if self.stateful and not tf.executing_eagerly() and not all(kept):
+            kind = kinds[kept.index({})]
+            raise ValueError(
+                f"reset_state() inside a function would leave out the {kind} carry, which {self.name} does not have "
+                "yet: call the layer first, or choose one carry by training=True or False."
+            )
         sizes = [next(iter(carry.values())).shape[0] for carry in kept if carry]
         if streams is not None and len(set(sizes)) > 1:
             raise ValueError(
@@ -133,15 +137,20 @@ class KeepsCarry:
         """
         batch_size = whole_number("batch_size", batch_size)
         self._require_built("carry_bytes()")
-        return batch_size * sum(math.prod(e.shape) * tf.as_dtype(e.dtype).size for e in self._entries())
+        return _bytes(self._entries(), batch_size)
 
     def get_initial_state(self, batch_size, traces=False):
         """Zero carry: states alone, or with `traces` the whole carry, for which the layer must be built."""
-        if not tf.is_tensor(batch_size):
-            batch_size = whole_number("batch_size", batch_size, low=0)
         if flag("traces", traces):
             self._require_built("get_initial_state(traces=True)")
-        return tuple(tf.zeros((batch_size, *e.shape), e.dtype) for e in self._entries(traces))
+        entries = self._entries(traces)
+        if not tf.is_symbolic_tensor(batch_size):
+            batch_size = batch_size.numpy() if tf.is_tensor(batch_size) else batch_size
+            batch_size = whole_number("batch_size", batch_size, low=0)
+            fits_memory(f"batch_size: a carry of {batch_size} streams", _bytes(entries, batch_size))
+        elif batch_size.shape.rank not in (0, None) or not batch_size.dtype.is_integer:
+            raise ValueError(f"batch_size must be one whole number, got {batch_size!r}.")
+        return tuple(tf.zeros((batch_size, *e.shape), e.dtype) for e in entries)
 
     # For the layer itself.
 
@@ -198,21 +207,25 @@ class KeepsCarry:
         return {name: getattr(holder, name) for name in names if hasattr(holder, name)}
 
     def _carry_kind(self, training):
-        return "inference" if isinstance(training, (bool, int, np.bool_)) and not training else "training"
+        return "inference" if training is False else "training"
 
     def _kind(self, training):
-        if training not in (True, False):
-            raise ValueError(f"training must be True or False, got {training!r}.")
+        known = _valued(known_training(training, "True or False"))
         if not self.stateful:
             raise ValueError("Only a layer with stateful=True keeps a carry; others take and return theirs.")
-        return self._carry_kind(bool(training))
+        return self._carry_kind(known)
 
     def _require_built(self, what):
         if not self.built:
             raise ValueError(f"{what} needs a built layer: the traces' shape depends on the input's.")
 
+    def _check_memory(self, batch):
+        """Refuses a whole carry that is larger than the memory."""
+        fits_memory(f"{self.name}: a carry of {batch} streams", _bytes(self._entries(True), batch))
+
     def _warn_of(self, batch):
         size, memory = self.carry_bytes(batch), machine_memory()
+        fits_memory(f"{self.name}: a carry of {batch} streams", size)
         if size > SHARE * memory:
             warnings.warn(
                 f"{self.name}: the training carry of {batch} streams takes {size / 2**30:.3g} GiB of this machine's "
@@ -222,9 +235,33 @@ class KeepsCarry:
             )
 
 
-def machine_memory():
-    """Bytes of memory that this machine has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _bytes(entries, batch):
+    return batch * sum(math.prod(e.shape) * tf.as_dtype(e.dtype).size for e in entries)
+
+
+def known_training(training, wanted="True, False or None"):
+    """None, a bool, or a symbolic bool tensor, from whatever is given as `training`.
+
+    Raises:
+      ValueError: it is something else.
+    """
+    if isinstance(training, bool) or (training is None and "None" in wanted):
+        return training
+    value = training
+    if tf.is_tensor(value) or isinstance(value, (int, np.ndarray, np.generic)):
+        value = tf.convert_to_tensor(value)
+        if value.shape.rank in (0, None) and (value.dtype.is_bool or value.dtype.is_integer):
+            if tf.is_symbolic_tensor(value):
+                return tf.cast(value, tf.bool)
+            if value in (0, 1) if value.dtype.is_integer else True:
+                return bool(value)
+    raise ValueError(f"training must be {wanted}, got {shown(training)}.")
+
+
+def _valued(training):
+    if tf.is_tensor(training):
+        raise ValueError(f"training must have a value here, got {shown(training)}.")
+    return training
 
 
 def _others(streams, batch):

@@ -1,19 +1,21 @@
 """What RTRL and RTRLStack share: the call, its checks, and the shapes that Keras asks for."""
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 
-from keras_rtrl._checks import flag
+from keras_rtrl._checks import flag, shown
 from keras_rtrl._keras import LEGACY, keras
 from keras_rtrl.engine import zero_carry
-from keras_rtrl.layers.carry import KeepsCarry
+from keras_rtrl.layers.carry import KeepsCarry, known_training
 
 # What keras.layers.LSTM takes and no layer here does, and what there is instead.
 _NOT_HERE = {
     **dict.fromkeys(("dropout", "recurrent_dropout", "seed"), "put a keras Dropout layer below, or into an RTRLStack"),
     **dict.fromkeys(("activation", "recurrent_activation", "use_bias"), "they are the cell's own; RTU has activation"),
     "unit_forget_bias": "ELSTM has forget_bias",
-    **dict.fromkeys(("go_backwards", "unroll"), "RTRL learns forward in time"),
+    "unroll": "RTRL learns forward in time",
     "time_major": "sequences have shape [batch, time, features]",
     "use_cudnn": "RTRL layers have implementation",
 }
@@ -27,8 +29,12 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
 
     zero_output_for_mask = False
     _input_dim = None
+    if LEGACY:  # without names in an API TimeDistributed takes a layer for one that no mask of inner steps is given to
+        _keras_api_names = _keras_api_names_v1 = ("keras_rtrl.layers.Recurrent",)
 
-    def __init__(self, return_sequences, return_state, stateful, **kwargs):
+    def __init__(self, return_sequences, return_state, stateful, go_backwards, **kwargs):
+        if flag("go_backwards", go_backwards):
+            raise ValueError("go_backwards must be False, also in Bidirectional: RTRL learns forward in time.")
         for name in kwargs.keys() & _NOT_HERE.keys():
             raise TypeError(
                 f"{type(self).__name__} has no argument {name}, which keras.layers.LSTM has: {_NOT_HERE[name]} "
@@ -40,6 +46,11 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
         if not all(tf.as_dtype(dtype).is_floating for dtype in (self.compute_dtype, self.variable_dtype)):
             raise ValueError(f"dtype must be floating, or a policy of floating dtypes, got {kwargs.get('dtype')!r}.")
         self.return_sequences, self.return_state, self.stateful = flags.values()
+        if self.return_state and self.activity_regularizer is not None:
+            raise ValueError(
+                "activity_regularizer must be None with return_state=True: Keras would penalise the traces too. Put "
+                "keras.layers.ActivityRegularization after the output."
+            )
         self.supports_masking = True
         self._training_carry = self._inference_carry = None
 
@@ -80,14 +91,23 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
             raise ValueError(f"sequences must have shape [batch, time, features] with features known, got {shape}.")
         return int(shape[-1])
 
+    def __call__(self, sequences, *args, **kwargs):
+        # Before Keras asks for shapes.
+        _check_kind("sequences", sequences)
+        return super().__call__(sequences, *args, **kwargs)
+
     def call(self, sequences, initial_state=None, mask=None, training=None, reset=None):
+        training = known_training(training)
+        if self.stateful and tf.is_tensor(training):  # which carry goes on is known when the function runs
+            branches = [
+                functools.partial(self.call, sequences, initial_state, mask, known, reset) for known in (True, False)
+            ]
+            return tf.cond(training, *branches)
+        self._check_sequences(sequences)
         x = tf.convert_to_tensor(sequences)
-        self._check_sequences(x.shape, x.dtype)
-        x = tf.ensure_shape(x, (None, None, self._input_dim))
+        x = self._with_steps(tf.ensure_shape(x, (None, None, self._input_dim)))
         if mask is None:  # Keras 3 drops the automatic mask where other tensor arguments are passed
             mask = getattr(sequences, "_keras_mask", None)
-        if not (training is None or isinstance(training, (bool, int, np.bool_)) or tf.is_tensor(training)):
-            raise ValueError(f"training must be True, False or None, got {training!r}.")
         mask = self._check_flags("mask", mask, x)
         reset = self._check_flags("reset", reset, x)
         if mask is not None:
@@ -96,7 +116,7 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
         if initial_state is not None:
             entries = self._check_initial_state(initial_state, batch)
             named = {
-                e.name: tf.ensure_shape(tf.cast(value, e.dtype), (batch, *e.shape))
+                e.name: self._check_rows(e, value, x)
                 for e, value in zip(entries, tf.nest.flatten(initial_state), strict=True)
             }
         elif self.stateful:
@@ -105,11 +125,10 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
             named = {name: tf.convert_to_tensor(variable) for name, variable in own.items()}
         else:
             fresh = self.return_state
-            zeros = self.get_initial_state(tf.shape(x)[0])
-            named = {
-                e.name: tf.ensure_shape(zero, (batch, *e.shape))
-                for e, zero in zip(self._entries(False), zeros, strict=True)
-            }
+            if fresh and batch is not None:
+                self._check_memory(batch)
+            rows = tf.shape(x)[0] if batch is None else batch
+            named = {e.name: tf.zeros((rows, *e.shape), e.dtype) for e in self._entries(False)}
         carries = self._by_layer(named)
         y, carries = self._run(x, carries, reset, mask, [fresh or c.S is not None for c in carries])
         if own is not None:
@@ -125,11 +144,15 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
         if mask is not None:
             y = hold(y, mask, self.zero_output_for_mask and self.return_sequences)
         y = y if self.return_sequences else y[:, -1]
-        return (y, *flat(carries)) if self.return_state else y
+        if not self.return_state:
+            return y
+        return (y, *flat(carries))
 
     # Checks. Each raises before anything is computed.
 
-    def _check_sequences(self, shape, dtype):
+    def _check_sequences(self, sequences):
+        _check_kind("sequences", sequences)
+        shape, dtype = sequences.shape, sequences.dtype
         if len(shape) != 3:
             raise ValueError(f"sequences must have shape [batch, time, features], got {tuple(shape)}.")
         if not tf.as_dtype(dtype).is_floating:
@@ -144,12 +167,22 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
     def _check_flags(self, name, flags, x):
         if flags is None:
             return None
+        _check_kind(name, flags)
         flags = tf.convert_to_tensor(flags)
         if flags.shape.rank != 2 or not x.shape[:2].is_compatible_with(flags.shape):
             raise ValueError(f"{name} must have shape [batch, time] = {tuple(x.shape[:2])}, got {tuple(flags.shape)}.")
         if not (flags.dtype.is_bool or flags.dtype.is_integer or flags.dtype.is_floating):
             raise TypeError(f"{name} must be boolean, got {flags.dtype.name}.")
-        return tf.cast(flags, tf.bool)
+        flags = self._of_size(flags, x, 2, name)
+        if flags.dtype.is_bool:
+            return flags
+        true = flags == 1
+        either = tf.reduce_all(true | (flags == 0))  # NaN is neither
+        if not tf.is_symbolic_tensor(either) and not either:
+            raise ValueError(f"{name} must be boolean, or 0 and 1 alone, got {shown(np.unique(flags))}.")
+        message = f"{name} of {self.name} must be boolean, or 0 and 1 alone."
+        with tf.control_dependencies([tf.debugging.Assert(either, [message])]):
+            return tf.identity(true)
 
     def _check_initial_state(self, initial_state, batch):
         """Entries of the carry that `initial_state` is: states alone, or the whole."""
@@ -163,12 +196,39 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
             raise ValueError(f"initial_state must be {alone} alone or [{names}], got {len(values)} tensors.")
         entries = states if len(values) == len(states) else whole
         for entry, value in zip(entries, values, strict=True):
-            got = tuple(value.shape) if hasattr(value, "shape") else type(value).__name__
-            if isinstance(got, str) or not tf.TensorShape(got).is_compatible_with((batch, *entry.shape)):
-                raise ValueError(f"initial_state: {entry.name} must have shape {(batch, *entry.shape)}, got {got}.")
+            what = f"initial_state: {entry.name}"
+            _check_kind(what, value)
+            if not tf.TensorShape(value.shape).is_compatible_with((batch, *entry.shape)):
+                raise ValueError(f"{what} must have shape {(batch, *entry.shape)}, got {tuple(value.shape)}.")
+            dtype = tf.as_dtype(value.dtype)
+            if not (dtype.is_floating or dtype.is_integer):
+                raise TypeError(f"{what} must be numbers, got {dtype.name}.")
         return entries
 
+    def _check_rows(self, entry, value, x):
+        value = tf.ensure_shape(tf.cast(value, entry.dtype), (None, *entry.shape))
+        return self._of_size(value, x, 1, f"{entry.name} of initial_state")
+
+    # What tracing does not know is asked of the graph.
+
+    def _of_size(self, value, x, axes, what):
+        message = f"{what} of {self.name} must have the {('batch', '[batch, time]')[axes - 1]} of sequences"
+        return of_size(value, x, axes, message)
+
+    def _with_steps(self, x):
+        if x.shape[1] is not None:
+            return x
+        message = f"sequences of {self.name} must have at least one step, got time = 0."
+        with tf.control_dependencies([tf.debugging.Assert(tf.shape(x)[1] > 0, [message])]):
+            return tf.identity(x)
+
     def _check_batch(self, batch):
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        if replicas > 1:
+            raise ValueError(
+                f"stateful must be False under a strategy of {replicas} replicas, each of which has streams of its "
+                "own: give the carry as initial_state."
+            )
         if batch is None:
             raise ValueError(
                 "stateful=True needs the same known batch size at every call: give keras.Input and, for arrays, fit "
@@ -177,6 +237,16 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
             )
 
     # What Keras asks.
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "return_sequences": self.return_sequences,
+            "return_state": self.return_state,
+            "stateful": self.stateful,
+            "go_backwards": False,  # Bidirectional asks for it
+            "activity_regularizer": keras.regularizers.serialize(self.activity_regularizer),  # tf-keras leaves it out
+        }
 
     def compute_mask(self, sequences, mask=None):
         mask = mask[0] if isinstance(mask, (list, tuple)) else mask
@@ -206,7 +276,7 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
     if not LEGACY:
 
         def compute_output_spec(self, sequences, initial_state=None, mask=None, training=None, reset=None):
-            self._check_sequences(sequences.shape, sequences.dtype)
+            self._check_sequences(sequences)
             if initial_state is not None:
                 self._check_initial_state(initial_state, sequences.shape[0])
             elif self.stateful:
@@ -236,3 +306,37 @@ def hold(y, mask, zero):
     order = tf.argsort(tf.cast(~mask, tf.int32), axis=1, stable=True)  # their positions come first
     held = tf.gather(y, tf.gather(order, tf.maximum(real - 1, 0), batch_dims=1), batch_dims=1)
     return tf.where((real > 0)[..., None], held, tf.zeros_like(held))
+
+
+def of_size(value, x, axes, message):
+    """`value`, whose first sizes must be those of `x`: asked of the graph if tracing does not know them.
+
+    Args:
+      value, x: tensors whose sizes fit as far as tracing knows.
+      axes: how many sizes.
+      message: what the error begins with; both shapes follow.
+    """
+    ours, theirs = value.shape[:axes], x.shape[:axes]
+    if ours.is_fully_defined() and theirs.is_fully_defined():
+        return value
+    got, wanted = tf.shape(value), tf.shape(x)
+    # One comparison a size: a reduction of them would leave the host.
+    checks = [
+        tf.debugging.Assert(tf.equal(got[i], wanted[i]), [message, wanted[:axes], "got", got[:axes]])
+        for i in range(axes)
+    ]
+    with tf.control_dependencies(checks):  # XLA drops assertions: there the reshaping fails
+        value = tf.reshape(value, tf.concat([wanted[:axes], got[axes:]], 0))
+    return tf.ensure_shape(value, (*theirs, *value.shape[axes:]))
+
+
+def _check_kind(what, value):
+    """Raises TypeError unless `value` is a dense tensor or array, or Keras' symbol of one."""
+    spec = getattr(value, "type_spec", value)  # of tf-keras' symbols
+    ragged = isinstance(spec, (tf.RaggedTensor, tf.RaggedTensorSpec)) or getattr(value, "ragged", False) is True
+    sparse = isinstance(spec, (tf.SparseTensor, tf.SparseTensorSpec)) or getattr(value, "sparse", False) is True
+    if ragged or sparse:
+        ways = "its to_tensor(), and mask for the steps that are there" if ragged else "tf.sparse.to_dense of it"
+        raise TypeError(f"{what} must be dense, got a {'ragged' if ragged else 'sparse'} tensor; give {ways}.")
+    if not (hasattr(value, "shape") and hasattr(value, "dtype")):
+        raise TypeError(f"{what} must be a tensor or an array, got {type(value).__name__}: {shown(value)}.")

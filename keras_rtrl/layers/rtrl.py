@@ -1,8 +1,10 @@
 """The one layer: an element-wise cell over a sequence, trained by exact RTRL."""
 
+import math
+
 import tensorflow as tf
 
-from keras_rtrl._checks import flag
+from keras_rtrl._checks import fits_memory, flag
 from keras_rtrl._keras import NO_AUTOCAST, deserialize, keras, register
 from keras_rtrl.cells import EGRUCell, ELSTMCell, LRUCell, MinGRUCell, RTRLCell, RTUCell
 from keras_rtrl.cells.base import ROLES
@@ -89,8 +91,6 @@ class RTRL(Recurrent):
         if not isinstance(cell, RTRLCell):
             raise TypeError(f"cell must be a keras_rtrl.cells.RTRLCell, got {type(cell).__name__}: {cell!r}.")
         cell.check()
-        if flag("go_backwards", go_backwards):
-            raise ValueError("go_backwards must be False, also in Bidirectional: RTRL learns forward in time.")
         if gradient not in chunked.GRADIENTS:
             raise ValueError(f"gradient must be one of {chunked.GRADIENTS}, got {gradient!r}.")
         if implementation not in native.IMPLEMENTATIONS:
@@ -98,7 +98,7 @@ class RTRL(Recurrent):
         if trace_dtype not in (None, "float32", "float64"):
             raise ValueError(f"trace_dtype must be None, 'float32' or 'float64', got {trace_dtype!r}.")
         zero_output_for_mask = flag("zero_output_for_mask", zero_output_for_mask)
-        super().__init__(return_sequences, return_state, stateful, **kwargs)
+        super().__init__(return_sequences, return_state, stateful, go_backwards, **kwargs)
         if trace_dtype is not None and tf.as_dtype(trace_dtype).size < tf.as_dtype(self.variable_dtype).size:
             raise ValueError(f"trace_dtype must not be narrower than the weights' {self.variable_dtype}.")
         self.cell = cell
@@ -149,8 +149,13 @@ class RTRL(Recurrent):
         dim = self._input_dim = self._shape_of_features(sequences_shape)
         cell = self.cell
         kernel_shape = (dim, len(cell.gates) * cell.units)
-        self._add("kernel", "kernel", kernel_shape, cell.kernel_initializer)
         parameters = (*cell.unit_parameters(), *cell.output_parameters(dim))
+        numbers = sum(math.prod(shape) for shape in (kernel_shape, *(p.shape for p in parameters)))
+        fits_memory(
+            f"{self.name}: units={cell.units} over {dim} features",
+            numbers * tf.as_dtype(self.variable_dtype).size,
+        )
+        self._add("kernel", "kernel", kernel_shape, cell.kernel_initializer)
         for parameter in parameters:
             self._add(*parameter)
         self._parameters = ("kernel", *(parameter.name for parameter in parameters))
@@ -218,12 +223,8 @@ class RTRL(Recurrent):
         config = {
             "gradient": self.gradient,
             "implementation": self.implementation,
-            "return_sequences": self.return_sequences,
-            "return_state": self.return_state,
-            "stateful": self.stateful,
             "zero_output_for_mask": self.zero_output_for_mask,
             "trace_dtype": self._given_trace_dtype,
-            "go_backwards": False,  # Bidirectional asks for it
         }
         for kind in ("initializer", "regularizer", "constraint"):
             serialize = getattr(keras, f"{kind}s").serialize

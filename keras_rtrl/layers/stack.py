@@ -43,6 +43,7 @@ class RTRLStack(Recurrent):
       return_state: whether to return, after the output, the carry, flat, layer after layer: state_1 [B, N, m],
         S_1 [B, D, G', N, m], r_1 [B, P, N, m], state_2, ...
       stateful: keep the carry from call to call, as `RTRL` does.
+      go_backwards: False; it is here to be refused, as by Bidirectional.
       **kwargs: of `keras.layers.Layer`; `dtype` is that of what the stack itself makes, and of its output.
 
     Call arguments:
@@ -69,11 +70,12 @@ class RTRLStack(Recurrent):
         return_sequences=False,
         return_state=False,
         stateful=False,
+        go_backwards=False,
         **kwargs,
     ):
         _check_layers(layers)
         residual, norm, gate = flag("residual", residual), flag("norm", norm), flag("gate", gate)
-        super().__init__(return_sequences, return_state, stateful, **kwargs)
+        super().__init__(return_sequences, return_state, stateful, go_backwards, **kwargs)
         self.layers = list(layers)
         self.residual, self.norm, self.gate = residual, norm, gate
         self._norms, self._values, self._gates = [], [], []
@@ -193,9 +195,6 @@ class RTRLStack(Recurrent):
             "residual": self.residual,
             "norm": self.norm,
             "gate": self.gate,
-            "return_sequences": self.return_sequences,
-            "return_state": self.return_state,
-            "stateful": self.stateful,
         }
 
     @classmethod

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from keras_rtrl.layers import ELSTM, RTU, carry
+from keras_rtrl.layers import ELSTM, RTU, RTRLStack, carry
 
 B, T, D, N = 3, 4, 2, 3
 rng = np.random.default_rng(1)
@@ -152,9 +152,67 @@ def carry_with(index, value):
     return values
 
 
+@pytest.mark.parametrize("make", [ELSTM, lambda units, **kw: RTRLStack([ELSTM(units)], **kw)])
+@pytest.mark.parametrize(
+    "value", [tf.constant(False), tf.constant(0), tf.Variable(False), np.array(False), np.bool_(False), 0], ids=repr
+)
+def test_inference_by_any_value_leaves_the_training_carry_alone(make, value):
+    one = make(N, stateful=True)
+    one(X)
+    before = one.get_carry()
+    one(X, training=value)
+    for a, b in zip(one.get_carry(), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert one.get_carry(training=False)[0].any()
+    one(X, training=not value)
+    assert (one.get_carry()[0] != before[0]).any()
+
+
+@pytest.mark.parametrize("return_state", [False, True])
+def test_training_decided_when_the_function_runs(return_state):
+    one, other = layer(return_state=return_state), layer(return_state=return_state)
+    other.set_weights(one.get_weights())
+
+    @tf.function
+    def step(x, training):
+        with tf.GradientTape() as tape:
+            y = one(x, training=training)
+            loss = tf.reduce_sum((y[0] if return_state else y) ** 2)
+        return y, tape.gradient(loss, one.kernel if isinstance(one.kernel, tf.Variable) else one.kernel.value)
+
+    for training in (True, False, True, False):
+        got, gradient = step(X, tf.constant(training))
+        with tf.GradientTape() as tape:
+            want = other(X, training=training)
+            loss = tf.reduce_sum((want[0] if return_state else want) ** 2)
+        kernel = other.kernel if isinstance(other.kernel, tf.Variable) else other.kernel.value
+        np.testing.assert_allclose(gradient, tape.gradient(loss, kernel), rtol=1e-5, atol=1e-6)
+        for a, b in zip(tf.nest.flatten(got), tf.nest.flatten(want), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    for kind in (True, False):
+        np.testing.assert_allclose(one.get_carry(kind)[0], other.get_carry(kind)[0], rtol=1e-5)
+
+
+def test_reset_in_a_function_leaves_no_carry_out():
+    one = layer()
+    with pytest.raises(ValueError, match=r"reset_state\(\) inside a function would leave out the training carry"):
+        tf.function(lambda: one.reset_state())()
+    one(X)
+    with pytest.raises(ValueError, match=r"leave out the inference carry, .*: call the layer first, or choose one"):
+        tf.function(lambda: one.reset_state())()
+    tf.function(lambda: one.reset_state(training=True))()
+    assert not one.get_carry()[0].any()
+    one(X, training=False)
+    tf.function(lambda: one.reset_state())()
+    assert not one.get_carry(training=False)[0].any()
+
+
 BAD = {  # call, message
     "not stateful": (lambda: ELSTM(N).get_carry(), "Only a layer with stateful=True keeps a carry"),
     "set not stateful": (lambda: ELSTM(N).set_carry([]), "Only a layer with stateful=True keeps a carry"),
+    "training 2": (lambda: called()(X, training=2), "training must be True, False or None, got 2"),
+    "two trainings": (lambda: called()(X, training=tf.constant([True, False])), "training must be True, False or None"),
+    "text": (lambda: called()(X, training=tf.constant("no")), "training must be True, False or None"),
     "no carry yet": (lambda: layer().get_carry(), "There is no training carry yet"),
     "no inference yet": (lambda: called().get_carry(training=False), "There is no inference carry yet"),
     "get training": (lambda: called().get_carry(training="yes"), "training must be True or False, got 'yes'"),
@@ -175,9 +233,12 @@ BAD = {  # call, message
     "negative": (lambda: called().reset_state([-1]), "streams must be None, indices below 3"),
     "bools": (lambda: called().reset_state([True]), r"got a bool array of shape \(1,\)"),
     "fraction": (lambda: called().reset_state([0.5]), "streams must be None, indices below 3"),
-    "symbolic": (lambda: tf.function(called().reset_state)(tf.constant([1])), "got a tensor without a value"),
+    "symbolic": (
+        lambda: tf.function(lambda streams: called().reset_state(streams, training=True))(tf.constant([1])),
+        "got a tensor without a value",
+    ),
     "sizes": (lambda: uneven().reset_state([2]), "training must be True or False .* has 3 of them .* state 1"),
-    "reset training": (lambda: called().reset_state(training="all"), "training must be None, True or False"),
+    "reset training": (lambda: called().reset_state(training="all"), "training must be True, False or None"),
     "bytes not built": (lambda: ELSTM(N).carry_bytes(2), r"carry_bytes\(\) needs a built layer"),
     "batch_size": (lambda: layer().carry_bytes(0), "batch_size must be a whole number of at least 1, got 0"),
 }

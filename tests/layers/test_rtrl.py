@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_rtrl import _checks, native
 from keras_rtrl._keras import LEGACY, keras
 from keras_rtrl.cells import ELSTMCell, Parameter, RTRLCell, RTUCell
-from keras_rtrl.layers import ELSTM, LRU, RTRL, RTU
+from keras_rtrl.layers import ELSTM, LRU, RTRL, RTU, RTRLStack
 
 B, T, D, N = 2, 6, 4, 3
 LAYERS = {
@@ -168,7 +169,7 @@ BAD_CALLS = {
     "two states": (dict(sequences=X, initial_state=[X, X]), ValueError, "initial_state must be .* got 2 tensors"),
     "state shape": (dict(sequences=X, initial_state=X), ValueError, "initial_state: state must have shape"),
     "state batch": (dict(sequences=X, initial_state=np.zeros((B + 1, N, 1), "float32")), ValueError, "initial_state"),
-    "no tensor": (dict(sequences=X, initial_state="zeros"), ValueError, "initial_state: state must .* got str"),
+    "no tensor": (dict(sequences=X, initial_state="zeros"), TypeError, "initial_state: state must .* got str"),
     "reset shape": (dict(sequences=X, reset=np.zeros((B, 3), bool)), ValueError, "reset must have shape"),
     "mask shape": (dict(sequences=X, mask=np.zeros((B,), bool)), ValueError, "mask must have shape"),
 }
@@ -183,9 +184,148 @@ def test_bad_calls_get_one_clear_error(bad):
         layer(**arguments)
 
 
+@pytest.fixture(scope="module", params=["native", "tf"])
+def free(request):
+    """A function of free batch and number of steps: its shapes are known when it runs."""
+    layer = ELSTM(N, return_sequences=True, implementation=request.param, name="free")
+    if request.param == "native" and not native.choose("auto", layer.cell, "float32"):
+        pytest.skip("the native op is not built")
+    layer.build((None, None, D))
+    specs = [((None, None, D), "float32"), ((None, None), "bool"), ((None, None), "float32"), ((None, N, 1), "float32")]
+    specs = [tf.TensorSpec(*spec) for spec in specs]
+    function = tf.function(
+        lambda x, reset, mask, state: layer(x, reset=reset, mask=mask, initial_state=state), input_signature=specs
+    )
+
+    def call(x=(B, T, D), reset=(B, T), mask=(B, T), state=(B, N, 1), value=1.0):
+        mask = tf.fill(mask, value)
+        return function(tf.zeros(x), tf.zeros(reset, tf.bool), mask, tf.zeros(state))
+
+    return call
+
+
+@pytest.mark.parametrize("rows", [0, 1, B + 1])
+@pytest.mark.parametrize("name", ["state", "reset", "mask"])
+def test_rows_known_late_must_be_those_of_sequences(free, name, rows):
+    shapes = {"state": (rows, N, 1), "reset": (rows, T), "mask": (rows, T)}
+    with pytest.raises(tf.errors.InvalidArgumentError, match=f"{name} .*of free must have the .*batch.* of sequences"):
+        free(**{name: shapes[name]})
+    assert free().shape == (B, T, N)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (dict(reset=(B, T + 2)), r"reset of free must have the \[batch, time\] of sequences"),
+        (dict(reset=(T, B)), r"reset of free must have the \[batch, time\] of sequences"),
+        (dict(mask=(B, T - 1)), r"mask of free must have the \[batch, time\] of sequences"),
+        (dict(x=(B, 0, D), reset=(B, 0), mask=(B, 0)), "sequences of free must have at least one step, got time = 0"),
+        (dict(value=float("nan")), "mask of free must be boolean, or 0 and 1 alone"),
+        (dict(value=0.5), "mask of free must be boolean, or 0 and 1 alone"),
+    ],
+)
+def test_shapes_and_values_known_late(free, given, message):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        free(**given)
+
+
+@pytest.mark.parametrize("what", ["reset", "mask"])
+def test_flags_of_other_dtypes(what, rng):
+    layer, x = ELSTM(N, return_sequences=True), inputs(rng).astype("float32")
+    flags = resets((0, 2), (1, 3))
+    want = layer(x, **{what: flags})
+    for dtype in ("float32", "int64", "uint8"):
+        np.testing.assert_array_equal(layer(x, **{what: flags.astype(dtype)}), want)
+    for wrong in (np.nan, 0.5, 2, -1, np.inf):
+        with pytest.raises(ValueError, match=f"{what} must be boolean, or 0 and 1 alone, got array"):
+            layer(x, **{what: np.full((B, T), wrong)})
+
+
+RAGGED = tf.ragged.constant([[[1.0] * D] * T, [[1.0] * D]], ragged_rank=1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (dict(sequences=RAGGED), "sequences must be dense, got a ragged tensor"),
+        (dict(sequences=tf.sparse.from_dense(np.ones((B, T, D)))), "sequences must be dense, got a sparse tensor"),
+        (dict(reset=tf.ragged.constant([[True], [True] * T])), "reset must be dense, got a ragged tensor"),
+        (dict(mask=tf.sparse.from_dense(np.ones((B, T)))), "mask must be dense, got a sparse tensor"),
+        (dict(sequences=None), "sequences must be a tensor or an array, got NoneType"),
+        (dict(sequences=[1.0, 2.0]), "sequences must be a tensor or an array, got list"),
+        (dict(initial_state=[np.zeros((B, N, 1)), None, None]), "initial_state: S must be a tensor .*, got NoneType"),
+        (dict(initial_state=np.zeros((B, N, 1), complex)), "initial_state: state must be numbers, got complex128"),
+        (dict(initial_state=np.zeros((B, N, 1), bool)), "initial_state: state must be numbers, got bool"),
+    ],
+)
+def test_what_is_no_dense_tensor(given, message):
+    for layer in (ELSTM(N), RTRLStack([ELSTM(N)])):
+        with pytest.raises(TypeError, match=message.replace(": S ", ": S(_1)? ").replace(": state ", ": state(_1)? ")):
+            layer(**{"sequences": X, **given})
+
+
+@pytest.mark.parametrize("kind", ["ragged", "sparse"])
+def test_ragged_and_sparse_inputs_of_models(kind):
+    with pytest.raises(TypeError, match=f"sequences must be dense, got a {kind} tensor"):
+        ELSTM(N)(keras.Input((None, D), **{kind: True}))
+
+
+@pytest.mark.skipif(not LEGACY, reason="Keras 3 hands no mask on from inside TimeDistributed, to its own LSTM neither")
+@pytest.mark.parametrize("how", ["called", "predicted"])
+def test_masks_of_inner_steps(how, rng):
+    """TimeDistributed hands on the mask of each outer step."""
+    x = inputs(rng, batch=3 * B).reshape(B, 3, T, D).astype("float32")
+    x[:, 1, 3:] = 0.0
+    layer = ELSTM(N)
+    given = keras.Input((3, T, D))
+    y = keras.layers.TimeDistributed(keras.layers.Masking())(given)
+    model = keras.Model(given, keras.layers.TimeDistributed(layer)(y))
+    got = model(x) if how == "called" else model.predict(x, verbose=0)
+    want = tf.stack([layer(keras.layers.Masking()(x[:, k])) for k in range(3)], axis=1)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_activity_regularizer_penalises_the_output_alone(rng):
+    x = inputs(rng).astype("float32")
+    for make in (lambda **kw: ELSTM(N, **kw), lambda **kw: RTRLStack([ELSTM(N)], **kw)):
+        layer = make(activity_regularizer=keras.regularizers.L2(1.0))
+        y = layer(x)
+        np.testing.assert_allclose([float(loss) for loss in layer.losses], [np.sum(np.square(y)) / B], rtol=1e-5)
+        assert type(layer).from_config(layer.get_config()).activity_regularizer is not None
+        with pytest.raises(ValueError, match="activity_regularizer must be None with return_state=True"):
+            make(activity_regularizer="l2", return_state=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ELSTM(2**63), r"units must be a whole number .* below 2\*\*63, got 9223372036854775808"),
+        (lambda: ELSTM(2**50, name="big")(X), r"big: units=1125899906842624 over 4 features .* [\d,]+\.\d GiB"),
+        (lambda: RTRLStack([ELSTM(2**50, name="big")])(X), "big: units=1125899906842624 over 4 features .* GiB"),
+        (lambda: ELSTM(N).get_initial_state(2**50), "batch_size: a carry of 1125899906842624 streams .* GiB"),
+        (lambda: ELSTM(N).get_initial_state(tf.constant(-1)), "batch_size must be a whole number .*, got -1"),
+        (lambda: tf.function(ELSTM(N).get_initial_state)(tf.constant(1.5)), "batch_size must be one whole number"),
+    ],
+)
+def test_sizes_that_no_machine_holds(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_carry_larger_than_the_memory_is_refused(monkeypatch):
+    stateful, returned = ELSTM(N, stateful=True, name="big"), ELSTM(N, return_state=True, name="big")
+    for layer in (stateful, returned):
+        layer.build((None, None, D))
+    monkeypatch.setattr(_checks, "machine_memory", lambda: 100)
+    for layer in (stateful, returned):
+        with pytest.raises(ValueError, match=f"big: a carry of {B} streams .* GiB"):
+            layer(X)
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
+        (lambda: keras.layers.Bidirectional(RTRLStack([ELSTM(3)])), ValueError, "forward in time"),
         (lambda: ELSTM(3, dtype="float64", trace_dtype="float32"), ValueError, "trace_dtype must not be narrower"),
         (lambda: keras.layers.Bidirectional(ELSTM(3)), ValueError, "forward in time"),
         (lambda: ELSTM(3, recurrent_initializer="orthogonal")(X), ValueError, "recurrent_initializer cannot make w_f"),

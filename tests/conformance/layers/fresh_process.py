@@ -11,10 +11,12 @@ import sys
 
 import conftest  # the cell of the list's own
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from keras_rtrl import native
 from keras_rtrl._keras import LEGACY, keras
+from keras_rtrl.layers import ELSTM
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
@@ -55,6 +57,8 @@ def mirrored(folder, data):
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"], tf.distribute.ReductionToOneDevice())
     assert strategy.num_replicas_in_sync == 2
     with strategy.scope():
+        with pytest.raises(ValueError, match="stateful must be False under a strategy of 2 replicas"):
+            ELSTM(3, stateful=True)(keras.Input((5, 4), batch_size=4))
         model = keras.models.load_model(folder / "model.keras")
         model.compile(keras.optimizers.SGD(0.1), "mse")
     model.fit(tf.data.Dataset.from_tensors((given, data["target"])).repeat(2), verbose=0)
