@@ -9,6 +9,7 @@ from keras_rtrl._checks import flag, shown
 from keras_rtrl._keras import LEGACY, keras
 from keras_rtrl.engine import zero_carry
 from keras_rtrl.layers.carry import KeepsCarry, known_training
+from keras_rtrl.layers.signature import check_signature, sign
 
 # What keras.layers.LSTM takes and no layer here does, and what there is instead.
 _NOT_HERE = {
@@ -92,8 +93,9 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
         return int(shape[-1])
 
     def __call__(self, sequences, *args, **kwargs):
-        # Before Keras asks for shapes.
+        # Here and not in `call`: before Keras asks for shapes, and where tf-keras' symbols still have their history.
         _check_kind("sequences", sequences)
+        self._check_makers(args[0] if args else kwargs.get("initial_state"))
         return super().__call__(sequences, *args, **kwargs)
 
     def call(self, sequences, initial_state=None, mask=None, training=None, reset=None):
@@ -146,6 +148,8 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
         y = y if self.return_sequences else y[:, -1]
         if not self.return_state:
             return y
+        for layer, carry in zip(self._recurrent_layers(), carries, strict=True):
+            sign(carry, layer)
         return (y, *flat(carries))
 
     # Checks. Each raises before anything is computed.
@@ -204,6 +208,16 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
             if not (dtype.is_floating or dtype.is_integer):
                 raise TypeError(f"{what} must be numbers, got {dtype.name}.")
         return entries
+
+    def _check_makers(self, initial_state):
+        """Refuses traces that are known to be another layer's."""
+        layers = self._recurrent_layers()
+        if isinstance(initial_state, (list, tuple)) and len(initial_state) == 3 * len(layers):
+            for layer, suffix, *traces in zip(
+                layers, self._suffixes, initial_state[1::3], initial_state[2::3], strict=True
+            ):
+                for field, trace in zip(("S", "r"), traces, strict=True):
+                    check_signature(f"initial_state: {field}{suffix}", trace, layer)
 
     def _check_rows(self, entry, value, x):
         value = tf.ensure_shape(tf.cast(value, entry.dtype), (None, *entry.shape))
