@@ -10,6 +10,7 @@ import tensorflow as tf
 from keras_rtrl._checks import fits_memory, flag, machine_memory, shown, whole_number
 from keras_rtrl.engine import Carry, carry_shapes
 
+CARRIES = ("_training_carry", "_inference_carry")  # attributes of a layer
 SHARE = 0.25  # of the machine's memory, from which on a carry gets a warning
 
 

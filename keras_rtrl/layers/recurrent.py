@@ -1,6 +1,8 @@
 """What RTRL and RTRLStack share: the call, its checks, and the shapes that Keras asks for."""
 
 import functools
+import inspect
+import sys
 
 import numpy as np
 import tensorflow as tf
@@ -8,7 +10,7 @@ import tensorflow as tf
 from keras_rtrl._checks import flag, shown
 from keras_rtrl._keras import LEGACY, keras
 from keras_rtrl.engine import zero_carry
-from keras_rtrl.layers.carry import KeepsCarry, known_training
+from keras_rtrl.layers.carry import CARRIES, KeepsCarry, known_training
 from keras_rtrl.layers.signature import check_signature, sign
 
 # What keras.layers.LSTM takes and no layer here does, and what there is instead.
@@ -20,6 +22,7 @@ _NOT_HERE = {
     "time_major": "sequences have shape [batch, time, features]",
     "use_cudnn": "RTRL layers have implementation",
 }
+_SAVE_WEIGHTS = inspect.unwrap(keras.Model.save_weights).__code__
 
 
 class Recurrent(KeepsCarry, keras.layers.Layer):
@@ -287,7 +290,18 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
         y = (shape[0], shape[1], size) if self.return_sequences else (shape[0], size)
         return (y, *((shape[0], *e.shape) for e in self._carried(given, shape[2]))) if self.return_state else y
 
-    if not LEGACY:
+    if LEGACY:
+
+        def _trackable_children(self, save_type="checkpoint", **kwargs):
+            # What tf-keras' save_weights writes is tf.train.Checkpoint(root=model), and it tells layers nothing: a
+            # checkpoint is to hold the carries, and a file of weights the weights alone.
+            children = super()._trackable_children(save_type, **kwargs)
+            frame = sys._getframe()
+            while frame is not None and frame.f_code is not _SAVE_WEIGHTS:
+                frame = frame.f_back
+            return {name: child for name, child in children.items() if frame is None or name not in CARRIES}
+
+    else:
 
         def compute_output_spec(self, sequences, initial_state=None, mask=None, training=None, reset=None):
             self._check_sequences(sequences)

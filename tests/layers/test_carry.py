@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_rtrl._keras import LEGACY, keras
 from keras_rtrl.layers import ELSTM, RTU, RTRLStack, carry
 
 B, T, D, N = 3, 4, 2, 3
@@ -132,6 +133,37 @@ def test_checkpoints_hold_both_carries(tmp_path, when):
     tf.train.Checkpoint(layer=other).restore(path)
     np.testing.assert_array_equal(tf.function(other)(X), expected)
     np.testing.assert_array_equal(other(X, training=False), inference)
+
+
+@pytest.mark.parametrize("make", [ELSTM, lambda units, **kw: RTRLStack([ELSTM(units)], **kw)])
+def test_files_of_weights_hold_weights_alone(make, tmp_path):
+    """As of a stock LSTM: for another batch size too, and no model goes on from a carry that it was not asked for."""
+
+    def model(batch):
+        return keras.Sequential([keras.Input((T, D), batch_size=batch), make(N, stateful=True)])
+
+    ending = "" if LEGACY else ".weights.h5"
+    saved, targets = model(B), np.ones((B, N), "float32")
+    saved.compile("sgd", "mse")
+    at_end = keras.callbacks.ModelCheckpoint(str(tmp_path / f"fit{ending}"), save_weights_only=True)
+    saved.fit(X, targets, batch_size=B, verbose=0, callbacks=[at_end])
+    saved(X, training=False)
+    saved.save_weights(str(tmp_path / f"saved{ending}"))
+    for name in ("fit", "saved"):
+        for batch in (1, B):
+            fresh, used = model(batch), model(batch)
+            used(X[:batch])
+            kept = used.layers[-1].get_carry()
+            for loaded in (fresh, used):
+                loaded.load_weights(str(tmp_path / f"{name}{ending}"))
+                for a, b in zip(loaded.get_weights(), saved.get_weights(), strict=True):
+                    np.testing.assert_array_equal(a, b)
+            for a, b in zip(used.layers[-1].get_carry(), kept, strict=True):
+                np.testing.assert_array_equal(a, b)
+            without = make(N)
+            without.build((None, None, D))
+            without.set_weights(saved.get_weights())
+            np.testing.assert_allclose(fresh(X[:batch]), without(X[:batch]), rtol=1e-5, atol=1e-6)
 
 
 def called():
