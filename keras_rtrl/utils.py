@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from keras_rtrl._checks import whole_number
+from keras_rtrl._checks import fits_memory, shown, whole_number
 
 
 def stream_chunks(sequences, targets, batch_size, chunk):
@@ -26,13 +26,8 @@ def stream_chunks(sequences, targets, batch_size, chunk):
     Raises:
       ValueError: lengths or counts that do not fit.
     """
-    for name, value in (("batch_size", batch_size), ("chunk", chunk)):
-        whole_number(name, value)
-    for name, value in (("sequences", sequences), ("targets", targets)):
-        if not np.iterable(value):
-            raise ValueError(f"{name} must be an array or a list of arrays, got {value!r}.")
-    sequences = [np.asarray(s) for s in sequences]
-    targets = [np.asarray(t) for t in targets]
+    batch_size, chunk = whole_number("batch_size", batch_size), whole_number("chunk", chunk)
+    sequences, targets = _arrays("sequences", sequences), _arrays("targets", targets)
     if len(sequences) != len(targets):
         raise ValueError(f"targets must have one array a sequence: got {len(targets)} for {len(sequences)} sequences.")
     if len(sequences) < batch_size:
@@ -48,11 +43,17 @@ def stream_chunks(sequences, targets, batch_size, chunk):
             raise ValueError(f"targets[{i}] must have one target a step, {len(s)}, got shape {t.shape}.")
         if t.shape[1:] != targets[0].shape[1:]:
             raise ValueError(f"targets[{i}] must have targets of shape {targets[0].shape[1:]}, got {t.shape[1:]}.")
+        if t.dtype.kind not in "biufcSU":
+            raise ValueError(f"targets[{i}] must be numbers or text, got {t.dtype}.")
+        if t.dtype.kind not in "SU" and t.dtype != targets[0].dtype:
+            raise ValueError(f"targets[{i}] must be of one dtype with the first, {targets[0].dtype}, got {t.dtype}.")
         if s.dtype != sequences[0].dtype or s.dtype.kind != "f":
             raise ValueError(f"sequences[{i}] must be floating, of one dtype with the first, got {s.dtype}.")
     rows = [range(b, len(sequences), batch_size) for b in range(batch_size)]
     longest = max(sum(len(sequences[i]) for i in row) for row in rows)
     steps = -(-longest // chunk) * chunk
+    a_step = sum(array[0][0].nbytes for array in (sequences, targets)) + 1
+    fits_memory(f"chunk={chunk} of batch_size={batch_size} streams", batch_size * steps * a_step)
 
     def streams(arrays):
         return np.stack([_wrap(np.concatenate([arrays[i] for i in row]), steps) for row in rows])
@@ -65,6 +66,19 @@ def stream_chunks(sequences, targets, batch_size, chunk):
         return np.moveaxis(split, 1, 0)
 
     return tf.data.Dataset.from_tensor_slices(({"x": cut(x), "reset": cut(reset)}, cut(y)))
+
+
+def _arrays(name, values):
+    """A list of arrays from an array or a list of what can be made one."""
+    if isinstance(values, (str, bytes, dict)) or not np.iterable(values):
+        raise ValueError(f"{name} must be an array or a list of arrays, got {shown(values)}.")
+    arrays = []
+    for i, value in enumerate(values):
+        try:
+            arrays.append(np.asarray(value))
+        except (TypeError, ValueError) as error:  # rows of different lengths; tensors without values
+            raise ValueError(f"{name}[{i}] must be an array, got {shown(value)}: {error}") from error
+    return arrays
 
 
 def _wrap(array, length):

@@ -44,6 +44,12 @@ X = np.zeros((4, 10, 3))
         ((X.astype(int), X, 2, 5), r"sequences\[0\] must be floating"),
         ((X, [*X[:3], X[3, :, :1]], 2, 5), r"targets\[3\] must have targets of shape"),
         (([X[0], X[0, :, :2]], X[:2], 2, 5), r"sequences\[1\] must have 3 features"),
+        ((X, X, 2, 10**12), r"chunk=1000000000000 of batch_size=2 streams .* [\d,]+\.\d GiB"),
+        (("words", X, 2, 5), "sequences must be an array or a list of arrays, got 'words'"),
+        (({0: X, 1: X}, X, 2, 5), r"sequences must be an array or a list of arrays, got {"),
+        ((X, [[[1.0], [2.0, 3.0]]] * 4, 2, 5), r"targets\[0\] must be an array, got \[\[1.0\], \[2.0, 3.0\]\]"),
+        ((X, [[None] * 10] * 4, 2, 5), r"targets\[0\] must be numbers or text, got object"),
+        ((X, [*X[:3], X[3].astype("float32")], 2, 5), r"targets\[3\] must be of one dtype with the first, float64"),
     ],
 )
 def test_sequences_that_do_not_fit(arguments, message):
