@@ -17,9 +17,10 @@ import re
 
 import tensorflow as tf
 
+from keras_rtrl._checks import shown, whole_number
 from keras_rtrl._keras import LEGACY, keras
 from keras_rtrl.layers import RTRL
-from keras_rtrl.layers.recurrent import Recurrent
+from keras_rtrl.layers.recurrent import Recurrent, of_size
 
 
 @contextlib.contextmanager
@@ -34,57 +35,78 @@ def stock_ops(layers):
 
 
 class StatefulModule(tf.Module):
-    """A function of named tensors that takes and returns named states, of stock operations, batch size free.
+    """A function of named tensors that takes and returns named states, of stock operations.
 
     Attributes:
-      step: concrete function of `inputs` and `states`, by name.
-      initial_state: concrete function batch_size (int32 []) -> the states, zeros.
+      step: concrete function of `inputs` and `states`, by name. All must have as many rows as the first.
+      initial_state: concrete function batch_size (int32 []) -> the states, zeros; without that argument if the batch
+        size is fixed.
     """
 
-    def __init__(self, step, inputs, states, layers):
+    def __init__(self, step, inputs, states, layers, batch_size=None):
         """Traces.
 
         Args:
           step: function of the inputs and states by name that returns a dict; the new states are in it by their names.
-          inputs: TensorSpecs by name.
-          states: TensorSpecs [None, ...] by name.
+          inputs: TensorSpecs [B, ...] by name.
+          states: TensorSpecs [B, ...] by name.
           layers: those that `step` runs through; the RTRL layers among them run on stock operations.
+          batch_size: B of all specs; None: free.
         """
         super().__init__()
+        first = next(iter(inputs))
+
+        def checked(**given):
+            return step(
+                **{
+                    name: of_size(value, given[first], 1, f"{name} must have as many rows as {first}")
+                    for name, value in given.items()
+                }
+            )
+
         with stock_ops(layers):
-            self.step = _concrete(step, {**inputs, **states})
+            self.step = _concrete(checked, {**inputs, **states})
         # The variables and not the Keras objects, which a process without this package could not load.
         self._weights = list(self.step.variables)
 
-        def initial_state(batch_size):
-            return {
-                name: tf.zeros(tf.concat([[batch_size], spec.shape[1:]], 0), spec.dtype)
-                for name, spec in states.items()
-            }
+        def initial_state(batch_size=batch_size):
+            return {name: tf.zeros((batch_size, *spec.shape[1:]), spec.dtype) for name, spec in states.items()}
 
-        self.initial_state = _concrete(initial_state, {"batch_size": tf.TensorSpec([], tf.int32)})
+        free = {"batch_size": tf.TensorSpec([], tf.int32)} if batch_size is None else {}
+        self.initial_state = _concrete(initial_state, free)
 
     def save(self, path):
         """Writes a SavedModel, a folder, with the signatures "serving_default" (`step`) and "initial_state".
 
         Raises:
           TypeError: `path` is no path.
-          ValueError: `path` ends as one of Keras' files does.
+          ValueError: `path` ends as one of Keras' files does, or is a file.
+          OSError: it cannot be written.
         """
-        if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
-            raise TypeError(f"path must be a path, got {path!r}.")
-        if os.fspath(path).endswith((".keras", ".h5", ".hdf5")):
-            raise ValueError(f"path must be that of a folder, which a SavedModel is and no Keras file, got {path!r}.")
+        name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else None
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"path must be a path, got {shown(path)}.")
+        if name.endswith((".keras", ".h5", ".hdf5")):
+            raise ValueError(
+                f"path must be that of a folder, which a SavedModel is and no Keras file, got {shown(path)}."
+            )
         signatures = {"serving_default": self.step, "initial_state": self.initial_state}
-        tf.saved_model.save(self, path, signatures=signatures)
+        try:
+            if tf.io.gfile.exists(name) and not tf.io.gfile.isdir(name):
+                raise ValueError(f"path must be that of a folder, and {shown(path)} is a file.")
+            tf.saved_model.save(self, name, signatures=signatures)
+        except (OSError, tf.errors.OpError) as error:
+            raise OSError(f"path cannot be written, {shown(path)}: {error}") from error
 
 
-def inference_model(model):
+def inference_model(model, batch_size=None, steps=None):
     """The function that `model` computes in inference, as a tf.Module that needs neither Keras nor keras_rtrl.
 
     It holds stock TensorFlow operations only and no traces, and it keeps no state: states go in and come out by name.
     The batch size is free, also of a model built with a fixed one; so is the number of steps, unless a layer needs it
-    fixed. Weights are shared, not copied: the module follows further training, and `save` writes what they are then.
+    fixed. With `batch_size` and `steps` all shapes are static, and with steps=1 nothing loops: such a module converts
+    to LiteRT. Weights are shared, not copied: the module follows further training, and `save` writes what they are
+    then.
 
     Called on a sequence at once or in pieces, down to single steps, it gives the same outputs wherever only RTRL layers
     look back in time (other layers that do, such as Conv1D or keras' LSTM, begin anew with each call; so does the
@@ -93,7 +115,7 @@ def inference_model(model):
     The functions `step` and `initial_state`, which `save(path)` writes as the signatures "serving_default" and
     "initial_state", take and return flat tensors by name:
 
-      initial_state(batch_size int32 []) -> the states [B, N, m], zeros.
+      initial_state(batch_size int32 []) -> the states [B, N, m], zeros; it takes nothing if `batch_size` is given.
       step(inputs, reset bool [B, T], states) -> outputs, new states. Inputs and outputs have the names of keras.Input
         and of the output layers, or the keys of dicts; a subclassed model's input has the name of its argument in
         `call`, and its outputs are `output` or `output_0`, `output_1`, ... A layer called elstm has the state
@@ -106,17 +128,22 @@ def inference_model(model):
 
     Args:
       model: a built keras.Model with at least one RTRL or RTRLStack layer: Sequential, functional or subclassed.
+      batch_size: B, also of a model built with another; None: free.
+      steps: T, likewise.
 
     Returns:
       A `StatefulModule`.
 
     Raises:
       TypeError: `model` is no Keras model of the Keras in use.
-      ValueError: it is not built, has no RTRL layer, takes traces as input or computes with them, has a stateful layer
+      ValueError: `batch_size` or `steps` is no whole number of at least 1, or a layer needs another number of steps;
+        the model is not built, has no RTRL layer, takes traces as input or computes with them, has a stateful layer
         inside TimeDistributed, or a stateful recurrent layer of Keras' own, whose state could not be brought out.
     """
+    batch_size = None if batch_size is None else whole_number("batch_size", batch_size)
+    steps = None if steps is None else whole_number("steps", steps)
     layers = _checked(model)
-    inputs, run = _signature(model)
+    inputs, run = _signature(model, batch_size)
 
     def first_pass(inputs):
         found = _Pass(layers, inputs)
@@ -124,21 +151,25 @@ def inference_model(model):
         return found
 
     found = first_pass(inputs)
-    # Where the model fixes the number of steps, free it if the layers allow that. Of a number that it does not know
+    # Where the model has another number of steps, change it if the layers allow that. Of a number that it does not know
     # TimeDistributed takes as many as there are streams (Keras 3.15).
-    if found.steps != {None} and not any(isinstance(layer, keras.layers.TimeDistributed) for layer in layers):
-        free = {name: _freed(spec, found.steps) for name, spec in inputs.items()}
+    distributed = any(isinstance(layer, keras.layers.TimeDistributed) for layer in layers)
+    if found.steps != {steps} and not (distributed and steps is None):
+        changed = {name: _with_steps(spec, found.steps, steps) for name, spec in inputs.items()}
         with contextlib.suppress(TypeError, ValueError, tf.errors.InvalidArgumentError):
-            trial = first_pass(free)
-            if trial.steps == {None}:
-                found, inputs = trial, free
-    reset = {"reset": tf.TensorSpec([None, None], tf.bool)} if found.open_resets and "reset" not in inputs else {}
+            trial = first_pass(changed)
+            if trial.steps == {steps}:
+                found, inputs = trial, changed
+    if steps is not None and found.steps != {steps}:
+        raise ValueError(f"steps must be None: {model.name} cannot be called with {steps} of them.")
+    reset = {"reset": tf.TensorSpec([batch_size, steps], tf.bool)}
+    reset = reset if found.open_resets and "reset" not in inputs else {}
 
     def step(**given):
         now = _Pass(layers, inputs, given, given.get("reset") if reset else None)
         return {**now.outputs(model, run, given), **now.states}
 
-    return StatefulModule(step, {**inputs, **reset}, found.specs, layers)
+    return StatefulModule(step, {**inputs, **reset}, found.specs, layers, batch_size)
 
 
 def _concrete(function, specs):
@@ -181,15 +212,15 @@ def _distributed(layers):
 # The model's inputs and outputs by name.
 
 
-def _signature(model):
-    """TensorSpecs of the model's inputs by name, batch size free, and a function that runs it on a dict of tensors."""
+def _signature(model, batch_size):
+    """TensorSpecs of the model's inputs by name, and a function that runs it on a dict of tensors."""
     args, kwargs = _arguments(model)
     arguments = inspect.signature(model.call).parameters
     named = [pair for name, value in zip(arguments, args, strict=False) for pair in _by_name(value, name)]
     named += [pair for name, value in kwargs.items() for pair in _by_name(value, name)]
     specs = {}
     for name, leaf in named:
-        specs[_unique(name, specs)] = tf.TensorSpec([None, *tuple(leaf.shape)[1:]], leaf.dtype)
+        specs[_unique(name, specs)] = tf.TensorSpec([batch_size, *tuple(leaf.shape)[1:]], leaf.dtype)
 
     def run(tensors):
         again = tf.nest.pack_sequence_as((args, kwargs), [tensors[name] for name in specs])
@@ -241,11 +272,11 @@ def _unique(name, taken):
     return next(candidate for candidate in numbered if candidate not in taken)
 
 
-def _freed(spec, steps):
-    """A TensorSpec with its second axis free where that is one of `steps`."""
+def _with_steps(spec, found, steps):
+    """A TensorSpec with `steps` as its second size where that is one of those `found`."""
     shape = spec.shape.as_list()
-    if len(shape) > 1 and shape[1] in steps:
-        shape[1] = None
+    if len(shape) > 1 and shape[1] in found:
+        shape[1] = steps
     return tf.TensorSpec(shape, spec.dtype)
 
 
@@ -264,6 +295,8 @@ class _Pass:
         self.specs, self.states, self.steps, self.open_resets = {}, {}, set(), False
         distributed = _distributed(layers)
         self._layers = [layer for layer in layers if isinstance(layer, Recurrent) and layer not in distributed]
+        functional = [layer for layer in layers if LEGACY and getattr(layer, "_is_graph_network", False)]
+        self._models = [model for model in functional if "_manual_input_spec" not in vars(model)]
         self._given, self._reset = given, reset
         self._taken = {*inputs, "reset"}
         self._kept = {}  # names of the states of stateful layers, which go on with them in their next call
@@ -277,6 +310,9 @@ class _Pass:
                 call = self._call_of(layer, layer.call)
                 vars(layer)["call"] = call  # not by setattr: Keras keeps account of what it is given
                 stack.callback(vars(layer).pop, "call")
+            for inner in self._models:  # tf-keras insists on the number of steps of a functional model's keras.Input
+                vars(inner)["_manual_input_spec"] = None
+                stack.callback(vars(inner).pop, "_manual_input_spec")
             result = run(tensors)
         for stand_in, layer in self._stand_ins:
             if stand_in.consumers():
@@ -301,7 +337,8 @@ class _Pass:
         @tf.autograph.experimental.do_not_convert
         def call(sequences, initial_state=None, mask=None, training=None, reset=None):
             self.steps.add(sequences.shape[1])
-            zeros = layer.get_initial_state(tf.shape(sequences)[0])
+            batch = sequences.shape[0]
+            zeros = layer.get_initial_state(tf.shape(sequences)[0] if batch is None else batch)
             own = initial_state is None
             whole = own
             if own:
@@ -309,7 +346,7 @@ class _Pass:
                 states = [self._state(name, zero) for name, zero in zip(names, zeros, strict=True)]
                 if reset is None:
                     self.open_resets = True
-                    reset = self._checked_reset(layer, sequences)
+                    reset = self._reset
             else:
                 states = tf.nest.flatten(initial_state)
                 whole = len(states) > len(zeros)
@@ -338,7 +375,7 @@ class _Pass:
         for name, zero in zip(_state_names(layer, zeros), zeros, strict=True):
             names.append(_unique(name, self._taken))
             self._taken.add(names[-1])
-            self.specs[names[-1]] = tf.TensorSpec([None, *zero.shape[1:]], zero.dtype)
+            self.specs[names[-1]] = tf.TensorSpec(zero.shape, zero.dtype)
         if layer.stateful:
             self._kept[layer] = names
         return names
@@ -347,14 +384,6 @@ class _Pass:
         if name in self.states:
             return self.states[name]
         return zero if self._given is None else self._given[name]
-
-    def _checked_reset(self, layer, sequences):
-        if self._reset is None:
-            return None
-        fits = tf.reduce_all(tf.equal(tf.shape(self._reset), tf.shape(sequences)[:2]))
-        message = f"reset must have the [batch, time] of what layer {layer.name} gets"
-        with tf.control_dependencies([tf.debugging.Assert(fits, [message, tf.shape(self._reset)])]):
-            return tf.identity(self._reset)
 
     # Layers that return their carry, or take one that another returned, find empty tensors where the traces were.
 

@@ -164,6 +164,88 @@ def test_names(served, name):
     assert set(module.step.structured_outputs) == {*OUTPUTS[name], *STATES[name]}
 
 
+@pytest.mark.parametrize("rows", [0, 1, B + 1])
+@pytest.mark.parametrize("name", MODELS)
+def test_states_and_resets_have_the_rows_of_the_input(served, name, rows):
+    module = served[0][name]
+    given = module.initial_state(batch_size=tf.constant(B))
+    given = {"x": tf.zeros((B, T, D)), "reset": tf.zeros((B, T), tf.bool), **given}
+    module.step(**given)
+    for wrong in sorted({*given} - {"x"}):
+        other = tf.zeros((rows, *given[wrong].shape[1:]), given[wrong].dtype)
+        with pytest.raises(tf.errors.InvalidArgumentError, match="must have as many rows as "):
+            module.step(**{**given, wrong: other})
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"reset of .* must have the \[batch, time\]"):
+        module.step(**{**given, "reset": tf.zeros((B, T + 1), tf.bool)})
+
+
+def all_cells():
+    """Built with other sizes than it is served with; nothing of it may loop over one step."""
+    stacked = [layers.ELSTM(N), keras.layers.Dropout(0.5), layers.RTU(N, recurrence="nonlinear", activation="tanh")]
+    cells = [layers.ELSTM(N), layers.RTU(N), layers.LRU(N), layers.EGRU(N), layers.MinGRU(N, implementation="auto")]
+    for cell in cells:
+        cell.return_sequences = True
+    core = layers.RTRLStack(stacked, norm=True, gate=True, residual=True, return_sequences=True, name="core")
+    x = keras.Input((7, D), batch_size=3, name="x")
+    return keras.Sequential([x, keras.layers.Masking(), *cells, core, keras.layers.Dense(2, name="y")])
+
+
+def test_one_step_converts_to_lite_rt():
+    model = all_cells()
+    module = inference_model(model, batch_size=1, steps=1)
+    graph = module.step.graph.as_graph_def()
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    assert not [node.op for node in nodes if "While" in node.op or "Assert" in node.op]
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([module.step], module)
+    run = tf.lite.Interpreter(model_content=converter.convert()).get_signature_runner()
+    x = np.random.default_rng(0).normal(size=(1, T, D)).astype("float32")
+    x[0, 1] = 0.0  # masked
+    reset = np.arange(T)[None] == 3
+    state, got = {name: value.numpy() for name, value in module.initial_state().items()}, []
+    for t in range(T):
+        out = run(x=x[:, t : t + 1], reset=reset[:, t : t + 1], **state)
+        state = {name: out[name] for name in state}
+        got.append(out["y"])
+    free = inference_model(model)
+    state, want = free.initial_state(batch_size=tf.constant(1)), []
+    for t in range(T):
+        out = free.step(x=x[:, t : t + 1], reset=reset[:, t : t + 1], **state)
+        state = {name: out[name] for name in state}
+        want.append(out["y"])
+    np.testing.assert_allclose(np.concatenate(got, 1), np.concatenate(want, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("sizes", [{"batch_size": 2}, {"steps": 3}, {"batch_size": 2, "steps": 3}])
+@pytest.mark.parametrize("name", ["stateful", "carry_returned", "subclassed"])
+def test_sizes_given(served, name, sizes):
+    """Of a model built with others, too; one may be given without the other."""
+    module = inference_model(MODELS[name](), **sizes)
+    B, T = sizes.get("batch_size"), sizes.get("steps")
+    inputs = {key: tuple(spec.shape) for key, spec in module.step.structured_input_signature[1].items()}
+    assert inputs == {"x": (B, T, D), "reset": (B, T), **{key: (B, *shape[1:]) for key, shape in STATES[name].items()}}
+    states = module.initial_state() if B else module.initial_state(batch_size=tf.constant(2))
+    x = tf.zeros((2, T or 4, D))
+    out = module.step(x=x, reset=tf.zeros(x.shape[:2], tf.bool), **states)
+    assert all(out[key].shape[0] == 2 for key in out)
+
+
+def test_steps_that_a_model_cannot_be_called_with():
+    model = keras.Sequential([keras.Input((T, D)), keras.layers.Conv1D(2, 3), layers.ELSTM(N)], name="conv")
+    with pytest.raises(ValueError, match="steps must be None: conv cannot be called with 1 of them"):
+        inference_model(model, steps=1)
+
+
+def test_a_path_that_cannot_be_written(tmp_path):
+    module = inference_model(keras.Sequential([keras.Input((None, D)), layers.ELSTM(N)]))
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match=r"path must be that of a folder, and .*file.* is a file"):
+        module.save(tmp_path / "file")
+    for path in (tmp_path / "file" / "below", tmp_path / ("long" * 100), Path("/proc/served")):
+        with pytest.raises(OSError, match="path cannot be written, "):
+            module.save(path)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_weights_are_shared():
     model = keras.Sequential([keras.Input((None, D), name="x"), layers.ELSTM(N, name="elstm")])
     module = inference_model(model)
@@ -184,12 +266,14 @@ def test_a_path_that_reads_as_a_keras_file_is_refused(name, tmp_path):
 
 
 def carry_handed_on():
-    """One layer's carry starts another, and a layer is called twice."""
+    """A layer goes on from its whole carry, its state starts another, and a layer is called twice."""
     x = keras.Input((None, D), name="x")
-    a, *carry = layers.ELSTM(N, return_sequences=True, return_state=True, name="first")(x)
-    b = layers.ELSTM(N, return_sequences=True, name="second")(x, initial_state=carry)
+    first = layers.ELSTM(N, return_sequences=True, return_state=True, name="first")
+    a, *carry = first(x)
+    b, *_ = first(x, initial_state=carry)
+    c = layers.ELSTM(N, return_sequences=True, name="second")(x, initial_state=carry[0])
     shared = layers.ELSTM(2, return_sequences=True, name="shared")
-    return keras.Model(x, keras.layers.Concatenate(name="y")([shared(a), shared(b)]))
+    return keras.Model(x, keras.layers.Concatenate(name="y")([shared(a), shared(b), c]))
 
 
 def own_state():

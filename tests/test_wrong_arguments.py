@@ -92,6 +92,8 @@ TOOLS = {
     },
     export.inference_model: {
         "model": (None, "must be a model of .*, got builtins.NoneType"),
+        "batch_size": (0, "must be a whole number of at least 1, got 0"),
+        "steps": ("1", "must be a whole number of at least 1, got '1'"),
     },
     export.StatefulModule.save: {"path": ("served.keras", "must be that of a folder, .* got 'served.keras'")},
     testing.check_rtrl_cell: {
