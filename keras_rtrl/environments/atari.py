@@ -1,14 +1,14 @@
 """Atari games on ale-py's vector environment, played by the protocol of Irie et al. (arXiv 2305.19044)."""
 
-import numbers
-
 import numpy as np
 from tf_agents.specs import array_spec
 from tf_agents.trajectories.time_step import StepType, TimeStep
 
-from keras_rtrl.environments.registry import unknown_name
+from keras_rtrl._checks import flag, whole_number
+from keras_rtrl.environments.registry import needing, unknown_name
 from keras_rtrl.environments.vector import VectorEnvironment, stream_seeds
 
+STREAM_BYTES = 2**20  # at least
 _TWO_PLAYER_ONLY = {"combat", "joust", "maze_craze", "warlords"}
 
 # (random, human): mean returns of games of at most 108,000 frames that begin with up to 30 no-ops, as in DQN Zoo
@@ -77,10 +77,8 @@ ATARI_57 = tuple(SCORES)
 
 def make(name, num_envs, seed, *, training=True, max_frames=108_000, sticky_actions=False):
     """The game "ALE/<Game>-v5" as an `AtariEnvironment`."""
-    try:
+    with needing(name, ["ale_py"], 'ale-py: pip install "keras_rtrl[atari]".'):
         from ale_py import roms
-    except ImportError as error:
-        raise ImportError(f'{name} needs ale-py: pip install "keras_rtrl[atari]".') from error
     games = {
         f"ALE/{rom.title().replace('_', '')}-v5": rom for rom in roms.get_all_rom_ids() if rom not in _TWO_PLAYER_ONLY
     }
@@ -113,11 +111,8 @@ class AtariEnvironment(VectorEnvironment):
     frames_per_step = 4
 
     def __init__(self, rom, num_envs, seed=None, training=True, max_frames=108_000, sticky_actions=False):
-        for option, value in (("training", training), ("sticky_actions", sticky_actions)):
-            if not isinstance(value, bool):
-                raise ValueError(f"{option} must be True or False, got {value!r}.")
-        if not isinstance(max_frames, numbers.Integral) or max_frames < 4:
-            raise ValueError(f"max_frames must be an int of at least 4, got {max_frames!r}.")
+        training, sticky_actions = flag("training", training), flag("sticky_actions", sticky_actions)
+        max_frames = whole_number("max_frames", max_frames, low=4, high=2**31 - 1)  # ALE counts them in an int
         from ale_py import Action
         from ale_py.vector_env import AtariVectorEnv
 

@@ -2,17 +2,18 @@
 
 import contextlib
 import hashlib
-import numbers
 import os
 import shutil
 import tempfile
+import uuid
 import zlib
 
 import numpy as np
 from tf_agents.specs import array_spec
 from tf_agents.trajectories.time_step import StepType, TimeStep
 
-from keras_rtrl.environments.registry import unknown_name
+from keras_rtrl._checks import shown, whole_number
+from keras_rtrl.environments.registry import needing, unknown_name
 from keras_rtrl.environments.vector import VectorEnvironment, stream_seeds
 
 # Mean returns (of random actions, of people), Espeholt et al.'s: github.com/google-deepmind/scalable_agent, dmlab30.py.
@@ -53,6 +54,8 @@ _SCORES = {
 }
 SCORES = {f"dmlab:{level}": scores for level, scores in _SCORES.items()}
 _HOLD_OUTS = {level for level in _SCORES if level.endswith("_test")}
+_PHOTOGRAPHS = "see data/brady_konkle_oliva2008/README.md of https://github.com/google-deepmind/lab"
+_FIRST_PHOTOGRAPH = "0001.png"
 _WITH_PHOTOGRAPHS = {"psychlab_arbitrary_visuomotor_mapping", "psychlab_continuous_recognition"}
 
 # Look left or right (pixels a frame), look down or up, strafe, move, fire, jump, crouch: the simulator's action_spec().
@@ -70,6 +73,8 @@ _ACTIONS = np.array(
     ],
     np.intc,
 )
+STREAM_BYTES = 20 * 2**20  # at least: an instance is a process
+_LARGEST = 2**14  # side of an image: Mesa's renderer draws no larger one
 _WORDS = 16  # of an instruction
 _WORD_IDS = 1000
 
@@ -114,31 +119,30 @@ def make(
         raise unknown_name(name, list(SCORES))
     if num_envs != 1:
         raise ValueError(f"workers must be num_envs, as it is by default: {name} runs one instance a process.")
-    for option, value in (("height", height), ("width", width), ("frames_per_step", frames_per_step)):
-        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{option} must be an int of at least 1, got {value!r}.")
+    height, width = (whole_number(*size, high=_LARGEST) for size in (("height", height), ("width", width)))
+    frames_per_step = whole_number("frames_per_step", frames_per_step, high=2**31 - 1)
     if renderer not in ("software", "hardware"):
-        raise ValueError(f"renderer must be 'software' or 'hardware', got {renderer!r}.")
+        raise ValueError(f"renderer must be 'software' or 'hardware', got {shown(renderer)}.")
     level = name.partition(":")[2]
-    config = {"height": str(height), "width": str(width)}
+    config = {"height": str(height), "width": str(width), "logLevel": "WARN"}
     if level in _HOLD_OUTS:
         config["allowHoldOutLevels"] = "true"
     if dataset_path is not None:
         if not isinstance(dataset_path, (str, os.PathLike)) or not os.path.isdir(dataset_path):
-            raise ValueError(f"dataset_path must be None or a folder, got {dataset_path!r}.")
+            raise ValueError(f"dataset_path must be None or a folder, got {shown(dataset_path)}.")
+        if not os.path.isfile(os.path.join(dataset_path, _FIRST_PHOTOGRAPH)):  # the engine would end its process
+            raise ValueError(
+                f"dataset_path must be a folder of photographs, {_FIRST_PHOTOGRAPH} and so on, which "
+                f"{shown(os.fspath(dataset_path))} has not: {_PHOTOGRAPHS}."
+            )
         config["datasetPath"] = os.path.abspath(dataset_path)
     elif level in _WITH_PHOTOGRAPHS:
         raise ValueError(
-            f"dataset_path must be the folder of the level's photographs for {name}, got None: "
-            "see data/brady_konkle_oliva2008/README.md of https://github.com/google-deepmind/lab."
+            f"dataset_path must be the folder of the level's photographs for {name}, got None: {_PHOTOGRAPHS}."
         )
-    try:
+    source = "see python/pip_package/README.md of https://github.com/google-deepmind/lab."
+    with needing(name, ["deepmind_lab"], f"the module deepmind_lab, which is built from its own source: {source}"):
         import deepmind_lab
-    except ImportError as error:
-        raise ImportError(
-            f"{name} needs the module deepmind_lab, which is built from its own source: "
-            "see python/pip_package/README.md of https://github.com/google-deepmind/lab."
-        ) from error
     cache = None if level_cache is None else LevelCache(level_cache)
     observations = ["RGB_INTERLEAVED", "INSTR"] if level.startswith("language_") else ["RGB_INTERLEAVED"]
     try:
@@ -233,14 +237,14 @@ class LevelCache:
 
     def __init__(self, folder):
         try:
+            self._folder = os.path.abspath(os.path.join("", folder))  # takes no bytes
             os.makedirs(folder, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass
-        except (OSError, TypeError) as error:
+        except (OSError, TypeError, ValueError) as error:
             raise ValueError(
-                f"level_cache must be None or a folder that takes files, got {folder!r}: {error}"
+                f"level_cache must be None or a folder that takes files, got {shown(folder)}: {error}"
             ) from error
-        self._folder = os.path.abspath(folder)
 
     def fetch(self, key, path):
         """Copies the level `key` to `path`; False where there is none."""
@@ -252,8 +256,7 @@ class LevelCache:
 
     def write(self, key, path):
         """Keeps the file `path` as the level `key`."""
-        descriptor, unfinished = tempfile.mkstemp(dir=self._folder)
-        os.close(descriptor)
+        unfinished = os.path.join(self._folder, f"{uuid.uuid4().hex}.unfinished")
         try:
             shutil.copyfile(path, unfinished)
             os.replace(unfinished, self._file(key))

@@ -1,23 +1,27 @@
-"""Any gymnasium environment whose spaces are arrays or choices as a batched PyEnvironment."""
+"""Any gymnasium environment whose spaces are numbers and choices as a batched PyEnvironment."""
 
 import importlib
+import math
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Discrete, MultiDiscrete, Tuple
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from gymnasium.wrappers import DtypeObservation, FlattenObservation
-from tf_agents.specs import array_spec
 from tf_agents.trajectories.time_step import StepType, TimeStep
 
+from keras_rtrl._checks import fits_memory, shown, whole_number
+from keras_rtrl.environments import spaces
 from keras_rtrl.environments.registry import unknown_name
 from keras_rtrl.environments.vector import VectorEnvironment, stream_seeds
+
+STREAM_BYTES = 3 * 2**10  # at least
 
 
 def make(name, num_envs, seed, **options):
     """The gymnasium environment `name`, stepped `num_envs` at a time; `options` go to `gymnasium.make`.
 
-    Observations that are a MultiDiscrete or a Tuple come as one float32 vector, each choice one-hot.
+    Raises:
+      ValueError: an unknown name, options that it does not take, or spaces that `GymnasiumVector` does not take.
+      ImportError: a module or package that is missing or does not import.
     """
     module, colon, identifier = name.rpartition(":")
     if colon:  # as in gymnasium.make: the module registers the environment
@@ -29,50 +33,72 @@ def make(name, num_envs, seed, **options):
     try:
         gymnasium.spec(name)
     except gymnasium.error.Error as error:
-        raise unknown_name(name, list(gymnasium.registry)) from error
+        raise unknown_name(name, gymnasium.registry) from error
+
+    if options.get("max_episode_steps") is not None:
+        options["max_episode_steps"] = whole_number("max_episode_steps", options["max_episode_steps"])
 
     def build():
         try:
-            env = gymnasium.make(name, **options)
-        except TypeError as error:
-            raise ValueError(f"{name} does not take the options {options}: {error}") from error
+            return gymnasium.make(name, **options)
         except gymnasium.error.DependencyNotInstalled as error:
             raise ImportError(f"{name} needs a package that is not installed: {error}") from error
-        return flattened(env) if isinstance(env.observation_space, (MultiDiscrete, Tuple)) else env
+        except Exception as error:
+            if not options:
+                raise
+            message = str(error).partition("\n")[0] or type(error).__name__
+            raise ValueError(f"{name} does not take the options {shown(options)}: {message}") from error
 
     return vector(build, num_envs, seed)
 
 
 def vector(build, num_envs, seed):
-    """`num_envs` of the environments that `build()` makes, stepped one after the other."""
-    return GymnasiumVector(SyncVectorEnv([build] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP), seed)
+    """`num_envs` of the environments that `build()` makes, stepped one after the other.
 
+    Raises:
+      ValueError: spaces that `GymnasiumVector` does not take, or more streams than this machine can hold.
+    """
 
-def flattened(env):
-    """`env` with its observation as one float32 vector, each choice one-hot."""
-    return DtypeObservation(FlattenObservation(env), np.float32)
+    def checked():
+        env = build()
+        spec, _ = spaces.observation_spec(env.observation_space), spaces.action_spec(env.action_space)
+        fits_memory(f"num_envs={num_envs}", 2 * num_envs * math.prod(spec.shape) * spec.dtype.itemsize)
+        return env
+
+    return GymnasiumVector(SyncVectorEnv([checked] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP), seed)
 
 
 class GymnasiumVector(VectorEnvironment):
     """A gymnasium vector environment as a batched PyEnvironment.
 
-    Observations keep their dtype, save float64, which comes as float32. Discrete actions and observations are int64
-    from 0 to n - 1, MultiDiscrete actions int64 vectors of such. Floating-point actions are clipped to their bounds
-    before the simulator sees them. Rewards are float32 [B]; `finished_games` sums them in float64.
+    Observations that are a Box keep their shape and dtype, save float64, which comes as float32. All other ones, of
+    Discrete, MultiDiscrete or MultiBinary spaces or of a Tuple or Dict of these and Boxes, come as one float32 vector,
+    each choice one-hot. Discrete actions are int64 from 0 to n - 1, MultiDiscrete ones vectors of such. Floating-point
+    actions are clipped to their bounds before the simulator sees them. Rewards are float32 [B]; `finished_games` sums
+    them in float64.
 
     Args:
-      vector_env: a gymnasium.vector.VectorEnv with autoreset NEXT_STEP.
+      vector_env: a gymnasium.vector.VectorEnv whose metadata["autoreset_mode"] is NEXT_STEP.
       seed: a non-negative int or None; each stream's own seed is drawn from it.
+
+    Raises:
+      ValueError: a space that is not taken, or another autoreset mode.
     """
 
     def __init__(self, vector_env, seed=None):
+        mode = vector_env.metadata.get("autoreset_mode")
+        if mode not in (AutoresetMode.NEXT_STEP, AutoresetMode.NEXT_STEP.value):
+            raise ValueError(
+                "vector_env must reset a stream in the step after its episode's end: its metadata['autoreset_mode'] "
+                f"must be {AutoresetMode.NEXT_STEP}, got {shown(mode)}"
+            )
         self._env = vector_env
+        self._observation_space = vector_env.single_observation_space
         super().__init__(
             vector_env.num_envs,
-            _spec(vector_env.single_observation_space, "observation"),
-            _spec(vector_env.single_action_space, "action"),
+            spaces.observation_spec(self._observation_space),
+            spaces.action_spec(vector_env.single_action_space),
         )
-        self._observation_start = getattr(vector_env.single_observation_space, "start", 0)
         self._action_start = getattr(vector_env.single_action_space, "start", 0)
         self._seeds = stream_seeds(seed, vector_env.num_envs).tolist()
 
@@ -80,7 +106,7 @@ class GymnasiumVector(VectorEnvironment):
         observation, _ = self._env.reset(seed=self._seeds)
         self._seeds = None  # later resets go on from where the generators stand
         self._forget_games()
-        return self._first(self._observed(observation))
+        return self._first(spaces.encoded(self._observation_space, observation))
 
     def _step(self, action):
         first = self._current_time_step.step_type == StepType.LAST
@@ -88,28 +114,12 @@ class GymnasiumVector(VectorEnvironment):
         if np.issubdtype(action.dtype, np.floating):
             action = np.clip(action, self._action_spec.minimum, self._action_spec.maximum)
         observation, reward, terminated, truncated, _ = self._env.step(action + self._action_start)
-        over = terminated | truncated
+        reward, over = np.where(first, 0.0, reward), terminated | truncated
         self._count(reward, ~first, over)
         step_type = np.where(first, StepType.FIRST, np.where(over, StepType.LAST, StepType.MID)).astype(np.int32)
         discount = np.where(terminated, 0.0, 1.0).astype(np.float32)
-        return TimeStep(step_type, reward.astype(np.float32), discount, self._observed(observation))
-
-    def _observed(self, observation):
-        return (observation - self._observation_start).astype(self._observation_spec.dtype, copy=False)
+        observation = spaces.encoded(self._observation_space, observation)
+        return TimeStep(step_type, reward.astype(np.float32), discount, observation)
 
     def close(self):
         self._env.close()
-
-
-def _spec(space, name):
-    if isinstance(space, Discrete):
-        return array_spec.BoundedArraySpec((), np.int64, 0, int(space.n) - 1, name=name)
-    if isinstance(space, MultiDiscrete) and name == "action":
-        return array_spec.BoundedArraySpec(space.shape, np.int64, np.zeros_like(space.nvec), space.nvec - 1, name=name)
-    if isinstance(space, Box):
-        dtype = np.float32 if space.dtype == np.float64 else space.dtype
-        limits = np.finfo(dtype) if np.issubdtype(dtype, np.floating) else np.iinfo(dtype)
-        low, high = (np.clip(bound, limits.min, limits.max).astype(dtype) for bound in (space.low, space.high))
-        return array_spec.BoundedArraySpec(space.shape, dtype, low, high, name=name)
-    choices = "Box, Discrete or MultiDiscrete" if name == "action" else "Box or Discrete"
-    raise ValueError(f"the {name} space must be {choices}, got {space}.")

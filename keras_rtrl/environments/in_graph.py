@@ -9,7 +9,13 @@ import gymnasium
 import numpy as np
 import tensorflow as tf
 from tf_agents.environments import tf_environment
+from tf_agents.specs import tensor_spec
 from tf_agents.trajectories import time_step as ts
+
+from keras_rtrl._checks import fits_memory, shown, whole_number
+from keras_rtrl.environments.vector import checked_action
+
+LONGEST = 2**31 - 4  # of a corridor or a wait: int32 counts its steps, and the two or three around it
 
 
 class InGraphTask(tf_environment.TFEnvironment):
@@ -27,7 +33,9 @@ class InGraphTask(tf_environment.TFEnvironment):
 
     def __init__(self, observation_spec, action_spec, num_envs, seed, state, words=1):
         super().__init__(ts.time_step_spec(observation_spec), action_spec, num_envs)
-        self._seed = new_seed() if seed is None else seed
+        self._checked_spec = tensor_spec.to_array_spec(action_spec)
+        self._array_action_spec = tensor_spec.to_array_spec(action_spec)
+        self._seed = new_seed() if seed is None else whole_number("seed", seed, low=0)
         self._words = words
         self._clock = tf.Variable(-1, dtype=tf.int64, trainable=False, name="clock")
         self._state = tuple(tf.Variable(part, trainable=False, name="state") for part in state)
@@ -65,6 +73,12 @@ class InGraphTask(tf_environment.TFEnvironment):
         return self._take(tf.ones([self.batch_size], tf.bool), tf.zeros([self.batch_size], tf.int32))
 
     def _step(self, action):
+        action = tf.convert_to_tensor(action)
+        if tf.executing_eagerly():
+            checked_action(action, self._array_action_spec, self.batch_size)
+        elif not action.dtype.is_integer or not action.shape.is_compatible_with([self.batch_size]):
+            shape = f"({self.batch_size},)"
+            raise ValueError(f"action must be integers of shape {shape}, got {action.dtype.name} of {action.shape}.")
         return self._take(tf.equal(self._time_step.step_type, ts.StepType.LAST), tf.cast(action, tf.int32))
 
     def _take(self, restart, action):
@@ -92,7 +106,8 @@ class InGraphEnv(gymnasium.Env):
     """
 
     def __init__(self, stream, words=1):
-        self._stream = stream
+        self._stream = whole_number("stream", stream, low=0, high=2**31 - 2)
+        fits_memory(f"stream={stream}", (self._stream + 1) * words * 4)
         self._words = words
         self._seed = None
         self._playing = False
@@ -100,7 +115,7 @@ class InGraphEnv(gymnasium.Env):
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         if seed is not None or self._seed is None:
-            self._seed = new_seed() if seed is None else seed
+            self._seed = new_seed() if seed is None else whole_number("seed", seed, low=0)
             self._clock = -1
         self._playing = True
         return self._begin(self._next_words()), {}
@@ -109,7 +124,7 @@ class InGraphEnv(gymnasium.Env):
         if not self._playing:
             raise gymnasium.error.ResetNeeded("call reset before step, and again after an episode's end.")
         if not self.action_space.contains(action):
-            raise ValueError(f"action must be an int in 0..{self.action_space.n - 1}, got {action!r}.")
+            raise ValueError(f"action must be an int in 0..{self.action_space.n - 1}, got {shown(action)}.")
         observation, reward, terminated = self._advance(action, self._next_words())
         self._playing = not terminated
         return observation, reward, terminated, False, {}

@@ -14,7 +14,7 @@ import tensorflow as tf
 from tf_agents.specs import tensor_spec
 
 from keras_rtrl._checks import whole_number
-from keras_rtrl.environments.in_graph import InGraphEnv, InGraphTask, bit
+from keras_rtrl.environments.in_graph import LONGEST, InGraphEnv, InGraphTask, bit
 from keras_rtrl.environments.registry import unknown_name
 
 
@@ -35,7 +35,7 @@ class MemoryChain(InGraphTask):
     """
 
     def __init__(self, num_envs, seed=None, length=32):
-        self._length = whole_number("length", length)
+        self._length = whole_number("length", length, high=LONGEST)
         super().__init__(
             tensor_spec.BoundedTensorSpec((2,), tf.float32, -1.0, 1.0, name="observation"),
             tensor_spec.BoundedTensorSpec((), tf.int64, 0, 1, name="action"),
@@ -65,7 +65,7 @@ class MemoryChainEnv(InGraphEnv):
 
     def __init__(self, length=32, stream=0):
         super().__init__(stream)
-        self._length = whole_number("length", length)
+        self._length = whole_number("length", length, high=LONGEST)
         self.observation_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.action_space = gymnasium.spaces.Discrete(2)
 

@@ -4,7 +4,9 @@ import gymnasium
 from gymnasium.wrappers import FilterObservation
 
 from keras_rtrl.environments import gymnasium_vector
-from keras_rtrl.environments.registry import unknown_name
+from keras_rtrl.environments.registry import needing, unknown_name
+
+STREAM_BYTES = 5 * 2**10  # at least
 
 
 def make(name, num_envs, seed):
@@ -13,11 +15,9 @@ def make(name, num_envs, seed):
     An observation is one float32 vector: the agent's direction, one-hot of 4, then each cell of its view in turn, its
     object, colour and state one-hot. The mission's text is left out; a task that says there what is wanted is refused.
     """
-    try:
+    with needing(name, ["minigrid"], 'minigrid: pip install "keras_rtrl[minigrid]".'):
         import minigrid  # noqa: F401  registers the tasks
         from minigrid.wrappers import OneHotPartialObsWrapper
-    except ImportError as error:
-        raise ImportError(f'{name} needs minigrid: pip install "keras_rtrl[minigrid]".') from error
     names = [known for known in gymnasium.registry if known.startswith("MiniGrid-")]
     if name not in names:
         raise unknown_name(name, names)
@@ -32,6 +32,6 @@ def make(name, num_envs, seed):
                 f"{name} must have one mission for all its episodes, as MiniGrid-MemoryS13Random-v0 has, got one that "
                 f"varies: the agents here do not read {env.observation_space['mission'].sample()!r}."
             )
-        return gymnasium_vector.flattened(FilterObservation(OneHotPartialObsWrapper(env), ["direction", "image"]))
+        return FilterObservation(OneHotPartialObsWrapper(env), ["direction", "image"])
 
     return gymnasium_vector.vector(build, num_envs, seed)

@@ -3,23 +3,23 @@
 import gymnasium
 
 from keras_rtrl.environments import gymnasium_vector
-from keras_rtrl.environments.registry import unknown_name
+from keras_rtrl.environments.registry import needing, unknown_name
+
+STREAM_BYTES = 3 * 2**10  # at least
 
 
 def make(name, num_envs, seed):
     """The POPGym task `name`.
 
-    Every observation comes as one float32 vector, each choice one-hot; a plain Discrete one too.
+    Every observation comes as one float32 vector, each choice one-hot.
     """
-    try:
-        from popgym.envs import ALL
-    except ImportError as error:
-        raise ImportError(f'{name} needs popgym: pip install "keras_rtrl[popgym]".') from error
-    names = [registration["id"] for registration in ALL.values()]
+    with needing(name, ["popgym"], 'popgym: pip install "keras_rtrl[popgym]".'):
+        import popgym.envs  # noqa: F401  registers the tasks
+    names = [known for known in gymnasium.registry if known.startswith("popgym-")]
     if name not in names:
         raise unknown_name(name, names)
 
     def build():
-        return gymnasium_vector.flattened(gymnasium.make(name, disable_env_checker=True))
+        return gymnasium.make(name, disable_env_checker=True)
 
     return gymnasium_vector.vector(build, num_envs, seed)

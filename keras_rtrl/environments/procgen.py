@@ -1,6 +1,5 @@
 """ProcGen (Cobbe et al., arXiv 1912.01588): its 16 games, each level of which is drawn from a seed of its own."""
 
-import numbers
 import os
 
 import cffi
@@ -8,9 +7,11 @@ import numpy as np
 from tf_agents.specs import array_spec
 from tf_agents.trajectories.time_step import StepType, TimeStep
 
-from keras_rtrl.environments.registry import unknown_name
+from keras_rtrl._checks import shown, whole_number
+from keras_rtrl.environments.registry import needing, unknown_name
 from keras_rtrl.environments.vector import VectorEnvironment, stream_seeds
 
+STREAM_BYTES = 2 * 64 * 64 * 3  # at least
 # Steps after which a game ends by itself; from the source, github.com/openai/procgen, procgen/src/games.
 _TIME_LIMITS = {
     "bigfish": 6000,
@@ -50,24 +51,21 @@ def make(name, num_envs, seed, *, distribution="hard", num_levels=500, start_lev
     The levels trained on are `start_level` to `start_level + num_levels - 1`, as the benchmark has them. Held-out
     levels: `num_levels=0, start_level=500` are all those from 500 on.
     """
-    try:
+    with needing(name, ["procgen"], 'procgen2: pip install "keras_rtrl[procgen]".'):
         import procgen  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f'{name} needs procgen2: pip install "keras_rtrl[procgen]".') from error
     game = name.partition(":")[2]
     if game not in _TIME_LIMITS:
         raise unknown_name(name, [f"procgen:{known}" for known in _TIME_LIMITS])
     known = [mode for mode, games in _DISTRIBUTIONS.items() if game in games]
-    if distribution not in known:
-        raise ValueError(f"distribution must be one of {', '.join(known)} for {name}, got {distribution!r}.")
-    for option, value in (("num_levels", num_levels), ("start_level", start_level)):
-        if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not 0 <= value < _MOST_LEVELS:
-            raise ValueError(f"{option} must be an int of at least 0 and below {_MOST_LEVELS}, got {value!r}.")
+    if not isinstance(distribution, str) or distribution not in known:
+        raise ValueError(f"distribution must be one of {', '.join(known)} for {name}, got {shown(distribution)}.")
+    num_levels = whole_number("num_levels", num_levels, low=0, high=_MOST_LEVELS - 1)
+    start_level = whole_number("start_level", start_level, low=0, high=_MOST_LEVELS - 1)
     if start_level + num_levels > _MOST_LEVELS:
         raise ValueError(f"start_level + num_levels must be at most {_MOST_LEVELS}, got {start_level} + {num_levels}.")
     # ProcGen's own num_levels=0 draws from all levels whatever start_level says.
-    num_levels = int(num_levels) or _MOST_LEVELS - int(start_level)
-    return ProcgenEnvironment(game, num_envs, seed, distribution, num_levels, int(start_level))
+    num_levels = num_levels or _MOST_LEVELS - start_level
+    return ProcgenEnvironment(game, num_envs, seed, distribution, num_levels, start_level)
 
 
 class ProcgenEnvironment(VectorEnvironment):
@@ -141,9 +139,9 @@ class ProcgenEnvironment(VectorEnvironment):
         self._env.act(action.astype(np.int32))
         reward, observation, ended = self._env.observe()
         observation = observation["rgb"]
-        for stream, (state, shown) in self._begun.items():
+        for stream, (state, seen) in self._begun.items():
             self._restore(stream, state)
-            observation[stream], reward[stream], ended[stream] = shown, 0.0, False
+            observation[stream], reward[stream], ended[stream] = seen, 0.0, False
         self._begun = {stream: (self._state(stream), observation[stream].copy()) for stream in np.flatnonzero(ended)}
         observation[ended] = before.observation[ended]
 

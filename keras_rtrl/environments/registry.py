@@ -1,26 +1,33 @@
 """`make`: from an environment's name to the family that builds it."""
 
+import contextlib
 import difflib
 import functools
 import importlib
 import inspect
-import numbers
+
+import gymnasium
+
+from keras_rtrl._checks import fits_memory, shown, whole_number
 
 # The first family whose prefix fits builds the environment; all else is gymnasium's. A family is a module of this
-# package with make(name, num_envs, seed, *, its options).
+# package with make(name, num_envs, seed, *, its options). With it stands the package whose entry points are its own:
+# an id that begins alike and that gymnasium knows with another entry point is somebody else's.
 _FAMILIES = (
-    ("ALE/", "atari"),
-    ("dmlab:", "dmlab"),
-    ("TMaze-", "tmaze"),
-    ("MemoryChain-", "memory_chain"),
-    ("Trace", "conditioning"),
-    ("popgym-", "popgym"),
-    ("procgen:", "procgen"),
-    ("Vizdoom", "vizdoom"),
-    ("MiniGrid-", "minigrid"),
-    ("", "gymnasium_vector"),
+    ("ALE/", "atari", "ale_py"),
+    ("dmlab:", "dmlab", None),
+    ("TMaze-v", "tmaze", "keras_rtrl"),
+    ("MemoryChain-v", "memory_chain", "keras_rtrl"),
+    ("TraceConditioning-v", "conditioning", "keras_rtrl"),
+    ("TracePatterning-v", "conditioning", "keras_rtrl"),
+    ("popgym-", "popgym", "popgym"),
+    ("procgen:", "procgen", None),
+    ("Vizdoom", "vizdoom", "vizdoom"),
+    ("MiniGrid-", "minigrid", "minigrid"),
 )
 _IN_GRAPH = ("tmaze", "memory_chain", "conditioning")
+_STREAM_BYTES = 50  # at least, of a stream; a family whose streams take more says so by STREAM_BYTES
+_WORKER_BYTES = 10 * 2**20
 
 
 def make(name, num_envs=1, seed=None, workers=None, **options):
@@ -59,18 +66,15 @@ def make(name, num_envs=1, seed=None, workers=None, **options):
       RuntimeError: if it does not run here.
     """
     if not isinstance(name, str):
-        raise ValueError(f"name must be a string such as 'ALE/Breakout-v5', got {name!r}.")
-    if not isinstance(num_envs, numbers.Integral) or isinstance(num_envs, bool) or num_envs < 1:
-        raise ValueError(f"num_envs must be an int of at least 1, got {num_envs!r}.")
-    if seed is not None and (not isinstance(seed, numbers.Integral) or isinstance(seed, bool) or not 0 <= seed < 2**63):
-        raise ValueError(f"seed must be None or an int of at least 0 and below 2**63, got {seed!r}.")
-    if workers is not None and (
-        not isinstance(workers, numbers.Integral) or isinstance(workers, bool) or not 0 <= workers <= num_envs
-    ):
-        raise ValueError(f"workers must be None or an int of 0 to num_envs = {num_envs}, got {workers!r}.")
+        raise ValueError(f"name must be a string such as 'ALE/Breakout-v5', got {shown(name)}.")
+    num_envs = whole_number("num_envs", num_envs)
+    seed = None if seed is None else whole_number("seed", seed, low=0)
+    workers = None if workers is None else whole_number("workers", workers, low=0, high=num_envs)
     if workers and family(name) in _IN_GRAPH:
         raise ValueError(f"workers must be None or 0 for {name}, which runs inside TensorFlow's graph, got {workers}.")
     module = importlib.import_module(f"keras_rtrl.environments.{family(name)}")
+    fits_memory(f"num_envs={num_envs}", num_envs * getattr(module, "STREAM_BYTES", _STREAM_BYTES))
+    fits_memory(f"workers={workers}", (workers or 0) * _WORKER_BYTES)
     build = module.make
     parameters = inspect.signature(build).parameters.values()
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
@@ -81,17 +85,27 @@ def make(name, num_envs=1, seed=None, workers=None, **options):
                 raise ValueError(f"{name} has no option {option!r}; {choices}.")
     if workers is None and hasattr(module, "default_workers"):
         workers = module.default_workers(num_envs)
-    seed = None if seed is None else int(seed)
     if not workers:
-        return build(name, int(num_envs), seed, **options)
+        return build(name, num_envs, seed, **options)
     from keras_rtrl.environments.workers import in_workers
 
-    return in_workers(functools.partial(build, name, **options), int(num_envs), seed, int(workers))
+    return in_workers(functools.partial(build, name, **options), num_envs, seed, workers)
 
 
 def family(name):
     """The module of this package that builds the environment `name`; it alone knows whether there is such a one."""
-    return next(module for prefix, module in _FAMILIES if name.startswith(prefix))
+    spec = gymnasium.registry.get(name)
+    for prefix, module, package in _FAMILIES:
+        if name.startswith(prefix) and (spec is None or _package(spec) == package):
+            return module
+    return "gymnasium_vector"
+
+
+def _package(spec):
+    """The package that the entry point of a gymnasium EnvSpec lies in."""
+    entry_point = spec.entry_point or spec.vector_entry_point
+    module = entry_point if isinstance(entry_point, str) else getattr(entry_point, "__module__", "")
+    return module.partition(":")[0].partition(".")[0]
 
 
 def normalized_score(name, mean_return):
@@ -114,6 +128,25 @@ def normalized_score(name, mean_return):
 
 def unknown_name(name, names):
     """The ValueError for a name that is none of `names`, with the closest of them."""
-    close = difflib.get_close_matches(name, names, n=3)
+    close = difflib.get_close_matches(name[:200], list(names), n=3)
     hint = f"; did you mean {' or '.join(close)}?" if close else "."
-    return ValueError(f"no environment is called {name!r}{hint}")
+    return ValueError(f"no environment is called {shown(name)}{hint}")
+
+
+@contextlib.contextmanager
+def needing(name, packages, how):
+    """Says what `name` needs where its block raises an ImportError: a package that is missing, or one that is broken.
+
+    Args:
+      name: of the environment.
+      packages: the modules that may be missing, to be got as `how` says. What else cannot be imported is a fault inside
+        one of them, and the message gives it.
+      how: "ale-py: pip install ...".
+    """
+    try:
+        yield
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in packages:
+            raise ImportError(f"{name} needs {how}") from error
+        found = " and ".join(packages)
+        raise ImportError(f"{name} needs {found}, which is there and cannot be imported: {error}") from error

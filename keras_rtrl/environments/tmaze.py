@@ -14,7 +14,8 @@ import numpy as np
 import tensorflow as tf
 from tf_agents.specs import tensor_spec
 
-from keras_rtrl.environments.in_graph import InGraphEnv, InGraphTask, bit
+from keras_rtrl._checks import whole_number
+from keras_rtrl.environments.in_graph import LONGEST, InGraphEnv, InGraphTask, bit
 from keras_rtrl.environments.registry import unknown_name
 
 _DISTRACTORS = 8
@@ -39,7 +40,7 @@ class TMaze(InGraphTask):
     """
 
     def __init__(self, num_envs, seed=None, corridor=40):
-        self._corridor = _checked_corridor(corridor)
+        self._corridor = whole_number("corridor", corridor, high=LONGEST)
         super().__init__(
             tensor_spec.BoundedTensorSpec((_WIDTH,), tf.float32, 0.0, 1.0, name="observation"),
             tensor_spec.BoundedTensorSpec((), tf.int64, 0, _ACTIONS - 1, name="action"),
@@ -70,7 +71,7 @@ class TMazeEnv(InGraphEnv):
 
     def __init__(self, corridor=40, stream=0):
         super().__init__(stream)
-        self._corridor = _checked_corridor(corridor)
+        self._corridor = whole_number("corridor", corridor, high=LONGEST)
         self.observation_space = gymnasium.spaces.Box(0.0, 1.0, (_WIDTH,), np.float32)
         self.action_space = gymnasium.spaces.Discrete(_ACTIONS)
 
@@ -90,9 +91,3 @@ class TMazeEnv(InGraphEnv):
         observation[self._cue if self._position == 0 else 2 if self._position <= self._corridor else 3] = 1.0
         observation[4:] = [word >> bit & 1 for bit in range(_DISTRACTORS)]
         return observation
-
-
-def _checked_corridor(corridor):
-    if not isinstance(corridor, (int, np.integer)) or isinstance(corridor, bool) or corridor < 1:
-        raise ValueError(f"corridor must be an int of at least 1, got {corridor!r}.")
-    return int(corridor)

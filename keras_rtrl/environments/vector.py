@@ -4,6 +4,8 @@ import numpy as np
 from tf_agents.environments import py_environment
 from tf_agents.trajectories.time_step import StepType, TimeStep
 
+from keras_rtrl._checks import shown
+
 
 def stream_seeds(seed, num_envs):
     """One seed a stream, int32 [num_envs] in 0..2^31-1, no two the same.
@@ -28,15 +30,24 @@ def stream_seeds(seed, num_envs):
 
 
 def checked_action(action, spec, num_envs):
-    """`action` as an array [num_envs, ...] of the spec; raises ValueError where it is none."""
+    """`action` as an array [num_envs, ...] of the spec.
+
+    Raises:
+      ValueError: another shape; integers of the spec that come as anything else, or out of its bounds; floats that are
+        not finite numbers.
+    """
     action = np.asarray(action)
     if action.shape != (num_envs, *spec.shape):
         raise ValueError(f"action must have shape {(num_envs, *spec.shape)}, got {action.shape}.")
-    if np.issubdtype(spec.dtype, np.integer) and ((action < spec.minimum) | (action > spec.maximum)).any():
-        raise ValueError(f"action must lie in {spec.minimum}..{spec.maximum}, got {action.tolist()}.")
-    if np.isnan(action).any():
-        raise ValueError(f"action must be numbers, got {action.tolist()}.")
-    return action.astype(spec.dtype, copy=False)
+    whole = np.issubdtype(spec.dtype, np.integer)
+    if action.dtype.kind not in ("iu" if whole else "iuf"):
+        raise ValueError(f"action must be {'integers' if whole else 'numbers'}, got {action.dtype}: {shown(action)}.")
+    if whole and ((action < spec.minimum) | (action > spec.maximum)).any():
+        raise ValueError(f"action must lie in {spec.minimum}..{spec.maximum}, got {shown(action)}.")
+    action = action.astype(spec.dtype, copy=False)
+    if not whole and not np.isfinite(action).all():
+        raise ValueError(f"action must be finite numbers, got {shown(action)}.")
+    return action
 
 
 class VectorEnvironment(py_environment.PyEnvironment):

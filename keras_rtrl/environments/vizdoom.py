@@ -12,9 +12,10 @@ from absl import logging
 from tf_agents.specs import array_spec
 from tf_agents.trajectories.time_step import StepType, TimeStep
 
-from keras_rtrl.environments.registry import unknown_name
+from keras_rtrl.environments.registry import needing, unknown_name
 from keras_rtrl.environments.vector import VectorEnvironment, stream_seeds
 
+STREAM_BYTES = 10 * 2**20  # at least: an engine is a process
 _HEIGHT, _WIDTH = 72, 96
 _TRIES = 3  # of a fresh engine, before it is taken that none can live
 
@@ -31,11 +32,9 @@ exec {engine} "$@"
 
 def make(name, num_envs, seed):
     """ViZDoom's task `name` as a `VizdoomEnvironment`; tasks whose actions are Discrete alone."""
-    try:
+    with needing(name, ["cv2", "vizdoom"], 'vizdoom and OpenCV: pip install "keras_rtrl[vizdoom]".'):
         import cv2  # noqa: F401
         import vizdoom.gymnasium_wrapper  # noqa: F401  registers the tasks
-    except ImportError as error:
-        raise ImportError(f'{name} needs vizdoom and OpenCV: pip install "keras_rtrl[vizdoom]".') from error
     names = [known for known in gymnasium.registry if known.startswith("Vizdoom")]
     if name not in names:
         raise unknown_name(name, names)

@@ -1,4 +1,7 @@
+import importlib.util
 import itertools
+import pathlib
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +13,20 @@ from keras_rtrl.agents import R2ACAgent
 from keras_rtrl.drivers import RolloutDriver
 from keras_rtrl.environments import with_history
 from keras_rtrl.networks import ActorCriticNetwork
+
+
+@pytest.fixture(scope="module")
+def lab_double():
+    """The module deepmind_lab, by its double if it is not installed, which processes that this one starts find too."""
+    real = importlib.util.find_spec("deepmind_lab") is not None
+    with pytest.MonkeyPatch.context() as patch:
+        if not real:
+            patch.syspath_prepend(str(pathlib.Path(__file__).parent / "deepmind_lab_double"))
+        import deepmind_lab
+
+        yield deepmind_lab
+        if not real:
+            del sys.modules["deepmind_lab"]
 
 
 @pytest.fixture

@@ -211,8 +211,8 @@ def test_with_history(name):
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="no environment is called 'Trace-v0'; did you mean Trace"):
-        environments.make("Trace-v0")
+    with pytest.raises(ValueError, match="no environment is called 'TracePattern-v0'; did you mean TracePatterning-v0"):
+        environments.make("TracePattern-v0")
     with pytest.raises(ValueError, match="has no option 'isi'"):
         environments.make("TraceConditioning-v0", isi=3)
     env = TraceConditioningEnv()

@@ -275,6 +275,7 @@ def test_levels(tmp_path):
         assert random < human
         assert registry.normalized_score(name, random) == 0
         assert registry.normalized_score(name, human) == 1
+        (tmp_path / "0001.png").touch()
         photographs = {"dataset_path": str(tmp_path)} if name.startswith("dmlab:psychlab") else {}
         env = make_small(name, **photographs)
         assert isinstance(env.observation_spec(), dict) == name.startswith("dmlab:language")
@@ -293,16 +294,23 @@ def test_frames_of_another_size_and_number():
     [
         ({"name": "dmlab:rooms_watermase"}, "no environment is called .* did you mean dmlab:rooms_watermaze"),
         ({"name": "dmlab:"}, "no environment is called"),
-        ({"num_envs": 0}, "num_envs must be an int of at least 1"),
+        ({"num_envs": 0}, "num_envs must be a whole number of at least 1"),
         ({"num_envs": 2, "workers": 0}, "workers must be num_envs"),
         ({"seed": -1}, "seed must be"),
-        ({"height": 0}, "height must be an int of at least 1, got 0"),
-        ({"width": "96"}, "width must be an int of at least 1, got '96'"),
-        ({"frames_per_step": 0.5}, r"frames_per_step must be an int of at least 1, got 0\.5"),
+        ({"height": 0}, "height must be a whole number of at least 1 and at most 16384, got 0"),
+        ({"width": "96"}, "width must be a whole number of at least 1 and at most 16384, got '96'"),
+        (
+            {"frames_per_step": 0.5},
+            r"frames_per_step must be a whole number of at least 1 and at most 2147483647, got 0.5",
+        ),
         ({"renderer": "etching"}, "renderer must be 'software' or 'hardware', got 'etching'"),
         ({"level_cache": __file__}, "level_cache must be None or a folder that takes files"),
         ({"level_cache": 3}, "level_cache must be None or a folder that takes files"),
         ({"dataset_path": "/nowhere"}, "dataset_path must be None or a folder, got '/nowhere'"),
+        (
+            {"dataset_path": os.path.dirname(__file__)},
+            r"dataset_path must be a folder of photographs, 0001\.png and so on",
+        ),
         ({"name": "dmlab:psychlab_continuous_recognition"}, "dataset_path must be the folder .* got None"),
         ({"fps": 30}, "has no option 'fps'; its options are height"),
     ],
@@ -352,6 +360,18 @@ def test_level_cache(tmp_path):
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == compiled
     make_small(COMPILED, level_cache=folder, seed=1).reset()
     assert len(list(folder.iterdir())) == 2
+
+
+def test_a_compiled_level_is_a_file_like_any_other(tmp_path):
+    """Others may read it if the umask lets them: a cache is there to be shared."""
+    (tmp_path / "level").write_bytes(b"map")
+    before = os.umask(0o027)
+    try:
+        dmlab.LevelCache(tmp_path / "cache").write("key", str(tmp_path / "level"))
+    finally:
+        os.umask(before)
+    (path,) = (tmp_path / "cache").iterdir()
+    assert path.stat().st_mode & 0o777 == 0o640
 
 
 def test_nobody_finds_half_a_level(tmp_path):

@@ -2,7 +2,7 @@ import gymnasium
 import numpy as np
 import pytest
 import tensorflow as tf
-from gymnasium.vector import SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from tf_agents.drivers import dynamic_step_driver
 from tf_agents.environments import tf_py_environment, utils
 from tf_agents.policies import random_tf_policy
@@ -93,11 +93,11 @@ class Shifted(gymnasium.Env):
 
 def test_discrete_spaces_start_at_zero():
     env = GymnasiumVector(SyncVectorEnv([Shifted, Shifted]))
-    assert env.reset().observation.tolist() == [0, 0]
+    np.testing.assert_array_equal(env.reset().observation, np.eye(5)[[0, 0]])
     time_step = env.step(np.array([0, 2]))
     assert time_step.reward.tolist() == [1.0, 3.0]
-    assert time_step.observation.tolist() == [2, 4]
-    assert (env.observation_spec().minimum, env.observation_spec().maximum) == (0, 4)
+    np.testing.assert_array_equal(time_step.observation, np.eye(5)[[2, 4]])
+    assert (env.action_spec().minimum, env.action_spec().maximum) == (0, 2)
 
 
 class Recorder(gymnasium.Env):
@@ -105,7 +105,7 @@ class Recorder(gymnasium.Env):
 
     def __init__(self, action_space, observation_space=None):
         self.action_space = action_space
-        self.observation_space = observation_space or gymnasium.spaces.Discrete(2)
+        self.observation_space = gymnasium.spaces.Discrete(2) if observation_space is None else observation_space
         self.actions = []
 
     def reset(self, *, seed=None, options=None):
@@ -146,7 +146,7 @@ def test_floats_are_clipped():
     env.step(actions)
     assert [first.actions[0].tolist(), second.actions[0].tolist()] == [[-1, -30, 0], [1, 30, 0.25]]
     np.testing.assert_array_equal(actions, kept)
-    with pytest.raises(ValueError, match=r"action must be numbers, got .*nan"):
+    with pytest.raises(ValueError, match=r"action must be finite numbers, got .*nan"):
         env.step(np.array([[0, 0, 0], [0, np.nan, 0]], np.float32))
 
 
@@ -156,7 +156,11 @@ Choice = gymnasium.spaces.Discrete
 @pytest.mark.parametrize(
     ("space", "width", "ones"),
     [
+        (Choice(3), 3, 1),
+        (Choice(3, start=-1), 3, 1),
         (gymnasium.spaces.MultiDiscrete([3, 2, 4]), 9, 3),
+        (gymnasium.spaces.MultiDiscrete([[3, 2], [4, 2]], start=[[1, 0], [-2, 5]]), 11, 4),
+        (gymnasium.spaces.Dict({"b": Choice(2), "a": gymnasium.spaces.Tuple((Choice(3),))}), 5, 2),
         (gymnasium.spaces.Tuple((Choice(2), Choice(4))), 6, 2),
         (gymnasium.spaces.Tuple((Choice(2), gymnasium.spaces.MultiDiscrete([2, 2]))), 6, 3),
     ],
@@ -176,12 +180,132 @@ def test_several_choices_are_seen_one_hot(space, width, ones):
     np.testing.assert_array_equal(observation[0], gymnasium.spaces.flatten(space, expected))
 
 
-def test_other_spaces_are_refused():
-    other = gymnasium.spaces.Dict({"x": Choice(2)})
-    with pytest.raises(ValueError, match="observation space must be Box or Discrete, got Dict"):
-        GymnasiumVector(SyncVectorEnv([lambda: Recorder(Choice(2), other)]))
-    with pytest.raises(ValueError, match="action space must be Box, Discrete or MultiDiscrete, got Dict"):
-        GymnasiumVector(SyncVectorEnv([lambda: Recorder(other)]))
+Box, Dict, Tuple = gymnasium.spaces.Box, gymnasium.spaces.Dict, gymnasium.spaces.Tuple
+NOT_TAKEN = [
+    Box(0, 1, (2,), bool),
+    Box(0, 1, (0,), np.float32),
+    gymnasium.spaces.Text(3),
+    gymnasium.spaces.Sequence(Choice(2)),
+    gymnasium.spaces.Graph(Choice(2), None),
+    gymnasium.spaces.OneOf([Choice(2), Choice(3)]),
+    gymnasium.spaces.MultiDiscrete(np.zeros([0], int)),
+    Tuple(()),
+    Dict({}),
+]
+
+
+@pytest.mark.parametrize(
+    ("space", "culprit"),
+    [(space, type(space).__name__) for space in NOT_TAKEN]
+    + [
+        (Tuple((Choice(2), gymnasium.spaces.Text(3))), r"Tuple\(.*which holds Text\("),
+        (Dict({"x": Choice(2), "y": Dict({"z": Box(0, 1, (2,), bool)})}), r"Dict\(.*which holds Box\(.*bool\)"),
+    ],
+)
+def test_observation_spaces_that_are_refused(space, culprit):
+    """In one message, before there is a vector of them."""
+    gymnasium.register("Refused-v0", entry_point=lambda: Recorder(Choice(2), space), disable_env_checker=True)
+    taken = "a Box of numbers with a size, Discrete, MultiDiscrete, MultiBinary, or a Tuple or Dict of these"
+    try:
+        with pytest.raises(ValueError, match=f"the observation space must be {taken}; got {culprit}"):
+            environments.make("Refused-v0")
+    finally:
+        del gymnasium.registry["Refused-v0"]
+
+
+@pytest.mark.parametrize(
+    "space", [*NOT_TAKEN, gymnasium.spaces.MultiBinary(2), Tuple((Choice(2), Choice(3))), Dict({"x": Choice(2)})]
+)
+def test_action_spaces_that_are_refused(space):
+    gymnasium.register("Refused-v0", entry_point=lambda: Recorder(space), disable_env_checker=True)
+    message = "the action space must be a Box of numbers with a size, Discrete or MultiDiscrete; got "
+    try:
+        with pytest.raises(ValueError, match=message + type(space).__name__):
+            environments.make("Refused-v0")
+    finally:
+        del gymnasium.registry["Refused-v0"]
+
+
+@pytest.mark.parametrize("mode", [*AutoresetMode, None])
+def test_streams_must_begin_anew_in_the_next_step(mode):
+    vector = SyncVectorEnv([lambda: Recorder(Choice(2))], autoreset_mode=mode or AutoresetMode.NEXT_STEP)
+    if mode is None:
+        del vector.metadata["autoreset_mode"]
+    if mode is AutoresetMode.NEXT_STEP:
+        GymnasiumVector(vector).reset()
+    else:
+        with pytest.raises(ValueError, match=r"metadata\['autoreset_mode'\] must be .*NEXT_STEP.*, got"):
+            GymnasiumVector(vector)
+
+
+class Parity(gymnasium.Env):
+    """Observations 7 and 8; the action is to be the parity of all seen."""
+
+    observation_space = Choice(2, start=7)
+    action_space = Choice(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self._ones = 0
+        return self._seen(), {}
+
+    def _seen(self):
+        bit = int(self.np_random.integers(2))
+        self._ones += bit
+        return 7 + bit
+
+    def step(self, action):
+        right = float(action == self._ones % 2)
+        return self._seen(), right, False, False, {}
+
+
+@pytest.mark.parametrize("same", [gymnasium.spaces.MultiDiscrete([2], start=[7]), Tuple((Choice(2, start=7),))])
+def test_one_choice_is_seen_alike_however_it_is_written(same):
+    """A network sees a one-hot of both the Discrete itself and of what holds nothing else; play by it is perfect."""
+
+    class Held(Parity):
+        observation_space = same
+
+        def _seen(self):
+            return (
+                np.array([super()._seen()]) if isinstance(same, gymnasium.spaces.MultiDiscrete) else (super()._seen(),)
+            )
+
+    plain, held = (GymnasiumVector(SyncVectorEnv([env, env]), seed=0) for env in (Parity, Held))
+    assert plain.observation_spec() == held.observation_spec()
+    time_steps, ones = (plain.reset(), held.reset()), np.zeros(2, int)
+    for _ in range(8):
+        observation = time_steps[0].observation
+        np.testing.assert_array_equal(observation, time_steps[1].observation)
+        assert observation.dtype == np.float32
+        assert (observation.sum(axis=1) == 1).all()
+        ones += observation.argmax(axis=1)
+        time_steps = [env.step(ones % 2) for env in (plain, held)]
+        assert time_steps[0].reward.tolist() == [1.0, 1.0]
+
+
+def test_an_observation_outside_its_space_is_an_error():
+    class Outside(Parity):
+        def _seen(self):
+            return 9
+
+    with pytest.raises(ValueError, match=r"observation must lie in Discrete\(2, start=7\), got \[9\]"):
+        GymnasiumVector(SyncVectorEnv([Outside])).reset()
+
+
+def test_a_dict_is_one_vector():
+    """Its parts in its own order; bits and numbers are as they are, and say so by their bounds."""
+    space = Dict({"z": gymnasium.spaces.MultiBinary(3), "a": Box(-2, 5, (2, 2), np.int16), "c": Choice(2, start=4)})
+    env = GymnasiumVector(SyncVectorEnv([lambda: Recorder(Choice(2), space)]))
+    spec, observation = env.observation_spec(), env.reset().observation
+    np.testing.assert_array_equal(
+        observation[0], gymnasium.spaces.flatten(space, Recorder(Choice(2), space).reset()[0])
+    )
+    assert (spec.shape, spec.dtype) == ((9,), np.float32)
+    by_key = {"a": (-2, 5, 4), "c": (0, 1, 2), "z": (0, 1, 3)}
+    parts = [by_key[key] for key in space]
+    assert spec.minimum.tolist() == [low for low, _, width in parts for _ in range(width)]
+    assert spec.maximum.tolist() == [high for _, high, width in parts for _ in range(width)]
 
 
 def test_validates():

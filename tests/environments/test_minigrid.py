@@ -73,9 +73,9 @@ def test_bad_actions(action):
         ("MiniGrid-MemoryS8-v0", {}, "no environment is called 'MiniGrid-MemoryS8-v0'; did you mean MiniGrid-Memory"),
         ("MiniGrid-Fetch-5x5-N2-v0", {}, "must have one mission for all its episodes, .* got one that varies"),
         (MEMORY, {"size": 9}, "has no option 'size'; it has none"),
-        (MEMORY, {"num_envs": True}, "num_envs must be an int of at least 1, got True"),
-        (MEMORY, {"seed": "0"}, "seed must be None or an int"),
-        (MEMORY, {"workers": 2}, "workers must be None or an int of 0 to num_envs = 1, got 2"),
+        (MEMORY, {"num_envs": True}, "num_envs must be a whole number of at least 1, got True"),
+        (MEMORY, {"seed": "0"}, "seed must be a whole number of at least 0"),
+        (MEMORY, {"workers": 2}, "workers must be a whole number of at least 0 and at most 1, got 2"),
     ],
 )
 def test_bad_arguments(name, option, message):

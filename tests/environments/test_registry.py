@@ -10,7 +10,7 @@ from keras_rtrl._tf_agents import require_legacy_keras
 
 @pytest.mark.parametrize("num_envs", [0, -1, 1.5, True, "4"])
 def test_num_envs(num_envs):
-    with pytest.raises(ValueError, match="num_envs must be an int of at least 1"):
+    with pytest.raises(ValueError, match="num_envs must be a whole number of at least 1"):
         environments.make("CartPole-v1", num_envs=num_envs)
 
 

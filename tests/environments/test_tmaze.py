@@ -149,7 +149,7 @@ def test_gymnasium_form_through_a_vector():
 
 @pytest.mark.parametrize("corridor", [0, -1, 2.5, True])
 def test_bad_corridor(corridor):
-    with pytest.raises(ValueError, match="corridor must be an int of at least 1"):
+    with pytest.raises(ValueError, match="corridor must be a whole number of at least 1"):
         environments.make("TMaze-v0", corridor=corridor)
 
 

@@ -188,9 +188,9 @@ def test_bad_actions(action):
         ("VizdoomBasic-MultiBinary-v1", {}, "must have Discrete actions, such as VizdoomBasic-v1 has, got MultiBinary"),
         ("VizdoomDeathmatch-v1", {}, "must have Discrete actions, such as VizdoomBasic-v1 has, got Dict"),
         (BASIC, {"frame_skip": 2}, "has no option 'frame_skip'; it has none"),
-        (BASIC, {"num_envs": 0}, "num_envs must be an int of at least 1, got 0"),
-        (BASIC, {"seed": 1.5}, "seed must be None or an int"),
-        (BASIC, {"workers": -1}, "workers must be None or an int"),
+        (BASIC, {"num_envs": 0}, "num_envs must be a whole number of at least 1, got 0"),
+        (BASIC, {"seed": 1.5}, "seed must be a whole number of at least 0"),
+        (BASIC, {"workers": -1}, "workers must be a whole number of at least 0"),
     ],
 )
 def test_bad_arguments(name, option, message):

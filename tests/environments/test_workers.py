@@ -169,9 +169,9 @@ def test_validates():
         utils.validate_py_environment(env, episodes=4)
 
 
-@pytest.mark.parametrize("workers", [-1, 4, 1.0, "2", True])
+@pytest.mark.parametrize("workers", [-1, 4, 1.5, "2", True])
 def test_bad_workers(workers):
-    with pytest.raises(ValueError, match="workers must be None or an int of 0 to num_envs = 3, got"):
+    with pytest.raises(ValueError, match="workers must be a whole number of at least 0 and at most 3, got"):
         environments.make("CartPole-v1", num_envs=3, workers=workers)
 
 
