@@ -128,7 +128,8 @@ class StreamingAgent(ActorCriticAgent):
         now, then = (tf.nest.map_structure(lambda x, t=t: x[:, t : t + 1], experience.observation) for t in range(2))
         forward = self._learner.forward(now, first, tape)
         state = tuple(tf.stop_gradient(part) for part in forward.state)
-        y, _ = self._network.core(self._network.encode(then), tf.zeros([1, 1], tf.bool), state)
+        reset = tf.equal(experience.step_type[:, 1:], ts.StepType.FIRST)
+        y, _ = self._network.core(self._network.encode(then, reset), reset, state)
         next_value = tf.stop_gradient(self._network.heads(y)[1][0, 0])
         discount = self._config.gamma * tf.cast(experience.discount[0, 0], next_value.dtype)
         td_error = self._scaled(reward)[0] + discount * next_value - tf.stop_gradient(forward.value)
@@ -178,7 +179,7 @@ class _Exact(tf.Module):
         layer = self._layer
         if tape is not None:
             tape.watch(self._others)
-        features = self._network.encode(observation)[:, 0]
+        features = self._network.encode(observation, first[:, tf.newaxis])[:, 0]
         weights = {name: tf.cast(w, layer.trace_dtype) for name, w in layer.recurrent_weights().items()}
         state, pending = streaming.forward(
             layer.cell, weights, self.carry, tf.cast(features, layer.trace_dtype), first, layer.implementation
@@ -207,6 +208,8 @@ class _Exact(tf.Module):
 
 class _Truncated(tf.Module):
     """Gradient by BPTT through the last `window` observations, from the state before them.
+
+    The first frame of all counts as an episode's start.
 
     Carry: the state before each frame of the window and the next, oldest first; the window's observations and whether
     an episode starts with them; whether there was any frame yet.
@@ -237,7 +240,7 @@ class _Truncated(tf.Module):
         # what the window holds from before the first frame is cut off there
         resets = _pushed(self._resets, (first | ~self._seen)[:, tf.newaxis])
         y, state = self._network.core(
-            self._network.encode(frames), resets, tuple(states[:, 0] for states in self._states)
+            self._network.encode(frames, resets), resets, tuple(states[:, 0] for states in self._states)
         )
         outputs, value = self._network.heads(y[:, -1])
         return Forward(outputs, value[0], state, (frames, resets))

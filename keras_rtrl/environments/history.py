@@ -17,7 +17,8 @@ def with_history(env):
 
       observation: the environment's own.
       last_reward: float32 [B], the reward that came with this time step, not clipped; 0 at FIRST.
-      last_action: like the action spec, the action that led here as it was given (floats not clipped); zeros at FIRST.
+      last_action: like the action spec, the action that led here as it was given (floats not clipped); zeros at FIRST,
+        where there is none: what reads it must look at the step type too, as `ActorCriticNetwork` does.
 
     Args:
       env: a batched PyEnvironment or TFEnvironment with one action array.

@@ -62,8 +62,9 @@ class ActorCriticNetwork(network.Network):
           core_options: further arguments of the core's layer, for instance {"forget_bias": 4.0}; for a stack
             {"frames": 4}.
           head_units: widths of tanh layers between the core and the two heads.
-          use_last_action: whether the core also sees the last action (one-hot; floats as they are).
-          use_last_reward: whether the core also sees the last reward.
+          use_last_action: whether the core also sees the last action (one-hot; floats as they are), zeros where an
+            episode starts.
+          use_last_reward: whether the core also sees the last reward, zero where an episode starts.
           shared_heads: whether the layers of `head_units` serve both heads, or each head has its own.
           normalize_observation: whether each feature of the observation is normalised by its running mean and standard
             deviation (`update_normalizer`) before the encoder.
@@ -127,19 +128,25 @@ class ActorCriticNetwork(network.Network):
         """The state in a carry: the network state of a policy."""
         return tuple(carry)[: len(self.state_spec)]
 
-    def encode(self, observation):
-        """Features [B, T, D] of observations [B, T, ...]; the encoder runs on all B T frames at once."""
+    def encode(self, observation, reset):
+        """Features [B, T, D] of observations [B, T, ...]; the encoder runs on all B T frames at once.
+
+        Where an episode starts with a frame (reset, bool [B, T]) there is no last reward and no last action: their
+        features are zeros there whatever the observation holds, and the zeros are no discrete action's one-hot.
+        """
         squash = network_utils.BatchSquash(2)
         raw = tf.nest.map_structure(squash.flatten, observation["observation"])
         if self._normalizer is not None:
             raw = self._normalizer(tf.cast(raw, keras.backend.floatx()))
         encoded = self._encoder(raw)
         parts = [squash.unflatten(encoded if self._encoder.trainable else tf.stop_gradient(encoded))]
+        last = []
         if self._use_last_reward:
             last_reward = tf.cast(observation["last_reward"], parts[0].dtype)
-            parts.append(tf.clip_by_value(last_reward, -1.0, 1.0)[..., tf.newaxis])
+            last.append(tf.clip_by_value(last_reward, -1.0, 1.0)[..., tf.newaxis])
         if self._use_last_action:
-            parts.append(self.actions.features(observation["last_action"]))
+            last.append(self.actions.features(observation["last_action"]))
+        parts += [tf.where(reset[..., tf.newaxis], tf.zeros_like(part), part) for part in last]
         return tf.concat(parts, axis=-1)
 
     def update_normalizer(self, observation):
@@ -172,7 +179,7 @@ class ActorCriticNetwork(network.Network):
     def unroll(self, observation, reset, carry, training=False):
         """encode, core and heads: observations [B, T, ...] -> (policy outputs [B, T, P], values [B, T], carry)."""
         del training
-        y, carry = self.core(self.encode(observation), reset, carry)
+        y, carry = self.core(self.encode(observation, reset), reset, carry)
         outputs, values = self.heads(y)
         return outputs, values, carry
 

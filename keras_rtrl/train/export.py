@@ -30,9 +30,10 @@ class PolicyModule(StatefulModule):
     Signatures, flat tensors by name, batch size B free:
       initial_state(batch_size int32 []) -> state_0, state_1, ...: float32 [B, ...], zeros.
       action(observation [B, ...], last_reward float32 [B], last_action [B, ...], step_type int32 [B] (0 where an
-        episode begins: the state is reset there), state_0, ...) -> action [B, ...], value float32 [B], state_0, ...,
-        and the policy's parameters: logits [B, A], or mean and log_std [B, A] of continuous actions. These may
-        exceed their bounds: clip them. An observation of parts comes as observation_rgb, observation_instruction.
+        episode begins: the state is reset there, last_reward and last_action are not looked at), state_0, ...) ->
+        action [B, ...], value float32 [B], state_0, ..., and the policy's parameters: logits [B, A], or mean and
+        log_std [B, A] of continuous actions. These may exceed their bounds: clip them. An observation of parts comes
+        as observation_rgb, observation_instruction.
 
     Values are of scaled rewards where the agent scales them: times the variable `reward_scale` they are the
     environment's.

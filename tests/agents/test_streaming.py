@@ -184,16 +184,17 @@ def test_instant_gradient_differs():
 def test_truncated_bptt_goes_back_over_the_window(core, window, step_type, monkeypatch):
     agent = make_agent("td", core, "tbptt", encoder_units=(5,), trace_decay=0.0, window=window)
     network, frames = agent.network, make_frames(step_type)
+    as_seen = make_frames([FIRST, *step_type[1:]])  # the first frame of all counts as an episode's start
     variables, t = network.trainable_variables, len(step_type) - 2
     history = min(window, t + 1)
     past = slice(0, t + 1 - history)
     state = tuple(tf.zeros([1, *spec.shape], spec.dtype) for spec in network.state_spec)
     if history <= t:
         observation = tf.nest.map_structure(lambda x: x[:, past], frames.observation)
-        _, _, state = network.unroll(observation, tf.equal(frames.step_type[:, past], FIRST), state)
+        _, _, state = network.unroll(observation, tf.equal(as_seen.step_type[:, past], FIRST), state)
     monkeypatch.setattr(scores, "before", state, raising=False)
     infos = train(agent, frames)
-    expected, directions = numeric(variables, lambda: scores(agent, frames, infos, t, history)[0])
+    expected, directions = numeric(variables, lambda: scores(agent, as_seen, infos, t, history)[0])
     agent.reset_carry()
     train(agent, tf.nest.map_structure(lambda x: x[:, : t + 1], frames))
     before = [variable.numpy() for variable in variables]

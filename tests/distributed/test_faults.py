@@ -283,7 +283,8 @@ def check(learner):
         for i in range(0, len(rollouts), 100):
             frames = [rollout.frames for rollout in rollouts[i : i + 100]]
             frames = tf.nest.map_structure(lambda *x: tf.concat([part[:, :-1] for part in x], axis=1), *frames)
-            _, carry = network.core(network.encode(frames.observation), tf.equal(frames.step_type, 0), carry)
+            reset = tf.equal(frames.step_type, 0)
+            _, carry = network.core(network.encode(frames.observation, reset), reset, carry)
         for part, expected in zip(kept, carry, strict=True):
             assert np.any(expected)
             rows = part[actor * STREAMS : (actor + 1) * STREAMS]

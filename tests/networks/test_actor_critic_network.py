@@ -73,7 +73,7 @@ def test_state_spec_is_known_before_the_first_call(core, gradient):
 
 @pytest.mark.parametrize(("core", "gradient"), CORES)
 def test_first_forgets_the_carry(core, gradient):
-    network = make_network(core, gradient)
+    network = make_network(core, gradient, use_last_action=False, use_last_reward=False)
     observation = make_observation(2, 3)
     zero = network.get_initial_carry(2)
     reset = tf.constant([[True, False, False], [False, False, False]])
@@ -93,12 +93,35 @@ def test_only_rtrl_carries_traces():
 
 
 def test_what_the_core_sees():
-    observation = make_observation(2, 1)
+    observation, reset = make_observation(2, 1), tf.zeros([2, 1], tf.bool)
     observation["last_reward"] = tf.constant([[7.0], [-0.5]])
     observation["last_action"] = tf.constant([[2], [0]], tf.int64)
-    features = make_network().encode(observation)
+    features = make_network().encode(observation, reset)
     np.testing.assert_allclose(features[:, 0, 5:], [[1.0, 0, 0, 1], [-0.5, 1, 0, 0]])
-    assert make_network(use_last_action=False).encode(observation).shape == (2, 1, 6)
+    assert make_network(use_last_action=False).encode(observation, reset).shape == (2, 1, 6)
+
+
+@pytest.mark.parametrize(
+    "actions",
+    [
+        ACTIONS,
+        tensor_spec.BoundedTensorSpec([2], tf.int64, [0, 0], [1, 2]),
+        tensor_spec.BoundedTensorSpec([2], tf.float32, -1.0, 1.0),
+    ],
+    ids=["choice", "choices", "floats"],
+)
+def test_where_an_episode_starts_there_is_no_last_action_and_no_last_reward(actions):
+    network = ActorCriticNetwork({**HISTORY, "last_action": actions}, actions, units=6, encoder_units=(5,))
+    garbage = np.ones(actions.shape, actions.dtype.as_numpy_dtype) * (1 if actions.dtype.is_integer else np.nan)
+    observation = {
+        "observation": tf.ones([1, 2, 4]),
+        "last_reward": tf.constant([[np.nan, 0.5]], tf.float32),
+        "last_action": tf.constant([[garbage, np.zeros_like(garbage)]], actions.dtype),
+    }
+    features = network.encode(observation, tf.constant([[True, False]]))[0, :, 5:].numpy()
+    np.testing.assert_array_equal(features[0], 0)
+    after_zeros = {0: [0.5, 1, 0, 0], 1: [0.5, 1, 0, 1, 0, 0] if actions.dtype.is_integer else [0.5, 0, 0]}
+    np.testing.assert_array_equal(features[1], after_zeros[actions.shape.rank])
 
 
 def test_carry_takes_no_gradient():

@@ -80,12 +80,13 @@ def test_frozen_encoder_is_left_out_of_what_is_trained():
         network.create_variables()
         counts[train_encoder] = (len(network.trainable_variables), len(network.variables))
         observation = tf.nest.map_structure(lambda spec: tf.ones([1, 1, *spec.shape], spec.dtype), history)
+        reset = tf.constant([[False]])
         with tf.GradientTape() as tape:
-            before = network.encode(observation)
+            before = network.encode(observation, reset)
         gradients = tape.gradient(before, network.get_layer("mlp").variables)
         assert [gradient is not None for gradient in gradients] == [train_encoder] * 2
         network.update_normalizer(observation)
-        assert bool(tf.reduce_all(network.encode(observation) == before)) != train_encoder
+        assert bool(tf.reduce_all(network.encode(observation, reset) == before)) != train_encoder
     assert counts[False] == (counts[True][0] - 2, counts[True][1])
     with pytest.raises(ValueError, match="train_encoder must be True or False, got 1"):
         ActorCriticNetwork(history, actions, train_encoder=1)

@@ -109,8 +109,8 @@ class RTRLPPOAgent(RolloutAgent):
           constants all.
         """
         network, size, streams = self._network, self._config.chunk, self._streams.replica
-        features = tf.stop_gradient(network.encode(experience.observation))
         reset = tf.equal(experience.step_type, ts.StepType.FIRST)
+        features = tf.stop_gradient(network.encode(experience.observation, reset))
         count = (features.shape[1] - 1) // size
 
         def chunks_first(x):

@@ -35,8 +35,8 @@ class R2ACAgent(RolloutAgent):
     def _unroll(self, experience):
         """Outputs [B, T, P] and values [B, T] of frames 0..T-1, value [B] of frame T, carry after frame T-1."""
         network = self._network
-        features = network.encode(experience.observation)
         reset = tf.equal(experience.step_type, ts.StepType.FIRST)
+        features = network.encode(experience.observation, reset)
         y, carry = network.core(features[:, :-1], reset[:, :-1], self._by_stream.values())
         carry = tuple(tf.stop_gradient(part) for part in carry)
         last_y, _ = network.core(tf.stop_gradient(features[:, -1:]), reset[:, -1:], network.state_of(carry))

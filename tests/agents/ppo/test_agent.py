@@ -122,7 +122,7 @@ def test_refreshed_carry_is_aligned_with_the_stored_one(float64, core):
 
     # step by step, from the agent's carry
     network, carry = agent.network, tuple(part.value() for part in agent.carry)
-    features = network.encode(second.observation)
+    features = network.encode(second.observation, second.step_type == 0)
     by_step = []
     for t in range(T):
         by_step.append(carry)
@@ -202,7 +202,7 @@ def test_observations_and_rewards_are_normalised_as_they_come():
     for rollout in made:
         agent.train(rollout)
     frames = np.concatenate([r.observation["observation"][:, :-1] for r in made], axis=1).reshape(-1, 12)
-    normalized = agent.network.encode({**made[0].observation})[:, :-1, :12].numpy()
+    normalized = agent.network.encode({**made[0].observation}, made[0].step_type == 0)[:, :-1, :12].numpy()
     deviation = np.sqrt(frames.var(0) + 1e-8)
     expected = np.clip((made[0].observation["observation"][:, :-1] - frames.mean(0)) / deviation, -10, 10)
     np.testing.assert_allclose(normalized, expected, rtol=1e-3, atol=1e-3)
