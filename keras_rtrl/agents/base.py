@@ -5,6 +5,7 @@ from tf_agents.agents import tf_agent
 from tf_agents.policies import greedy_policy
 
 from keras_rtrl._replicas import Streams, StreamVariables
+from keras_rtrl.agents.experience import is_finite
 from keras_rtrl.agents.policy import ActorCriticPolicy
 from keras_rtrl.agents.reward_scaler import RewardScaler
 
@@ -184,6 +185,15 @@ class RolloutAgent(ActorCriticAgent):
         values = list(values)
         for kept in self._kept():
             kept.assign_local([values.pop(0) for _ in kept.whole])
+
+    def _zero_if_finite(self, carry, dtype):
+        """0, or NaN if the carry after a rollout is not finite; to be added to what is reported.
+
+        Traces of the kernel are not looked at: they are large, and where they are not finite no gradient is.
+        """
+        kernel_traces = len(self._network.state_spec)
+        finite = is_finite([part for i, part in enumerate(carry) if i != kernel_traces])
+        return tf.where(finite, tf.zeros([], dtype), tf.constant(float("nan"), dtype))
 
     def _kept(self):
         return (self._by_stream, *(() if self._reward_scaler is None else (self._reward_scaler.by_stream,)))

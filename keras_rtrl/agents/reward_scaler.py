@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from keras_rtrl._replicas import Streams, StreamVariables
-from keras_rtrl.networks.normalizer import RunningNormalizer
+from keras_rtrl.networks.normalizer import RunningNormalizer, clipped
 
 
 class RewardScaler(tf.Module):
@@ -34,23 +34,22 @@ class RewardScaler(tf.Module):
         return tf.sqrt(self.statistics.variance + 1e-8)
 
     def update(self, reward, boundary):
-        """Takes in rewards [B, T]; on a boundary frame [B, T] (LAST to FIRST) there is none, and R starts from 0.
+        """Takes in rewards [B, T]; on a boundary frame [B, T] (LAST to FIRST) there is none, nor a return to count.
 
         Under a tf.distribute strategy called by every replica, with its own streams' rows.
         """
-        reward = tf.where(boundary, tf.zeros_like(reward), reward)
-        keep = tf.cast(~boundary, tf.float64)
+        boundary = tf.transpose(boundary)
         returns = tf.scan(
-            lambda before, step: step[1] * (self._gamma * before + step[0]),
-            (tf.transpose(tf.cast(reward, tf.float64)), tf.transpose(keep)),
+            lambda before, step: tf.where(step[1], tf.zeros_like(before), self._gamma * before + step[0]),
+            (tf.transpose(tf.cast(reward, tf.float64)), boundary),
             initializer=self._by_stream.values()[0],
         )
         self._by_stream.assign([returns[-1]])
-        self.statistics.update(returns)
+        self.statistics.update(returns, ~boundary)
 
     def __call__(self, reward):
-        """Scaled rewards in the dtype of `reward`."""
-        return tf.clip_by_value(reward / tf.cast(self.scale, reward.dtype), -self._limit, self._limit)
+        """Scaled rewards in the dtype of `reward`; NaN where it is not finite."""
+        return clipped(reward / tf.cast(self.scale, reward.dtype), -self._limit, self._limit)
 
     def reset(self):
         """Forgets the returns under way, not the statistics: the streams begin anew."""

@@ -9,6 +9,7 @@ from tf_agents.trajectories import time_step as ts
 from keras_rtrl._checks import whole_number
 from keras_rtrl._keras import keras
 from keras_rtrl.agents.base import ActorCriticAgent
+from keras_rtrl.agents.experience import is_finite, keep_if, played
 from keras_rtrl.engine import Carry, streaming
 from keras_rtrl.networks.cores import RTRLCore
 
@@ -99,51 +100,65 @@ class StreamingAgent(ActorCriticAgent):
 
     def _train(self, experience, weights=None):
         self._check_experience(experience, weights)
-        step_type, reward = experience.step_type[:, 0], self._reward(experience)
-        boundary = tf.equal(step_type, ts.StepType.LAST)
-        self._take_in(tf.nest.map_structure(lambda x: x[:, 0], experience.observation), reward, boundary)
+        step, boundary = played(experience)
+        step, boundary = tf.nest.map_structure(lambda x: x[:, 0], (step, boundary))
+        before = [(variable, variable.value()) for variable in self._statistics()]
+        self._take_in(step.observation, self._reward(step), boundary)
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
-            forward, td_error = self._forward(experience, reward, tape)
-            scores = self._objectives(forward, experience.action[:, 0], td_error)
-        gradients = self._learner.gradients(tape, scores, forward)
-        traces = self._accumulate(gradients, tf.equal(step_type[0], ts.StepType.FIRST))
-        direction = self._direction(td_error, traces)
+            forward, td_error = self._forward(experience, step, boundary, tape)
+            scores = self._objectives(forward, step.action, td_error)
+        gradients = self._learner.tape_gradients(tape, scores, forward)
+        info = self._loss_info(forward, td_error)
+        finite = is_finite((info, forward.state, gradients))
+        self.train_step_counter.assign_add(1)
 
         def update():
-            self._optimizer.apply_gradients(zip(direction, self._trained, strict=True))
-            return tf.constant(True)
+            advanced = self._learner.advance(gradients, forward)
+            traces = self._accumulate(advanced, tf.equal(step.step_type[0], ts.StepType.FIRST))
+            direction = zip(self._direction(td_error, traces), self._trained, strict=True)
+            weights = (*self._trained, *self._optimizer.variables)
+            keep_if(finite & ~boundary[0], lambda: self._optimizer.apply_gradients(direction), weights)
 
-        tf.cond(boundary[0], lambda: tf.constant(False), update)
-        self.train_step_counter.assign_add(1)
-        return self._loss_info(forward, td_error)
+        keep_if(finite, update, (*self.carry, *tf.nest.flatten(self._eligibility)), before)
+        return info._replace(loss=tf.where(finite, info.loss, float("nan")))
 
     def _loss(self, experience, weights=None, training=False):
         del training
         self._check_experience(experience, weights)
-        return self._loss_info(*self._forward(experience, self._reward(experience), None))
+        step, boundary = tf.nest.map_structure(lambda x: x[:, 0], played(experience))
+        return self._loss_info(*self._forward(experience, step, boundary, None))
 
-    def _forward(self, experience, reward, tape):
+    def _statistics(self):
+        """Variables that `_take_in` changes."""
+        parts = (self._network.normalizer, self._reward_scaler)
+        return [variable for part in parts if part is not None for variable in part.variables]
+
+    def _forward(self, experience, step, boundary, tape):
         """Forward of frame t, and the TD error, a constant; 0 on a boundary frame."""
-        first, last = (tf.equal(experience.step_type[:, 0], kind) for kind in (ts.StepType.FIRST, ts.StepType.LAST))
+        first = tf.equal(step.step_type, ts.StepType.FIRST)
         now, then = (tf.nest.map_structure(lambda x, t=t: x[:, t : t + 1], experience.observation) for t in range(2))
         forward = self._learner.forward(now, first, tape)
         state = tuple(tf.stop_gradient(part) for part in forward.state)
         reset = tf.equal(experience.step_type[:, 1:], ts.StepType.FIRST)
         y, _ = self._network.core(self._network.encode(then, reset), reset, state)
         next_value = tf.stop_gradient(self._network.heads(y)[1][0, 0])
-        discount = self._config.gamma * tf.cast(experience.discount[0, 0], next_value.dtype)
-        td_error = self._scaled(reward)[0] + discount * next_value - tf.stop_gradient(forward.value)
-        return forward, tf.where(last[0], tf.zeros_like(td_error), td_error)
+        discount = self._config.gamma * tf.cast(step.discount[0], next_value.dtype)
+        later = tf.math.multiply_no_nan(next_value, discount)
+        td_error = self._scaled(self._reward(step))[0] + later - tf.stop_gradient(forward.value)
+        return forward, tf.where(boundary[0], tf.zeros_like(td_error), td_error)
 
-    def _reward(self, experience):
-        return tf.cast(experience.reward[:, 0], keras.backend.floatx())
+    def _reward(self, step):
+        return tf.cast(step.reward, keras.backend.floatx())
 
     def _accumulate(self, gradients, first):
         if not self._eligibility:
             return gradients
-        decay = tf.where(first, 0.0, self._config.gamma * self._config.trace_decay)
+        decay = self._config.gamma * self._config.trace_decay
         return [
-            [z.assign(tf.cast(decay, z.dtype) * z + gradient) for z, gradient in zip(trace, grads, strict=True)]
+            [
+                z.assign(tf.where(first, tf.zeros_like(z), decay * z) + gradient)
+                for z, gradient in zip(trace, grads, strict=True)
+            ]
             for trace, grads in zip(self._eligibility, gradients, strict=True)
         ]
 
@@ -189,13 +204,16 @@ class _Exact(tf.Module):
         outputs, value = self._network.heads(layer.read_out(features, state))
         return Forward(outputs, value[0], (state,), pending)
 
-    def gradients(self, tape, scores, forward):
-        """For each score the gradients of the trained variables; advances the carry."""
+    def tape_gradients(self, tape, scores, forward):
+        """For each score the gradients that a tape gives: of the state, and of what is not the core's recurrence."""
         (state,) = forward.state
-        by_tape = [
+        return [
             tape.gradient(score, [state, *self._others], unconnected_gradients=tf.UnconnectedGradients.ZERO)
             for score in scores
         ]
+
+    def advance(self, by_tape, forward):
+        """For each score the gradients of the trained variables; advances the carry."""
         core = streaming.update(self.carry, forward.pending, tf.stack([cotangent for cotangent, *_ in by_tape]))
         gradients = []
         for k, (_, *others) in enumerate(by_tape):
@@ -245,11 +263,15 @@ class _Truncated(tf.Module):
         outputs, value = self._network.heads(y[:, -1])
         return Forward(outputs, value[0], state, (frames, resets))
 
-    def gradients(self, tape, scores, forward):
-        """For each score the gradients of the trained variables; advances the carry."""
-        gradients = [
+    def tape_gradients(self, tape, scores, forward):
+        """For each score the gradients of the trained variables."""
+        del forward
+        return [
             tape.gradient(score, self._trained, unconnected_gradients=tf.UnconnectedGradients.ZERO) for score in scores
         ]
+
+    def advance(self, gradients, forward):
+        """`gradients` as they came; advances the carry."""
         frames, resets = forward.pending
         for states, state in zip(self._states, forward.state, strict=True):
             states.assign(_pushed(states, state[:, tf.newaxis]))

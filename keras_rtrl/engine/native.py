@@ -80,7 +80,7 @@ def why_not(cell, dtype) -> str | None:
         )
     if tf.as_dtype(dtype) not in _DTYPES:
         return f"it computes in float32 or float64, not in {tf.as_dtype(dtype).name}"
-    if _traced_for_xla():
+    if traced_for_xla():
         return "XLA (jit_compile) cannot compile custom ops"
     return None
 
@@ -342,7 +342,7 @@ def _kernels_of(cell):
     return None, f"{kind.__name__} has no native kernels"
 
 
-def _traced_for_xla():
+def traced_for_xla():
     """Whether the current graph, or one around it, is being traced for XLA."""
     if tf.executing_eagerly():
         return False

@@ -10,6 +10,7 @@ import tensorflow_probability as tfp
 from tf_agents.specs import tensor_spec
 
 from keras_rtrl._keras import keras
+from keras_rtrl.networks.normalizer import clipped
 
 tfd = tfp.distributions
 
@@ -145,7 +146,7 @@ class Gaussian(tf.Module):
         """What a core sees of a last action: floats [..., width], clipped to the spec's bounds."""
         bounds = (self.spec.minimum, self.spec.maximum)
         low, high = (np.broadcast_to(bound, self.spec.shape).ravel() for bound in bounds)
-        return tf.clip_by_value(self._flat(action, tf.as_dtype(keras.backend.floatx())), low, high)
+        return clipped(self._flat(action, tf.as_dtype(keras.backend.floatx())), low, high)
 
     def distribution(self, outputs):
         mean, log_std = tf.split(outputs, 2, axis=-1)

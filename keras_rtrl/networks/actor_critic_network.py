@@ -11,7 +11,7 @@ from keras_rtrl._keras import keras
 from keras_rtrl.networks.actions import make_actions
 from keras_rtrl.networks.cores import make_core, units_for
 from keras_rtrl.networks.encoders import make_encoder
-from keras_rtrl.networks.normalizer import RunningNormalizer
+from keras_rtrl.networks.normalizer import RunningNormalizer, clipped
 
 _HISTORY = {"observation", "last_reward", "last_action"}
 
@@ -143,11 +143,16 @@ class ActorCriticNetwork(network.Network):
         last = []
         if self._use_last_reward:
             last_reward = tf.cast(observation["last_reward"], parts[0].dtype)
-            last.append(tf.clip_by_value(last_reward, -1.0, 1.0)[..., tf.newaxis])
+            last.append(clipped(last_reward, -1.0, 1.0)[..., tf.newaxis])
         if self._use_last_action:
             last.append(self.actions.features(observation["last_action"]))
         parts += [tf.where(reset[..., tf.newaxis], tf.zeros_like(part), part) for part in last]
         return tf.concat(parts, axis=-1)
+
+    @property
+    def normalizer(self):
+        """The `RunningNormalizer` of observations, None without one."""
+        return self._normalizer
 
     def update_normalizer(self, observation):
         """Takes observations [..., shape] into the running normalisation, where there is one and it is not frozen."""

@@ -38,22 +38,34 @@ class RunningNormalizer(tf.Module):
         seen = self._count > 1
         return tf.where(seen, self._squares / tf.maximum(self._count, 1), tf.ones_like(self._squares))
 
-    def update(self, x):
-        """Takes in observations [..., shape]; those of all replicas where each calls it with its own."""
+    def update(self, x, counted=None):
+        """Takes in observations [..., shape]; those of all replicas where each calls it with its own.
+
+        With `counted`, bool [...], only the observations that are; there may be none.
+        """
         x = tf.reshape(tf.cast(x, tf.float64), [-1, *self._mean.shape])
-        own_count = tf.cast(tf.shape(x)[0], tf.float64)
-        count = all_sum(own_count)
-        mean = all_sum(tf.reduce_mean(x, axis=0) * (own_count / count))
+        left_out = tf.zeros(tf.shape(x)[0], tf.bool) if counted is None else tf.reshape(~counted, [-1])
+        left_out = tf.reshape(left_out, [-1] + [1] * self._mean.shape.rank)
+
+        def total_of(values):
+            return all_sum(tf.reduce_sum(tf.where(left_out, tf.zeros_like(values), values), axis=0))
+
+        count = all_sum(tf.reduce_sum(tf.cast(~left_out, tf.float64)))
+        mean = total_of(x / tf.maximum(count, 1))
         total = self._count + count
         shift = mean - self._mean
-        squares = all_sum(tf.reduce_sum(tf.square(x - mean), axis=0))
-        squares += tf.square(shift) * self._count * count / total
-        self._squares.assign_add(squares)
-        self._mean.assign_add(shift * count / total)
+        share = tf.math.divide_no_nan(count, total)
+        self._squares.assign_add(total_of(tf.square(x - mean)) + tf.square(shift) * self._count * share)
+        self._mean.assign_add(shift * share)
         self._count.assign(total)
 
     def __call__(self, x):
         """Normalised observations in the dtype of `x`."""
         scale = tf.math.rsqrt(self.variance + 1e-8)
         x = (x - tf.cast(self._mean, x.dtype)) * tf.cast(scale, x.dtype)
-        return tf.clip_by_value(x, -self._limit, self._limit)
+        return clipped(x, -self._limit, self._limit)
+
+
+def clipped(x, low, high):
+    """`x` clipped to [low, high], but NaN where it is infinite: a fault that clipping would hide."""
+    return tf.where(tf.math.is_finite(x), tf.clip_by_value(x, low, high), tf.constant(float("nan"), x.dtype))

@@ -128,6 +128,19 @@ def values(agent):
     return {f"{name}_{i:02}": v.numpy() for name, variables in parts.items() for i, v in enumerate(variables)}
 
 
+def refuse(agent, rollout):
+    """Nothing of an update is applied, on any replica, where one stream of one of them has a reward that is NaN."""
+    broken = np.array(rollout.reward)
+    if agent.streams.ranges()[-1].stop == B:  # this process has the last stream
+        broken[-1, 1] = np.nan
+    before = values(agent)
+    (numbers,) = learn(agent, [rollout._replace(reward=tf.constant(broken))])
+    assert not np.isfinite(numbers[0])
+    for name, value in values(agent).items():
+        if np.issubdtype(value.dtype, np.floating):  # counters and seeds go on
+            np.testing.assert_array_equal(value, before[name], err_msg=name)
+
+
 def checkpoints(folder, agent):
     from keras_rtrl.train.checkpoints import Checkpoints, Counters
     from keras_rtrl.train.run_folder import RunFolder
@@ -153,6 +166,7 @@ def devices(folder):
                 agent = make_agent(kind)
             save(folder / f"{kind}_{name}.npz", agent, learn(agent, rollouts))
             checkpoints(folder / kind / name, agent).save()
+            refuse(agent, rollouts[-1])
         for source, target in (("one", "two"), ("two", "one"), ("two", "two")):
             with strategy.scope() if target == "two" else contextlib.nullcontext():
                 agent = make_agent(kind, seed=8)
@@ -207,6 +221,7 @@ def worker(folder):
         saver.restore()
         numbers = np.concatenate([numbers, learn(agent, rollouts[cut:])])
         save(folder / f"{kind}_worker{rank}.npz", agent, numbers)
+        refuse(agent, rollouts[-1])
         np.savez(folder / f"{kind}_actions{rank}.npz", before=before, after=act(agent, rollouts[0]))
         assert agent.streams.any(rank == 1)
         assert not agent.streams.any(False)

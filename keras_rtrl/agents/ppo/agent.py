@@ -8,6 +8,7 @@ from tf_agents.trajectories import time_step as ts
 
 from keras_rtrl._replicas import all_sum, on_host
 from keras_rtrl.agents.base import RolloutAgent
+from keras_rtrl.agents.experience import is_finite, only_if, played
 from keras_rtrl.agents.ppo import losses
 from keras_rtrl.agents.ppo.config import PPOConfig
 
@@ -78,9 +79,8 @@ class RTRLPPOAgent(RolloutAgent):
         Returns:
           PPOBatch of all B T / C chunks, constants all, and the carry after frame T - 1.
         """
-        step = tf.nest.map_structure(lambda x: x[:, :-1], experience._replace(next_step_type=()))
+        step, boundary = played(experience)
         starts, values, last_value, carry = self._unroll(experience)
-        boundary = tf.equal(step.step_type, ts.StepType.LAST)
         reward, discount = tf.cast(step.reward, values.dtype), tf.cast(step.discount, values.dtype)
         if self._reward_scaler is not None:
             reward = self._reward_scaler(reward)
@@ -192,7 +192,8 @@ class RTRLPPOAgent(RolloutAgent):
         self._check_experience(experience, weights)
         config, streams = self._config, self._streams
         rows = streams.split(experience)
-        first, carry = streams.run(self._begin, rows)
+        before = self._kept_values()
+        first, carry, start = streams.run(self._begin, rows)
         chunks = self._num_streams * (experience.step_type.shape[1] - 1) // config.chunk
 
         # MirroredStrategy sums over replicas outside loops only: they are around the replicas' functions, not inside
@@ -211,18 +212,36 @@ class RTRLPPOAgent(RolloutAgent):
             _, sums = tf.while_loop(lambda j, _: j < config.minibatches, step, (0, sums), parallel_iterations=1)
             return i + 1, sums
 
-        sums = tf.zeros([len(self.loss_names)], streams.one(first.value).dtype)
+        sums = tf.zeros([len(self.loss_names)], streams.one(first.value).dtype) + streams.one(start)
         _, sums = tf.while_loop(lambda i, _: i < config.epochs, epoch, (0, sums), parallel_iterations=1)
-        streams.run(self._end, rows, carry)
+        only_if(is_finite(tf.unstack(sums)), lambda: streams.run(self._end, rows, carry), lambda: self._restore(before))
         self.train_step_counter.assign_add(1)
         return _loss_info(sums / config.optimizer_steps)
 
     def _begin(self, experience):
-        """`prepare`, the rewards' scale brought up to date before."""
+        """`prepare`, the rewards' scale brought up to date before; and 0, or NaN if a carry is not finite."""
         if self._reward_scaler is not None:
-            boundary = tf.equal(experience.step_type[:, :-1], ts.StepType.LAST)
-            self._reward_scaler.update(experience.reward[:, :-1], boundary)
-        return self.prepare(experience)
+            step, boundary = played(experience)
+            self._reward_scaler.update(step.reward, boundary)
+        batch, carry = self.prepare(experience)
+        return batch, carry, all_sum(self._zero_if_finite(carry, batch.value.dtype))
+
+    def _changed(self):
+        """Variables that train() changes before it knows whether all of its steps are finite."""
+        scaler = () if self._reward_scaler is None else self._reward_scaler.statistics.variables
+        return (*self._trained, *self._optimizer.variables, *scaler)
+
+    def _kept_values(self):
+        """Values to go back to: those of `_changed`, and the returns under way as every replica has them."""
+        returns = None if self._reward_scaler is None else self._streams.run(self._reward_scaler.by_stream.values)
+        return [variable.value() for variable in self._changed()], returns
+
+    def _restore(self, before):
+        values, returns = before
+        for variable, value in zip(self._changed(), values, strict=True):
+            variable.assign(value)
+        if returns is not None:
+            self._streams.run(self._reward_scaler.by_stream.assign, returns)
 
     def _refreshed(self, epoch, experience, first):
         """The PPOBatch of an epoch: `first`, and from the second epoch on what is not to be stale made anew."""

@@ -19,8 +19,9 @@ def gae(reward_t, discount_t, value_t, bootstrap_value, boundary_t, gae_lambda):
 
         delta_t = r_t + gamma_t V_{t+1} - V_t,    A_t = delta_t + gamma_t lambda A_{t+1},    V_T = bootstrap_value
 
-    On a boundary frame A = 0, and its V is that of the episode's last observation: a truncated episode bootstraps from
-    it (its discount is not 0), and nothing after it reaches an advantage before it.
+    On a boundary frame A = 0, whatever the other arguments hold there, NaN included, and its V is that of the episode's
+    last observation: a truncated episode bootstraps from it (its discount is not 0), and nothing after it reaches an
+    advantage before it. Where gamma is 0 no value counts that comes after.
 
     Args:
       reward_t: [B, T].
@@ -44,11 +45,12 @@ def gae(reward_t, discount_t, value_t, bootstrap_value, boundary_t, gae_lambda):
         raise ValueError(f"bootstrap_value must be [B] with B of {value_t.shape}, got {bootstrap_value.shape}")
     value_t, bootstrap_value = tf.stop_gradient(value_t), tf.stop_gradient(bootstrap_value)
     next_value_t = tf.concat([value_t[:, 1:], bootstrap_value[:, tf.newaxis]], axis=1)
-    delta_t = tf.where(boundary_t, tf.zeros_like(value_t), reward_t + discount_t * next_value_t - value_t)
+    delta_t = reward_t + tf.math.multiply_no_nan(next_value_t, discount_t) - value_t
+    delta_t = tf.where(boundary_t, tf.zeros_like(value_t), delta_t)
     decay_t = tf.where(boundary_t, tf.zeros_like(value_t), discount_t * gae_lambda)
     # scan runs over the first axis
     advantage_t = tf.scan(
-        lambda later, step: step[0] + step[1] * later,
+        lambda later, step: step[0] + tf.math.multiply_no_nan(later, step[1]),
         (tf.transpose(delta_t), tf.transpose(decay_t)),
         initializer=tf.zeros_like(bootstrap_value),
         reverse=True,
@@ -82,9 +84,16 @@ def ppo_terms(log_ratio_t, entropy_t, value_t, old_value_t, advantage_t, return_
     """
     counted = tf.cast(~boundary_t, value_t.dtype)
 
-    def total(x):
-        return tf.reduce_sum(tf.where(boundary_t, tf.zeros_like(x), x))
+    def played(x):
+        return tf.where(boundary_t, tf.zeros_like(x), x)
 
+    def total(x):
+        return tf.reduce_sum(played(x))
+
+    # before anything is computed from them: the gradient of a NaN that is left out later is NaN
+    log_ratio_t, entropy_t, value_t, old_value_t, advantage_t, return_t = (
+        played(x) for x in (log_ratio_t, entropy_t, value_t, old_value_t, advantage_t, return_t)
+    )
     count, advantages = all_sum((tf.reduce_sum(counted), total(advantage_t)))
     count = tf.maximum(count, 1)
 

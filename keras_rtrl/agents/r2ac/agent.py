@@ -8,8 +8,10 @@ from tf_agents.trajectories import time_step as ts
 
 from keras_rtrl._replicas import all_sum
 from keras_rtrl.agents.base import RolloutAgent
+from keras_rtrl.agents.experience import is_finite, only_if, played
 from keras_rtrl.agents.r2ac import losses
 from keras_rtrl.agents.r2ac.config import R2ACConfig
+from keras_rtrl.networks.normalizer import clipped
 
 R2ACExtra = collections.namedtuple("R2ACExtra", ["policy_loss", "value_loss", "entropy", "gradient_norm"])
 
@@ -50,19 +52,17 @@ class R2ACAgent(RolloutAgent):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self._trained)
             outputs, values, last_value, carry = self._unroll(experience)
-            step = tf.nest.map_structure(
-                lambda x: x[:, :-1], experience._replace(observation=(), next_step_type=())
-            )  # frame T holds an observation and a step type only
-            boundary = tf.equal(step.step_type, ts.StepType.LAST)
+            step, boundary = played(experience._replace(observation=()))
             reward, discount = tf.cast(step.reward, values.dtype), tf.cast(step.discount, values.dtype)
             if config.reward_clip is not None:
-                reward = tf.clip_by_value(reward, -config.reward_clip, config.reward_clip)
+                reward = clipped(reward, -config.reward_clip, config.reward_clip)
             log_pi = actions.log_probability(outputs, step.action)
             log_mu = actions.log_probability(actions.from_info(step.policy_info), step.action)
             targets = losses.vtrace(log_pi - log_mu, config.gamma * discount, reward, values, last_value, boundary)
             terms = losses.r2ac_loss(log_pi, actions.entropy(outputs), values, targets, boundary)
             total = terms.policy_loss + config.value_cost * terms.value_loss - config.entropy_cost * terms.entropy
         gradients = tape.gradient(total, self._trained, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        total += self._zero_if_finite(carry, total.dtype)
         gradients, total, terms = all_sum((gradients, total, terms))
         norm = tf.linalg.global_norm(gradients)
         if config.gradient_clip is not None:
@@ -71,16 +71,19 @@ class R2ACAgent(RolloutAgent):
 
     def _train(self, experience, weights=None):
         self._check_experience(experience, weights)
-        loss_info = self._streams.run(self._learn, self._streams.split(experience))
+        streams = self._streams
+        rows = streams.split(experience)
+        loss_info, gradients, carry = streams.run(self._gradients, rows)
+        loss_info = streams.one(loss_info)
+        # MirroredStrategy applies gradients outside conditions only: it is around the replicas' functions
+        only_if(is_finite(loss_info), lambda: streams.run(self._apply, rows.observation, gradients, carry))
         self.train_step_counter.assign_add(1)
-        return self._streams.one(loss_info)
+        return loss_info
 
-    def _learn(self, experience):
-        """Learns from this replica's rows."""
-        loss_info, gradients, carry = self._gradients(experience)
+    def _apply(self, observation, gradients, carry):
         self._optimizer.apply_gradients(zip(gradients, self._trained, strict=True), skip_gradients_aggregation=True)
         self._by_stream.assign(carry)
-        return loss_info
+        self._network.update_normalizer(tf.nest.map_structure(lambda x: x[:, :-1], observation))
 
     def _loss(self, experience, weights=None, training=False):
         del training

@@ -28,8 +28,9 @@ def vtrace(log_rho_t, discount_t, reward_t, value_t, bootstrap_value, boundary_t
         v_t     = V_t + delta_t + gamma_t c_t (v_{t+1} - V_{t+1}),     v_T = V_T = bootstrap_value
         A_t     = rho_t (r_t + gamma_t v_{t+1} - V_t),                 rho_t = c_t = min(1, pi(a_t) / mu(a_t))
 
-    On a boundary frame delta = c = A = 0: v is V(last observation) there, so a truncated episode bootstraps from
-    it and nothing after it reaches a target before it.
+    On a boundary frame delta = c = A = 0, whatever the other arguments hold there, NaN included: v is V(last
+    observation) there, so a truncated episode bootstraps from it and nothing after it reaches a target before it. Where
+    gamma is 0 no value counts that comes after.
 
     Args:
       log_rho_t: log pi(a_t) - log mu(a_t), [B, T].
@@ -50,21 +51,24 @@ def vtrace(log_rho_t, discount_t, reward_t, value_t, bootstrap_value, boundary_t
         raise ValueError(f"bootstrap_value must be [B] with B of {value_t.shape}, got {bootstrap_value.shape}")
     value_t, bootstrap_value = tf.stop_gradient(value_t), tf.stop_gradient(bootstrap_value)
     rho_t = tf.exp(tf.minimum(tf.stop_gradient(log_rho_t), 0.0))
-    rho_t = tf.where(boundary_t, tf.zeros_like(rho_t), rho_t)
 
-    next_value_t = tf.concat([value_t[:, 1:], bootstrap_value[:, tf.newaxis]], axis=1)
-    delta_t = rho_t * (reward_t + discount_t * next_value_t - value_t)
+    def played(x_t):
+        return tf.where(boundary_t, tf.zeros_like(x_t), x_t)
+
+    def towards(next_t):
+        """rho_t (r_t + gamma_t next_{t+1} - V_t)."""
+        next_t = tf.concat([next_t[:, 1:], bootstrap_value[:, tf.newaxis]], axis=1)
+        return played(rho_t * (reward_t + tf.math.multiply_no_nan(next_t, discount_t) - value_t))
 
     # excess_t = v_t - V_t, backward in time; scan runs over the first axis
     excess_t = tf.scan(
-        lambda excess, step: step[0] + step[1] * excess,
-        (tf.transpose(delta_t), tf.transpose(discount_t * rho_t)),
+        lambda excess, step: step[0] + tf.math.multiply_no_nan(excess, step[1]),
+        (tf.transpose(towards(value_t)), tf.transpose(played(discount_t * rho_t))),
         initializer=tf.zeros_like(bootstrap_value),
         reverse=True,
     )
     v_t = value_t + tf.transpose(excess_t)
-    next_v_t = tf.concat([v_t[:, 1:], bootstrap_value[:, tf.newaxis]], axis=1)
-    return VTrace(v_t, rho_t * (reward_t + discount_t * next_v_t - value_t))
+    return VTrace(v_t, towards(v_t))
 
 
 def r2ac_loss(log_pi_t, entropy_t, value_t, vtrace_t, boundary_t):
@@ -83,11 +87,11 @@ def r2ac_loss(log_pi_t, entropy_t, value_t, vtrace_t, boundary_t):
     """
     _check_shapes(log_pi_t=log_pi_t, entropy_t=entropy_t, value_t=value_t, boundary_t=boundary_t, **vtrace_t._asdict())
 
-    def total(term_t):
-        return tf.reduce_sum(tf.where(boundary_t, tf.zeros_like(term_t), term_t))
+    def played(x_t):  # before anything is computed from it: the gradient of a NaN that is left out later is NaN
+        return tf.where(boundary_t, tf.zeros_like(x_t), x_t)
 
     return LossTerms(
-        policy_loss=-total(log_pi_t * vtrace_t.advantage_t),
-        value_loss=0.5 * total(tf.square(vtrace_t.v_t - value_t)),
-        entropy=total(entropy_t),
+        policy_loss=-tf.reduce_sum(played(log_pi_t) * played(vtrace_t.advantage_t)),
+        value_loss=0.5 * tf.reduce_sum(tf.square(played(vtrace_t.v_t) - played(value_t))),
+        entropy=tf.reduce_sum(played(entropy_t)),
     )
