@@ -75,6 +75,13 @@ def whole_number(name, value, low=1, high=None):
     return int(value)
 
 
+def one_of(name, value, options):
+    """Returns `value`; raises ValueError unless it is one of the strings `options`, or None where that is one."""
+    if not (value is None or isinstance(value, str)) or value not in options:
+        raise ValueError(f"{name} must be one of {options}, got {shown(value)}.")
+    return value
+
+
 def closest(name, names):
     """What a message adds, with the one of `names` that is most like `name`; an empty string if none is like it."""
     alike = difflib.get_close_matches(name[:200] if isinstance(name, str) else shown(name), list(names), 1)

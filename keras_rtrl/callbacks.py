@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rtrl import diagnostics
-from keras_rtrl._checks import whole_number
+from keras_rtrl._checks import shown, whole_number
 from keras_rtrl._keras import LEGACY, keras
 from keras_rtrl.layers.recurrent import Recurrent
 
@@ -49,14 +49,16 @@ class RTRLDiagnostics(keras.callbacks.Callback):
 
     Raises:
       TypeError: `log_dir` or `data` is of another kind.
-      ValueError: `chunks` or `every` does not fit. When training begins: the model has no stateful RTRL layer, or with
-        `data` several steps are run in one execution, or on several replicas.
+      ValueError: `chunks` or `every` does not fit, or `log_dir` is a file. When training begins: the model has no
+        stateful RTRL layer, or with `data` several steps are run in one execution, or on several replicas.
       ImportError: tensorboard is not installed.
     """
 
     def __init__(self, log_dir, data=None, chunks=4, every=100):
         if not isinstance(log_dir, (str, os.PathLike)) or not os.fspath(log_dir):
-            raise TypeError(f"log_dir must be a path, got {log_dir!r}.")
+            raise TypeError(f"log_dir must be a path, got {shown(log_dir)}.")
+        if os.path.exists(log_dir) and not os.path.isdir(log_dir):
+            raise ValueError(f"log_dir must be that of a folder, and {shown(log_dir)} is a file.")
         if data is not None and not isinstance(data, tf.data.Dataset):
             raise TypeError(f"data must be the tf.data.Dataset that fit is given, or None, got {type(data).__name__}.")
         self.chunks = whole_number("chunks", chunks, low=2)

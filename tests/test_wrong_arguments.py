@@ -50,7 +50,7 @@ RTRL = {
         for role in ("kernel", "recurrent", "bias")
         for kind in ("initializer", "regularizer", "constraint")
     },
-    "trace_dtype": ("float16", "must be None, 'float32' or 'float64', got 'float16'"),
+    "trace_dtype": ("float16", r"must be one of \(None, 'float32', 'float64'\), got 'float16'"),
     "go_backwards": BACKWARDS,
 }
 STACK = {
@@ -106,7 +106,7 @@ TOOLS = {
     },
     testing.TwoLayerRTRL.step: {
         "x": (X, r"must have shape \(2, 4\), got \(2, 3, 4\)"),
-        "reset": (X[0, :3, 0], r"must have shape \(2,\), got \(3,\)"),
+        "reset": (X[0, :3, 0] > 0, r"must have shape \(2,\), got \(3,\)"),
     },
     testing.TwoLayerRTRL.gradients: {"cotangent": (X[0], r"must have shape \(2, 3\), got \(3, 4\)")},
     testing.TwoLayerRTRL.traces: {"index": (99, "must be a whole number .*, got 99")},
@@ -193,6 +193,7 @@ def sound(tmp_path_factory):
     }
 
 
+ARRAYS = ("sequences", "targets")
 CASES = [(function, name) for function, values in WRONG.items() for name in values]
 
 
@@ -206,6 +207,51 @@ def test_a_wrong_value_gets_one_clear_error(function, name, sound, monkeypatch, 
         function(**{**given, name: value})
     for before, after in zip(kept, given["self"].get_carry() if kept else (), strict=True):
         np.testing.assert_array_equal(before, after)
+    assert not list(tmp_path.iterdir())
+
+
+LONG = "x" * 5000
+SIZES = (0, -1, 1.5, "3", None, True, np.nan, np.inf, 2**63, 10**400, [1], {}, object(), LONG, 1j, b"1", X)
+NUMBERS = ("1", None, True, np.nan, -np.inf, 10**400, [1.0], {}, object(), LONG, 1j, X)
+FLAGS = ("no", None, 0, 1, 2, 1.0, [], [True], "True", object(), LONG, X > 0)
+CHOICES = (2, True, "nonsense", [], {}, b"rtrl", LONG, object(), ("rtrl",), 1.5, np.array(["rtrl"]))
+FUNCTIONS = (3, 1.5, True, "nonsense", LONG, [], [1], object())
+PATHS = (3, None, "", b"x", [], {}, 1.5, True, object())
+OBJECTS = (3, "x", {}, object(), LONG, type, X, [None], ["x"])
+# What is wrong as any argument of a kind, by the arguments' names; and what some of them may be for all that.
+WRONG_BY_KIND = {
+    **dict.fromkeys(("units", "batch_size", "steps", "chunk", "chunks", "every", "seed", "index"), SIZES),
+    **dict.fromkeys(("forget_bias", "r_min", "r_max", "max_phase"), NUMBERS),
+    **dict.fromkeys((*COMMON, "zero_output_for_mask", "residual", "norm", "gate", "go_backwards", "traces"), FLAGS),
+    **dict.fromkeys(("recurrence", "activation", "gradient", "implementation", "trace_dtype"), CHOICES),
+    **dict.fromkeys((name for name in RTRL if name.split("_")[0] in ("kernel", "recurrent", "bias")), FUNCTIONS),
+    **dict.fromkeys(("path", "log_dir"), PATHS),
+    **dict.fromkeys(("cell", "layers", "model", "stack", "data", "sequences", "x", "cotangent", "values"), OBJECTS),
+    **dict.fromkeys(("mask", "reset", "initial_state", "targets"), OBJECTS),
+    "training": (2, -1, 0.0, "yes", [], [True], {}, object(), LONG, X > 0),
+    "streams": (1.5, "x", {}, object(), LONG, [True], [[0]], -1, B),
+}
+RIGHT = {
+    "batch_size": {KeepsCarry.get_initial_state: 0, export.inference_model: None},
+    "steps": {export.inference_model: None},
+    "seed": {testing.check_rtrl_cell: 0},
+    "index": {testing.TwoLayerRTRL.traces: 0},
+}
+
+
+@pytest.mark.parametrize(("function", "name"), CASES, ids=[f"{f.__qualname__}-{name}" for f, name in CASES])
+def test_wrong_values_of_every_kind(function, name, sound, monkeypatch, tmp_path):
+    """None of them is taken, and each message names the argument and is short."""
+    monkeypatch.chdir(tmp_path)
+    if function in CELLS and function not in (cells.RTRLCell, cells.RTUCell, cells.ELSTMCell):
+        pytest.skip("its arguments are those of the others")
+    for value in WRONG_BY_KIND[name]:
+        right = RIGHT.get(name, {}).get(function, object())
+        if value is right or (type(value) is int and value == right) or (value is X and name in ARRAYS):
+            continue
+        with pytest.raises((TypeError, ValueError), match=rf"\b{name}\b") as caught:
+            function(**{**sound[function], name: value})
+        assert len(str(caught.value)) < 1000, name
     assert not list(tmp_path.iterdir())
 
 

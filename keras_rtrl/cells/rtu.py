@@ -4,7 +4,7 @@ import math
 
 import tensorflow as tf
 
-from keras_rtrl._checks import number
+from keras_rtrl._checks import number, shown
 from keras_rtrl.cells.base import Local, Parameter, RTRLCell, lecun_normal
 
 # f and f' as functions of the pre-activation.
@@ -53,9 +53,9 @@ class RTUCell(RTRLCell):
     ):
         super().__init__(units)
         if recurrence not in ("linear", "nonlinear"):
-            raise ValueError(f"recurrence must be 'linear' or 'nonlinear', got {recurrence!r}.")
+            raise ValueError(f"recurrence must be 'linear' or 'nonlinear', got {shown(recurrence)}.")
         if activation not in tuple(_ACTIVATIONS):
-            raise ValueError(f"activation must be one of {sorted(_ACTIVATIONS)}, got {activation!r}.")
+            raise ValueError(f"activation must be one of {sorted(_ACTIVATIONS)}, got {shown(activation)}.")
         r_min, r_max = number("r_min", r_min), number("r_max", r_max)
         if not 0 <= r_min < r_max <= 1:
             raise ValueError(f"r_min and r_max must satisfy 0 <= r_min < r_max <= 1, got {r_min!r} and {r_max!r}.")

@@ -150,7 +150,7 @@ class KeepsCarry:
             batch_size = whole_number("batch_size", batch_size, low=0)
             fits_memory(f"batch_size: a carry of {batch_size} streams", _bytes(entries, batch_size))
         elif batch_size.shape.rank not in (0, None) or not batch_size.dtype.is_integer:
-            raise ValueError(f"batch_size must be one whole number, got {batch_size!r}.")
+            raise ValueError(f"batch_size must be one whole number, got {shown(batch_size)}.")
         return tuple(tf.zeros((batch_size, *e.shape), e.dtype) for e in entries)
 
     # For the layer itself.
@@ -277,9 +277,9 @@ def _others(streams, batch):
         return ~given
     indices = np.atleast_1d(given)
     if indices.ndim != 1 or (indices.size and indices.dtype.kind not in "iu"):
-        raise ValueError(f"{wanted}, got {streams!r}.")
+        raise ValueError(f"{wanted}, got {shown(streams)}.")
     if indices.size and not (0 <= indices.min() and indices.max() < batch):
-        raise ValueError(f"{wanted}, got {streams!r}.")
+        raise ValueError(f"{wanted}, got {shown(streams)}.")
     keep = np.ones(batch, bool)
     keep[indices.astype(int)] = False
     return keep

@@ -48,7 +48,9 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
         flags = {name: flag(name, value) for name, value in flags.items()}
         super().__init__(autocast=False, **kwargs)
         if not all(tf.as_dtype(dtype).is_floating for dtype in (self.compute_dtype, self.variable_dtype)):
-            raise ValueError(f"dtype must be floating, or a policy of floating dtypes, got {kwargs.get('dtype')!r}.")
+            raise ValueError(
+                f"dtype must be floating, or a policy of floating dtypes, got {shown(kwargs.get('dtype'))}."
+            )
         self.return_sequences, self.return_state, self.stateful = flags.values()
         if self.return_state and self.activity_regularizer is not None:
             raise ValueError(

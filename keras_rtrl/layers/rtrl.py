@@ -4,7 +4,7 @@ import math
 
 import tensorflow as tf
 
-from keras_rtrl._checks import fits_memory, flag
+from keras_rtrl._checks import fits_memory, flag, one_of, shown
 from keras_rtrl._keras import NO_AUTOCAST, deserialize, keras, register
 from keras_rtrl.cells import EGRUCell, ELSTMCell, LRUCell, MinGRUCell, RTRLCell, RTUCell
 from keras_rtrl.cells.base import ROLES
@@ -89,14 +89,11 @@ class RTRL(Recurrent):
         **kwargs,
     ):
         if not isinstance(cell, RTRLCell):
-            raise TypeError(f"cell must be a keras_rtrl.cells.RTRLCell, got {type(cell).__name__}: {cell!r}.")
+            raise TypeError(f"cell must be a keras_rtrl.cells.RTRLCell, got {type(cell).__name__}: {shown(cell)}.")
         cell.check()
-        if gradient not in chunked.GRADIENTS:
-            raise ValueError(f"gradient must be one of {chunked.GRADIENTS}, got {gradient!r}.")
-        if implementation not in native.IMPLEMENTATIONS:
-            raise ValueError(f"implementation must be one of {native.IMPLEMENTATIONS}, got {implementation!r}.")
-        if trace_dtype not in (None, "float32", "float64"):
-            raise ValueError(f"trace_dtype must be None, 'float32' or 'float64', got {trace_dtype!r}.")
+        one_of("gradient", gradient, chunked.GRADIENTS)
+        one_of("implementation", implementation, native.IMPLEMENTATIONS)
+        one_of("trace_dtype", trace_dtype, (None, "float32", "float64"))
         zero_output_for_mask = flag("zero_output_for_mask", zero_output_for_mask)
         super().__init__(return_sequences, return_state, stateful, go_backwards, **kwargs)
         if trace_dtype is not None and tf.as_dtype(trace_dtype).size < tf.as_dtype(self.variable_dtype).size:
@@ -242,11 +239,11 @@ class RTRL(Recurrent):
 
 def _keras_object(role, kind, value):
     """Keras' initialiser, regulariser or constraint that `value` names or is; None: none."""
-    wrong = f"{role}_{kind} must be a keras {kind}, got {value!r}"
+    wrong = f"{role}_{kind} must be a keras {kind}, got {shown(value)}"
     try:
         found = getattr(keras, f"{kind}s").get(value)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{wrong}: {error}") from error
+        raise ValueError(f"{wrong}.") from error
     if not (found is None or callable(found)):  # tf-keras returns regularisers' names that it does not know
         raise ValueError(f"{wrong}.")
     return found

@@ -6,7 +6,7 @@ import inspect
 
 import tensorflow as tf
 
-from keras_rtrl._checks import flag
+from keras_rtrl._checks import flag, shown
 from keras_rtrl._keras import LEGACY, deserialize, keras, register
 from keras_rtrl.layers.recurrent import Recurrent
 from keras_rtrl.layers.rtrl import RTRL
@@ -221,7 +221,7 @@ def _check_layers(layers):
     for i, layer in enumerate(layers):
         what = f"layers[{i}] ({type(layer).__name__})"
         if not isinstance(layer, keras.layers.Layer):
-            raise TypeError(f"layers[{i}] must be a keras layer, got {type(layer).__name__}: {layer!r}.")
+            raise TypeError(f"layers[{i}] must be a keras layer, got {type(layer).__name__}: {shown(layer)}.")
         if any(layer is other for other in layers[:i]):
             raise ValueError(f"{what} comes twice; each layer has its own place.")
         if isinstance(layer, RTRL):

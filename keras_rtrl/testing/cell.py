@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 import tensorflow as tf
 
-from keras_rtrl._checks import whole_number
+from keras_rtrl._checks import shown, whole_number
 from keras_rtrl.cells.base import Local, RTRLCell
 from keras_rtrl.engine import autodiff_derivatives, native
 from keras_rtrl.engine.carry import dense, matmul, matvec
@@ -37,7 +37,7 @@ def check_rtrl_cell(cell, seed=0):
       AssertionError: the first fault found, by the name of the function, component, gate or parameter.
     """
     if not isinstance(cell, RTRLCell):
-        raise TypeError(f"cell must be an instance of keras_rtrl.cells.RTRLCell, got {cell!r}.")
+        raise TypeError(f"cell must be an instance of keras_rtrl.cells.RTRLCell, got {shown(cell)}.")
     seed = whole_number("seed", seed, low=0)
     report = [f"{type(cell).__name__}: exact RTRL, proved in float64 with seed {seed} ({_MATH}, section 10)"]
     try:

@@ -6,9 +6,10 @@ code with the engine.
 
 import math
 
+import numpy as np
 import tensorflow as tf
 
-from keras_rtrl._checks import whole_number
+from keras_rtrl._checks import fits_memory, shown, whole_number
 from keras_rtrl._keras import LEGACY
 from keras_rtrl.layers import RTRL, RTRLStack
 
@@ -54,6 +55,8 @@ class TwoLayerRTRL:
         self._variables = [w if LEGACY else w.value for w in stack.trainable_weights]
         self._dtype = stack.compute_dtype
         self._sizes = [math.prod(layer.state_shape) for layer in layers]
+        numbers = sum(self._sizes) * sum(math.prod(v.shape) for v in self._variables)
+        fits_memory(f"batch_size={self._batch}", self._batch * numbers * tf.as_dtype(self._dtype).size)
         self._advance = tf.function(self._advanced)
         self.reset()
 
@@ -71,13 +74,10 @@ class TwoLayerRTRL:
           x: [B, D].
           reset: [B] bool, true where a new episode starts with this step; or None.
         """
-        x = tf.convert_to_tensor(x, self._dtype)
-        self._check("x", x, (self._batch, self._stack._input_dim))
-        keep = tf.ones((self._batch,), self._dtype)
+        x = _tensor("x", x, (self._batch, self._stack._input_dim), self._dtype)
+        keep = tf.ones((self._batch,), tf.bool)
         if reset is not None:
-            reset = tf.convert_to_tensor(reset)
-            self._check("reset", reset, (self._batch,))
-            keep = tf.cast(~tf.cast(reset, tf.bool), self._dtype)
+            keep = ~_tensor("reset", reset, (self._batch,), tf.bool)
         y, self._states, self._traces, self._outputs = self._advance(x, keep, self._states, self._traces)
         return y
 
@@ -87,8 +87,7 @@ class TwoLayerRTRL:
         Args:
           cotangent: [B, W], the loss' gradient with respect to the last step's output.
         """
-        cotangent = tf.convert_to_tensor(cotangent, self._dtype)
-        self._check("cotangent", cotangent, (self._batch, self._stack.output_size))
+        cotangent = _tensor("cotangent", cotangent, (self._batch, self._stack.output_size), self._dtype)
         if self._outputs is None:
             raise ValueError("There is no step yet: call step() first.")
         return [tf.tensordot(cotangent, d_output, 2) for d_output in self._outputs]
@@ -107,13 +106,9 @@ class TwoLayerRTRL:
             for part, layer in zip(parts, self._layers, strict=True)
         )
 
-    def _check(self, name, value, shape):
-        if tuple(value.shape) != shape:
-            raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}.")
-
     def _advanced(self, x, keep, states, traces):
         """Output, states, their derivatives and the output's, after a step."""
-        states = keep[:, None] * states
+        states = tf.where(keep[:, None], states, tf.zeros_like(states))
         with tf.GradientTape() as tape:
             tape.watch(states)
             y, new = self._one_step(x, states)
@@ -122,7 +117,8 @@ class TwoLayerRTRL:
         A = tf.einsum("bibj->bij", d_states)  # no stream depends on another
         size, totals = sum(self._sizes), []
         for direct, trace in zip(directs, traces, strict=True):
-            flat = tf.reshape(trace, (self._batch, size, -1)) * keep[:, None, None]
+            flat = tf.reshape(trace, (self._batch, size, -1))
+            flat = tf.where(keep[:, None, None], flat, tf.zeros_like(flat))
             totals.append(tf.reshape(A @ flat, direct.shape) + tf.cast(direct, self._dtype))
         return y, new, [total[:, :size] for total in totals], [total[:, size:] for total in totals]
 
@@ -144,3 +140,16 @@ class TwoLayerRTRL:
 
         y = self._stack.wire(x[:, None], recur)[:, 0]
         return y, tf.concat([tf.reshape(s, (self._batch, -1)) for s in new], axis=1)
+
+
+def _tensor(name, value, shape, dtype):
+    """`value` as a tensor of `dtype`; raises unless it is an array or a tensor of numbers, or of bools, of `shape`."""
+    try:
+        value = np.asarray(value)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise TypeError(f"{name} must be an array, got {shown(value)}.") from error
+    if value.dtype.kind not in ("b" if dtype is tf.bool else "fiu"):
+        raise TypeError(f"{name} must be {'bool' if dtype is tf.bool else 'numbers'}, got {value.dtype.name}.")
+    if value.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {value.shape}.")
+    return tf.constant(value, dtype)

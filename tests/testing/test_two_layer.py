@@ -141,7 +141,20 @@ def test_the_program_of_the_docs_prints_what_they_say(capsys):
     assert float(rounding.split()[-1]) < 1e-13
 
 
+def test_a_reset_clears_what_is_not_finite(run):
+    """After a reset streams go on as if there had been no NaN."""
+    found = []
+    for before in (np.nan, 1.0):
+        exact = TwoLayerRTRL(run.stack, B)
+        exact.step(np.full((B, D), before))
+        y = exact.step(run.x[:, 1], np.ones(B, bool))
+        found.append([y, *exact.gradients(run.e[:, 1])])
+    for got, want in zip(*found, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
 BAD = {
+    "reset": (lambda run: run.exact.step(run.x[:, 0], np.zeros(B)), TypeError, "reset must be bool, got float64"),
     "one": (lambda run: TwoLayerRTRL(RTRLStack([ELSTM(2)]), B), ValueError, "two RTRL layers, got 1"),
     "unbuilt": (lambda run: TwoLayerRTRL(RTRLStack([ELSTM(2), ELSTM(2)]), B), ValueError, "stack must be built"),
     "no step": (lambda run: TwoLayerRTRL(run.stack, B).gradients(run.e[:, 0]), ValueError, "There is no step yet"),
