@@ -13,6 +13,7 @@ from tf_agents.specs import array_spec
 from tf_agents.trajectories.time_step import StepType, TimeStep
 
 from keras_rtrl._checks import shown, whole_number
+from keras_rtrl.environments import opengl
 from keras_rtrl.environments.registry import needing, unknown_name
 from keras_rtrl.environments.vector import VectorEnvironment, stream_seeds
 
@@ -143,6 +144,7 @@ def make(
     source = "see python/pip_package/README.md of https://github.com/google-deepmind/lab."
     with needing(name, ["deepmind_lab"], f"the module deepmind_lab, which is built from its own source: {source}"):
         import deepmind_lab
+    load_renderer(renderer)
     cache = None if level_cache is None else LevelCache(level_cache)
     observations = ["RGB_INTERLEAVED", "INSTR"] if level.startswith("language_") else ["RGB_INTERLEAVED"]
     try:
@@ -150,6 +152,18 @@ def make(
     except RuntimeError as error:
         raise ValueError(f"{name} does not start with renderer {renderer!r} and {config}: {error}") from error
     return LabEnvironment(lab, stream_seeds(seed, 1)[0], (height, width, 3), "INSTR" in observations, frames_per_step)
+
+
+def load_renderer(renderer):
+    """Loads the simulator's renderer, "software" or "hardware", so that it lives beside TensorFlow (`opengl`).
+
+    To be called before each `deepmind_lab.Lab`, which dies at its first reset without it.
+    """
+    import deepmind_lab
+
+    library = {"software": "libdmlab_headless_sw.so", "hardware": "libdmlab_headless_hw.so"}[renderer]
+    with contextlib.suppress(AttributeError):  # a module without runfiles_path
+        opengl.load_apart(os.path.join(deepmind_lab.runfiles_path(), library))
 
 
 class LabEnvironment(VectorEnvironment):

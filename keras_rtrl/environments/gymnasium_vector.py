@@ -9,7 +9,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from tf_agents.trajectories.time_step import StepType, TimeStep
 
 from keras_rtrl._checks import fits_memory, shown, whole_number
-from keras_rtrl.environments import spaces
+from keras_rtrl.environments import opengl, spaces
 from keras_rtrl.environments.registry import unknown_name
 from keras_rtrl.environments.vector import VectorEnvironment, stream_seeds
 
@@ -38,6 +38,9 @@ def make(name, num_envs, seed, **options):
     if options.get("max_episode_steps") is not None:
         options["max_episode_steps"] = whole_number("max_episode_steps", options["max_episode_steps"])
 
+    if _may_draw(gymnasium.spec(name), options):
+        opengl.load_mesa()
+
     def build():
         try:
             return gymnasium.make(name, **options)
@@ -50,6 +53,12 @@ def make(name, num_envs, seed, **options):
             raise ValueError(f"{name} does not take the options {shown(options)}: {message}") from error
 
     return vector(build, num_envs, seed)
+
+
+def _may_draw(spec, options):
+    """Whether an environment may draw by OpenGL: one told to render, or one that gymnasium has not written."""
+    ours = isinstance(spec.entry_point, str) and spec.entry_point.startswith(("gymnasium.", "keras_rtrl."))
+    return not ours or {**spec.kwargs, **options}.get("render_mode") is not None
 
 
 def vector(build, num_envs, seed):

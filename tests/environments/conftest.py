@@ -1,6 +1,8 @@
 import importlib.util
 import itertools
 import pathlib
+import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -14,14 +16,41 @@ from keras_rtrl.drivers import RolloutDriver
 from keras_rtrl.environments import with_history
 from keras_rtrl.networks import ActorCriticNetwork
 
+# A renderer with LLVM in it, as Mesa's, and a simulator's library that needs it. `draws` is 1 where it calls its own,
+# and 0 where it calls TensorFlow's.
+RENDERER = "int LLVMContextCreate(void) { return 7; } int renderer_draws(void) { return LLVMContextCreate() == 7; }"
+ENGINE = "int renderer_draws(void); int draws(void) { return renderer_draws(); }"
+
+
+@pytest.fixture(scope="session")
+def build_renderer(tmp_path_factory):
+    """A function that compiles the two into a folder of their own and returns it; None without a C compiler."""
+    compiler = shutil.which("cc")
+
+    def build():
+        folder = tmp_path_factory.mktemp("runfiles")
+        renderer = f"renderer_{folder.name}"  # of one name there is one in a process
+        (folder / "renderer.c").write_text(RENDERER)
+        (folder / "engine.c").write_text(ENGINE)
+        for source, library, needs in (
+            ("renderer", f"lib{renderer}.so", []),
+            ("engine", "libdmlab_headless_sw.so", ["-L.", f"-l{renderer}", f"-Wl,-rpath,{folder}"]),
+        ):
+            arguments = [compiler, "-shared", "-fPIC", f"{source}.c", "-o", library, *needs]
+            subprocess.run(arguments, cwd=folder, check=True)
+        return folder
+
+    return build if compiler else None
+
 
 @pytest.fixture(scope="module")
-def lab_double():
+def lab_double(build_renderer):
     """The module deepmind_lab, by its double if it is not installed, which processes that this one starts find too."""
     real = importlib.util.find_spec("deepmind_lab") is not None
     with pytest.MonkeyPatch.context() as patch:
         if not real:
             patch.syspath_prepend(str(pathlib.Path(__file__).parent / "deepmind_lab_double"))
+            patch.setenv("DEEPMIND_LAB_DOUBLE_RUNFILES", str(build_renderer()) if build_renderer else "")
         import deepmind_lab
 
         yield deepmind_lab

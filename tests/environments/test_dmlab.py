@@ -1,10 +1,10 @@
 """DMLab-30 on the real deepmind_lab where it is installed, else on the double of it; the same is asserted of both."""
 
 import concurrent.futures
+import ctypes
 import importlib.util
 import itertools
 import os
-import pathlib
 import signal
 import sys
 
@@ -18,7 +18,7 @@ from keras_rtrl import environments
 from keras_rtrl._keras import keras
 from keras_rtrl.agents import R2ACAgent
 from keras_rtrl.drivers import RolloutDriver
-from keras_rtrl.environments import dmlab, registry
+from keras_rtrl.environments import dmlab, opengl, registry
 from keras_rtrl.environments.vector import stream_seeds
 from keras_rtrl.networks import ActorCriticNetwork
 from keras_rtrl.train.export import PolicyModule, flat
@@ -45,16 +45,10 @@ ACTIONS = [
 
 
 @pytest.fixture(scope="module", autouse=True)
-def lab_module():
-    """The module; the double is also found by processes that this one starts."""
-    with pytest.MonkeyPatch.context() as patch:
-        if not REAL:
-            patch.syspath_prepend(str(pathlib.Path(__file__).parent / "deepmind_lab_double"))
-        import deepmind_lab
-
-        yield deepmind_lab
-        if not REAL:
-            del sys.modules["deepmind_lab"]
+def lab_module(lab_double):
+    """The module, real or not, able to draw beside TensorFlow."""
+    dmlab.load_renderer("software")
+    return lab_double
 
 
 def make_lab(lab_module, name=SHORT, observations=("RGB_INTERLEAVED",), **config):
@@ -337,6 +331,54 @@ def test_what_the_simulator_refuses_is_one_error(lab_module, monkeypatch):
     monkeypatch.setattr(lab_module, "Lab", refuse)
     with pytest.raises(ValueError, match=r"does not start with renderer 'hardware' and .*: no display"):
         make_small(renderer="hardware")
+
+
+def test_the_renderer_is_loaded_first_and_apart(lab_module, monkeypatch):
+    """Before the simulator, which would load it in TensorFlow's scope, and so that it finds its own symbols first."""
+    events, CDLL, Lab = [], ctypes.CDLL, lab_module.Lab
+
+    def load(name, mode=ctypes.DEFAULT_MODE, *rest, **options):
+        events.append((os.path.basename(name), mode))
+        return CDLL(name, mode, *rest, **options)
+
+    def lab(*arguments):
+        events.append(arguments[3])
+        return Lab(*arguments)
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    monkeypatch.setattr(lab_module, "Lab", lab)
+    make_small().close()
+    apart = os.RTLD_NOW | os.RTLD_LOCAL | os.RTLD_DEEPBIND
+    assert events[:2] == [("libdmlab_headless_sw.so", apart), "software"]
+
+
+def test_a_renderer_that_is_not_loaded_apart_calls_into_tensorflow(build_renderer):
+    """What the double's renderer is there to show: the clash is TensorFlow's own."""
+    if build_renderer is None:
+        pytest.skip("no C compiler")
+    plain, apart = (folder / "libdmlab_headless_sw.so" for folder in (build_renderer(), build_renderer()))
+    assert ctypes.CDLL(str(plain)).draws() == 0
+    opengl.load_apart(apart)
+    assert ctypes.CDLL(str(apart)).draws() == 1
+    opengl.load_apart("/nowhere/lib.so")
+
+
+def test_the_settings_an_instance_gets(lab_module, monkeypatch):
+    """The engine tells its instructions to nobody."""
+    configs, Lab = [], lab_module.Lab
+    monkeypatch.setattr(lab_module, "Lab", lambda *arguments: configs.append(arguments[2]) or Lab(*arguments))
+    make_small().close()
+    assert configs == [{"height": "24", "width": "32", "logLevel": "WARN"}]
+
+
+def test_a_module_that_does_not_import_gives_its_cause(monkeypatch, tmp_path):
+    """As upstream's wheel, whose own imports Python 3.12 does not have."""
+    (tmp_path / "deepmind_lab").mkdir()
+    (tmp_path / "deepmind_lab" / "__init__.py").write_text("import no_such_module\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "deepmind_lab")
+    with pytest.raises(ImportError, match=r"deepmind_lab, which is there and cannot be imported: .*no_such_module"):
+        make_small()
 
 
 def test_without_the_module(monkeypatch):

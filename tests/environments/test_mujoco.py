@@ -1,3 +1,4 @@
+import subprocess
 import sys
 
 import gymnasium
@@ -132,3 +133,26 @@ def test_without_the_package(monkeypatch):
 def test_unknown_names():
     with pytest.raises(ValueError, match=r"did you mean .*Ant-P-v5"):
         environments.make("Ant-PV-v5")
+
+
+@pytest.mark.slow
+def test_what_mesa_draws_beside_tensorflow(tmp_path, monkeypatch):
+    """A worker that draws by EGL lives; Mesa would call TensorFlow's LLVM and end it by SIGSEGV."""
+
+    (tmp_path / "drawn.py").write_text(
+        "import gymnasium\n"
+        "def make():\n"
+        "    env = gymnasium.make('Reacher-v5', render_mode='rgb_array', width=32, height=24)\n"
+        "    return gymnasium.wrappers.AddRenderObservation(env, render_only=True)\n"
+        "gymnasium.register('Drawn-v0', make)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    code = "import drawn, numpy; env = drawn.make(); env.reset(seed=0); env.close()"
+    if subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True).returncode:
+        pytest.skip("no EGL")
+    env = environments.make("drawn:Drawn-v0", num_envs=1, seed=0, workers=1)
+    observation = env.reset().observation
+    assert observation.shape == (1, 24, 32, 3)
+    assert observation.std() > 0
+    env.close()

@@ -4,11 +4,19 @@ The player turns on the spot. The image is a wall that shades from left to right
 while the lamp is in view gives a reward of 1 a second. Episodes end by time. What the double and the real module share
 is what tests/environments/test_dmlab.py asserts of both.
 
+The renderer is a library in `runfiles_path()`, if there is one: an instance opens a copy of it, whose own library must
+not call into TensorFlow's LLVM, or the first reset ends the process as the real one's does.
+
 A step ends the process, as a failed check of the real one does, where the environment variable
 DEEPMIND_LAB_DOUBLE_ABORT names a file that exists. The first process to see the file takes it away.
 """
 
+import ctypes
 import os
+import shutil
+import signal
+import tempfile
+import weakref
 import zlib
 
 import numpy as np
@@ -63,6 +71,18 @@ _SETTINGS = {*_DEFAULTS, "allowHoldOutLevels", "datasetPath", "episodeLengthSeco
 _TURN = 4096  # pixels of look in a turn
 
 
+def runfiles_path():
+    return os.environ.get("DEEPMIND_LAB_DOUBLE_RUNFILES") or os.path.dirname(os.path.abspath(__file__))
+
+
+def _engine(renderer, folder):
+    """The renderer's library under a name never seen before, as each instance of the real one has its own."""
+    path = os.path.join(runfiles_path(), f"libdmlab_headless_{renderer[0]}w.so")
+    if not os.path.exists(path):
+        return None
+    return ctypes.CDLL(shutil.copy(path, os.path.join(folder, "engine.so")), os.RTLD_NOW | os.RTLD_LOCAL)
+
+
 class Lab:
     def __init__(self, level, observations, config={}, renderer="software", level_cache=None, temp_folder=None):  # noqa: B006
         for value, kind in ((level, str), (observations, list), (config, dict)):
@@ -84,6 +104,9 @@ class Lab:
         self._config, self._cache, self._names = config, level_cache, observations
         self._height, self._width, self._fps = (int(config[key]) for key in ("height", "width", "fps"))
         self._status, self._frames, self._resets = "uninitialized", 0, 0
+        self._folder = temp_folder or tempfile.mkdtemp(prefix="dmlab_temp_folder_")  # left behind by a killed process
+        self._finalizer = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._engine = _engine(renderer, self._folder)
         known = {spec["name"] for spec in self.observation_spec()}
         for name in observations:
             if name not in known:
@@ -109,6 +132,10 @@ class Lab:
         if self._level in ("psychlab_arbitrary_visuomotor_mapping", "psychlab_continuous_recognition"):
             if "datasetPath" not in self._config:
                 raise RuntimeError("no photographs")
+            if not os.path.exists(os.path.join(self._config["datasetPath"], "0001.png")):
+                os.abort()
+        if self._engine is not None and not self._engine.draws():
+            os.kill(os.getpid(), signal.SIGSEGV)
         # What an instance has played before shows in its next episode, whatever the seed.
         past = list(os.urandom(8)) if self._resets or seed is None else []
         entropy = [zlib.crc32(self._level.encode()), (seed or 0) % 2**32, *past]
@@ -199,5 +226,6 @@ class Lab:
 
     def close(self):
         was_open = self._status != "closed"
+        self._finalizer()
         self._status = "closed"
         return was_open
