@@ -5,7 +5,7 @@ PRESET ?= atari_r2ac_cpu
 
 BIN := .venv/bin
 STAMP := .venv/.installed
-TOOLS := .venv/bench/.installed .venv/docs/.installed .venv/tox/.installed
+TOOLS := $(patsubst %,.venv/%/.installed,bench docs mutation tox)
 NATIVE := keras_rtrl/_native/libkeras_rtrl.so
 NATIVE_SOURCES := $(shell find custom_ops -name test -prune -o -type f -print)
 # The GPUs at hand, or three where there is none: all would take longer than the rest of the build. Wheels get all.
@@ -18,7 +18,7 @@ TRAIN_OPTIONS = $(if $(GAME),--game "$(GAME)") $(if $(FRAMES),--frames "$(FRAMES
 	$(if $(OUT),--out "$(OUT)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train bench docs dist test test-all test-pythons test-keras3 test-tf-keras test-spread test-slow test-kernels cuda lint bazel clean
+.PHONY: help setup train bench docs dist test test-all test-pythons test-keras3 test-tf-keras test-spread test-slow test-kernels mutants cuda lint bazel clean
 
 help:  ## show this list
 	@echo "Targets:"
@@ -95,6 +95,10 @@ test-kernels: $(NATIVE)  ## run the kernels' C++ test, then again with ASan and 
 	cmake -S custom_ops -B build/sanitized -D KERAS_RTRL_CUDA=OFF -D KERAS_RTRL_SANITIZE=ON
 	cmake --build build/sanitized --parallel $(JOBS)
 	ctest --test-dir build/sanitized --output-on-failure
+
+mutants: $(STAMP) $(NATIVE) .venv/mutation/.installed  ## put small faults into the package; some test must see each (an hour)
+	TF_USE_LEGACY_KERAS=0 $(BIN)/python tests/mutation/run.py $(MUTANTS)
+	TF_USE_LEGACY_KERAS=1 $(BIN)/python tests/mutation/run.py $(MUTANTS)
 
 cuda:  ## compile the CUDA kernels for every architecture
 	cmake -S custom_ops -B build/cuda -D KERAS_RTRL_CUDA=ON
