@@ -1,5 +1,7 @@
 """What the environments of vectorised simulators share: specs, checks of actions, and the record of finished games."""
 
+import contextvars
+
 import numpy as np
 from tf_agents.environments import py_environment
 from tf_agents.trajectories.time_step import StepType, TimeStep
@@ -50,6 +52,10 @@ def checked_action(action, spec, num_envs):
     return action
 
 
+# The numbers of the streams of the environments being made, where they are a part of another's.
+stream_numbers = contextvars.ContextVar("stream_numbers", default=None)
+
+
 class VectorEnvironment(py_environment.PyEnvironment):
     """A batched PyEnvironment that also keeps the return and length of whole games.
 
@@ -61,6 +67,7 @@ class VectorEnvironment(py_environment.PyEnvironment):
     def __init__(self, num_envs, observation_spec, action_spec):
         super().__init__()
         self._num_envs = num_envs
+        self._stream_numbers = stream_numbers.get() or list(range(num_envs))  # as the log names the streams
         self._observation_spec = observation_spec
         self._action_spec = action_spec
         self._returns = np.zeros(num_envs, np.float64)

@@ -174,7 +174,11 @@ class VizdoomEnvironment(VectorEnvironment):
         raise RuntimeError(f"{self._name}: ViZDoom's engine dies as soon as it has started.")
 
     def _replace(self, stream, death):
-        logging.warning("A ViZDoom engine died (%s): stream %d begins a new episode in a fresh one.", death, stream)
+        logging.warning(
+            "A ViZDoom engine died (%s): stream %d begins a new episode in a fresh one.",
+            death,
+            self._stream_numbers[stream],
+        )
         self._engines[stream].close()
         self._engines[stream] = self._engine()
         self._seeds[stream] = int(stream_seeds(None, 1)[0])

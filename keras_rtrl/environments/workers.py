@@ -6,7 +6,9 @@ import mmap
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
+import tempfile
 import threading
 import time
 import traceback
@@ -20,6 +22,7 @@ from absl import logging
 from tf_agents.trajectories import time_step as ts
 from tf_agents.trajectories.time_step import StepType
 
+from keras_rtrl.environments import vector
 from keras_rtrl.environments.halves import HalvedEnvironment
 from keras_rtrl.environments.vector import VectorEnvironment, stream_seeds
 
@@ -40,8 +43,8 @@ def in_workers(build, num_envs, seed, workers):
     seeds = stream_seeds(seed, num_envs)
     with futures.ThreadPoolExecutor(2) as pool:  # both begin at once
         halves = [
-            pool.submit(WorkerVector, build, len(part), part, count)
-            for part, count in ((seeds[:cut], first), (seeds[cut:], workers - first))
+            pool.submit(WorkerVector, build, len(part), part, count, offset)
+            for part, count, offset in ((seeds[:cut], first, 0), (seeds[cut:], workers - first, cut))
         ]
         errors = [half.exception() for half in halves]
     for half, error in zip(halves, errors, strict=True):
@@ -70,6 +73,8 @@ class WorkerVector(VectorEnvironment):
       num_envs: number of streams B.
       seed: as `stream_seeds`.
       workers: number of processes, 1 to num_envs.
+      offset: of this vector's streams in the environment that it is a half of; what the log says of a stream names it
+        by its number there.
 
     Raises:
       ValueError: a `build` that cannot be pickled.
@@ -77,20 +82,20 @@ class WorkerVector(VectorEnvironment):
       Whatever `build` raises.
     """
 
-    def __init__(self, build, num_envs, seed, workers):
+    def __init__(self, build, num_envs, seed, workers, offset=0):
         try:
             reduction.ForkingPickler.dumps(build)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise ValueError(f"an environment in workers must have options that can be pickled: {error}.") from error
         seeds = stream_seeds(seed, num_envs)
-        self._build = build
+        self._build, self._offset = build, offset
         self._generator, self._used_seeds = np.random.default_rng(seeds), set(seeds.tolist())
         self._workers = []
         self._finalizer = weakref.finalize(self, _end, self._workers)
         _PROCESSES.set_forkserver_preload(_PRELOAD)
         try:
             for streams in np.array_split(np.arange(num_envs), workers):
-                self._workers.append(_Worker(build, [streams], seeds))
+                self._workers.append(_Worker(build, [streams], seeds, offset))
             try:
                 (observation_spec, action_spec, self.frames_per_step), *_ = [w.answer() for w in self._workers]
             except _Died as death:
@@ -170,12 +175,12 @@ class WorkerVector(VectorEnvironment):
             old.end()
             logging.warning(
                 "A worker process (%d) ended with exit code %s: streams %s begin new episodes in a fresh one.",
-                old.pid, death, old.streams.tolist(),
+                old.pid, death, old.numbers,
             )  # fmt: skip
             seeds = np.zeros(self._num_envs, np.int32)
             seeds[old.streams] = self._fresh_seeds(len(old.streams))
             begun = len(parts[0]) > 0
-            self._workers[i] = worker = _Worker(self._build, [part for part in parts if len(part)], seeds)
+            self._workers[i] = worker = _Worker(self._build, [part for part in parts if len(part)], seeds, self._offset)
             worker.share(self._memory)
             try:
                 worker.answer()
@@ -185,7 +190,7 @@ class WorkerVector(VectorEnvironment):
                 return
             except _Died as again:
                 death = again
-        raise RuntimeError(f"worker processes of streams {worker.streams.tolist()} keep ending, exit code {death}.")
+        raise RuntimeError(f"worker processes of streams {worker.numbers} keep ending, exit code {death}.")
 
     def _fresh_seeds(self, count):
         seeds = []
@@ -210,12 +215,18 @@ class _Died(Exception):
 
 
 class _Worker:
-    """The parent's side of one process. Its part k of the streams is one environment in it."""
+    """The parent's side of one process. Its part k of the streams is one environment in it.
 
-    def __init__(self, build, parts, seeds):
+    The process has a temporary folder of its own, which goes with it: a simulator that is killed clears nothing away.
+    """
+
+    def __init__(self, build, parts, seeds, offset):
         self.streams = np.sort(np.concatenate(parts))
+        self.numbers = (self.streams + offset).tolist()
+        self._folder = tempfile.mkdtemp(prefix="keras_rtrl_worker_")
         self._connection, theirs = _PROCESSES.Pipe()
-        arguments = (theirs, build, parts, [seeds[part] for part in parts], dict(os.environ))
+        environ = {**os.environ, "TMPDIR": self._folder}
+        arguments = (theirs, build, parts, [seeds[part] for part in parts], offset, environ)
         self._process = _PROCESSES.Process(target=_work, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
@@ -259,6 +270,7 @@ class _Worker:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.join(1)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def dismiss(self):
         """Lets the process end as soon as it is done with what it does."""
@@ -313,17 +325,20 @@ class _Raised:
             self.error = RuntimeError(f"{type(error).__name__}: {error}")
 
 
-def _work(connection, build, parts, seeds, environ):
+def _work(connection, build, parts, seeds, offset, environ):
     """Runs in the worker: builds an environment for each part of its streams, then steps and resets as told."""
     os.setsid()  # signals from the terminal reach neither this process nor a simulator's own
     os.set_inheritable(connection.fileno(), False)  # or the parent would not see this end while a child of it lives
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    threading.Thread(target=_follow_parent, args=[environ["TMPDIR"]], daemon=True).start()
     os.environ.clear()
     os.environ.update(environ)
+    tempfile.tempdir = None  # which the server may have looked up
     envs = []
     try:
         try:
-            envs += [build(len(part), part_seeds) for part, part_seeds in zip(parts, seeds, strict=True)]
+            for part, part_seeds in zip(parts, seeds, strict=True):
+                vector.stream_numbers.set((part + offset).tolist())
+                envs.append(build(len(part), part_seeds))
             env = envs[0]
             connection.send((env.observation_spec(), env.action_spec(), env.frames_per_step))
         except Exception as error:
@@ -356,9 +371,11 @@ def _work(connection, build, parts, seeds, environ):
     finally:
         for env in envs:
             env.close()
+        shutil.rmtree(environ["TMPDIR"], ignore_errors=True)  # the parent may be gone
 
 
-def _follow_parent():
-    """Ends this process and its simulator's own with the parent, whatever they are busy with."""
+def _follow_parent(folder):
+    """Ends this process and its simulator's own with the parent, whatever they do, and clears their folder away."""
     multiprocessing.parent_process().join()
+    shutil.rmtree(folder, ignore_errors=True)
     os.killpg(0, signal.SIGKILL)

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -367,16 +368,66 @@ def test_workers_that_cannot_live(tmp_path):
         env.close()
 
 
+def littering(num_envs, seeds):
+    """An environment that leaves a file behind unless it is closed, as killed simulators do."""
+    tempfile.mkdtemp(prefix="simulator_")
+    return Clock(num_envs, seeds)
+
+
+def test_a_worker_leaves_nothing_behind(tmp_path, monkeypatch):
+    """What its simulator has put into the temporary folder goes with it, however it ends."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    env = WorkerVector(littering, 2, 0, 2)
+    try:
+        env.reset()
+        before = {path.parent for path in tmp_path.glob("*/simulator_*")}
+        kill(env.worker_pids[0])
+        env.step(np.zeros(2, int))
+        after = {path.parent for path in tmp_path.glob("*/simulator_*")}
+        assert len(before) == len(after) == len(before & after) + 1 == len(list(tmp_path.iterdir())) == 2
+    finally:
+        env.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_log_names_streams_by_their_own_numbers(caplog):
+    """Those of the whole environment, also in its second half, and inside a worker."""
+    env = environments.make("CartPole-v1", num_envs=5, seed=0, workers=3)
+    try:
+        env.reset()
+        kill(env.worker_pids[2])
+        env.step(np.zeros(5, int))
+    finally:
+        env.close()
+    assert "streams [4] begin new episodes" in caplog.text
+
+
+def test_an_environment_in_a_worker_knows_its_streams_numbers():
+    env = WorkerVector(functools.partial(numbered), 3, 0, 2, offset=10)
+    try:
+        assert env.reset().observation["now"][:, 0].tolist() == [11, 12, 13]
+    finally:
+        env.close()
+
+
+def numbered(num_envs, seeds):
+    """A Clock whose episodes begin at its streams' numbers."""
+    env = Clock(num_envs, seeds)
+    env._now[:, 0] = env._stream_numbers
+    return env
+
+
 def _programs(pid):
     with open(f"/proc/{pid}/task/{pid}/children") as file:
         return [int(word) for word in file.read().split()]
 
 
-def _parent(connection):
+def _parent(connection, folder):
     """A process group with a vector: unharmed by Ctrl-C, then killed while a worker is busy."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    env = WorkerVector(Clock, 2, 0, 2)
+    tempfile.tempdir = folder
+    env = WorkerVector(littering, 2, 0, 2)
     env.reset()
     pids = env.worker_pids
     os.killpg(0, signal.SIGINT)
@@ -388,16 +439,18 @@ def _parent(connection):
     time.sleep(1000)
 
 
-def test_workers_outlive_an_interrupt_but_not_their_parent():
+def test_workers_outlive_an_interrupt_but_not_their_parent(tmp_path):
     context = multiprocessing.get_context("forkserver")
     ours, theirs = context.Pipe()
-    parent = context.Process(target=_parent, args=(theirs,))
+    parent = context.Process(target=_parent, args=(theirs, str(tmp_path)))
     parent.start()
     now, same, pids, programs = ours.recv()
     assert (now, same) == ([[1, 1], [1, 1]], True)
     assert len(programs) == 2
+    assert len(list(tmp_path.iterdir())) == 2
     parent.kill()
     assert all(gone(pid) for pid in (*pids, *programs))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_training_survives(tmp_path):
