@@ -50,11 +50,12 @@ OPERATORS = [
 
 
 def of_no_effect(source):
-    """Spans of a source that tests need not see: words of errors and warnings, annotations, `__all__`, zip's strict."""
+    """Spans that tests need not see: words of errors and warnings, annotations, estimates, published scores."""
 
     def matters_not(node):
         if isinstance(node, ast.Assign):
-            return any(isinstance(target, ast.Name) and target.id == "__all__" for target in node.targets)
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            return any(name.endswith(("__all__", "_BYTES", "SCORES")) for name in names)
         if isinstance(node, ast.Call):
             return ast.unparse(node.func).split(".")[0] in ("warnings", "logging", "logger", "log")
         if isinstance(node, ast.keyword):

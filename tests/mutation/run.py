@@ -40,6 +40,7 @@ else:
 # A module's tests are those of its own file and these, of the longest beginning of its path. XLA takes too long here.
 PROOFS = "tests/conformance/test_proofs.py"
 FEW = "not xla and not True and not fresh"
+CONFIG = "defaults or range or gin or argument"
 OTHERS = {
     "cells": ["tests/cells", PROOFS],
     "cells/egru": ["tests/cells", PROOFS, "-k", "not xla and (egru or EGRU)"],
@@ -49,17 +50,25 @@ OTHERS = {
     "cells/rtu": ["tests/cells", PROOFS, "-k", "not xla and (rtu or RTU or ran_away)"],
     "engine": ["tests/engine/test_streaming.py", "tests/engine/test_chunked.py", PROOFS, "-k", FEW],
     "engine/native": [PROOFS, "-k", "not xla"],
-    "layers": ["tests/layers/test_rtrl.py", "tests/cells", "-k", FEW],
+    "layers": ["tests/layers/test_defaults.py"],
     "layers/carry": ["tests/layers", "-k", FEW],
     "layers/recurrent": ["tests/layers", "-k", FEW],
+    "layers/rtrl": ["tests/cells", "-k", FEW],
+    "layers/signature": ["tests/layers", "-k", FEW],
+    "layers/stack": [],
     "networks": ["tests/networks"],
-    "agents/obgd": [],
+    "agents/obgd": ["tests/agents/test_defaults.py"],
+    "agents/ppo/config": ["tests/agents/test_defaults.py", "tests/agents/ppo/test_agent.py", "-k", CONFIG],
+    "agents/r2ac/config": ["tests/agents/test_defaults.py", "tests/agents/r2ac/test_agent.py", "-k", CONFIG],
+    "agents/stream_ac/config": ["tests/agents/test_defaults.py", "tests/agents/test_streaming.py", "-k", CONFIG],
+    "agents/td_lambda/config": ["tests/agents/test_defaults.py", "tests/agents/test_streaming.py", "-k", CONFIG],
     "agents/td_lambda": ["tests/agents/test_streaming.py"],
     "agents/stream": ["tests/agents/test_streaming.py"],
     "agents/ppo": ["tests/agents/ppo"],
     "agents/r2ac": ["tests/agents/r2ac"],
-    "agents/reward_scaler": ["tests/agents/stream_ac", "tests/agents/ppo", "-k", "reward or normalis"],
+    "agents/reward_scaler": [],
     "agents": ["tests/agents/r2ac/test_agent.py", "tests/agents/ppo/test_agent.py"],
+    "agents/experience": ["tests/agents/test_not_finite.py", "tests/agents/r2ac/test_agent.py"],
     "drivers": ["tests/drivers"],
     "environments": [],
     "environments/halves": ["tests/environments/test_workers.py", "tests/environments/test_atari.py", "-k", "halves"],

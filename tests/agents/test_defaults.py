@@ -1,0 +1,91 @@
+"""Settings of the papers, which presets do not repeat, and the ends of their ranges."""
+
+import dataclasses
+import inspect
+
+import gin
+import pytest
+
+from keras_rtrl.agents import ObGD, PPOConfig, R2ACConfig, StreamACConfig, TDLambdaConfig
+
+DEFAULTS = {
+    R2ACConfig: {
+        "gamma": 0.99,
+        "value_cost": 0.5,
+        "entropy_cost": 0.01,
+        "reward_clip": 1.0,
+        "gradient_clip": 40.0,
+        "train_core": True,
+    },
+    PPOConfig: {
+        "gamma": 0.99,
+        "gae_lambda": 0.95,
+        "clip": 0.2,
+        "value_clip": 0.2,
+        "value_cost": 0.5,
+        "entropy_cost": 0.0,
+        "gradient_clip": 0.5,
+        "epochs": 4,
+        "minibatches": 32,
+        "chunk": 16,
+        "stale_gradient": True,
+        "stale_target": True,
+        "scale_reward": True,
+    },
+    StreamACConfig: {
+        "gamma": 0.99,
+        "trace_decay": 0.8,
+        "entropy_cost": 0.01,
+        "value_cost": 1.0,
+        "scale_reward": True,
+        "window": 1,
+    },
+    TDLambdaConfig: {"gamma": 0.9, "trace_decay": 0.0, "window": 1},
+}
+ALLOWED = {
+    "gamma": [0.0, 0.5, 1.0],
+    "gae_lambda": [0.0, 1.0],
+    "trace_decay": [0.0, 1.0],
+    "value_cost": [0.0, 0.5],
+    "entropy_cost": [0.0, 0.5],
+    "clip": [0.5],
+    "value_clip": [None, 0.5],
+    "reward_clip": [None, 0.5],
+    "gradient_clip": [None, 0.5],
+    "epochs": [1],
+    "minibatches": [1],
+    "chunk": [1],
+    "window": [1],
+}
+
+
+@pytest.mark.parametrize("config", DEFAULTS)
+def test_defaults(config):
+    assert dataclasses.asdict(config()) == DEFAULTS[config]
+
+
+@pytest.mark.parametrize("config", DEFAULTS)
+def test_the_ends_of_a_range_belong_to_it(config):
+    for name in DEFAULTS[config]:
+        for value in ALLOWED.get(name, ()):
+            assert getattr(config(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize("config", DEFAULTS)
+def test_gin_knows_them_and_nothing_changes_one_that_was_checked(config):
+    made = gin.get_configurable(f"keras_rtrl.{config.__name__}")()
+    assert made == config()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.gamma = 2.0
+
+
+def test_obgd():
+    parameters = inspect.signature(ObGD).parameters
+    assert {name: parameters[name].default for name in ("learning_rate", "critic_kappa", "actor_kappa")} == {
+        "learning_rate": 1.0,
+        "critic_kappa": 2.0,
+        "actor_kappa": 3.0,
+    }
+    optimizer = ObGD(critic_kappa=0.5, actor_kappa=0.25)  # below 1 is allowed
+    assert (optimizer.critic_kappa, optimizer.actor_kappa) == (0.5, 0.25)
+    assert optimizer.get_config().keys().isdisjoint({"momentum", "nesterov", "jit_compile"})  # takes none of them
