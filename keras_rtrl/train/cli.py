@@ -91,7 +91,7 @@ def _parser():
     sweep = commands.add_parser("sweep", help="train a preset's tasks x conditions x seeds; write a table and a figure")
     sweep.set_defaults(run=_sweep)
     sweep.add_argument("preset", type=_name, metavar="PRESET", help="a preset with a sweep, or a gin file")
-    sweep.add_argument("--seeds", type=_positive_int, default=3, metavar="K", help="seeds 1 to K (default: 3)")
+    sweep.add_argument("--seeds", type=_positive_int, metavar="K", help="seeds 1 to K (default: 3)")
     sweep.add_argument("--tasks", type=_name, metavar="NAMES", help="some of its tasks, by folder (default: all)")
     sweep.add_argument("--conditions", type=_name, metavar="NAMES", help="some of its conditions (default: all)")
     sweep.add_argument("--frames", type=_positive_int, metavar="N", help="environment frames of each run")
@@ -126,7 +126,7 @@ def _parser():
     bench = commands.add_parser("bench", help="time the layers beside keras', torch's and JAX's (source checkout only)")
     bench.set_defaults(run=_bench)
     bench.add_argument("--shape", type=_name, metavar="NAMES", help="such as dmlab,atari (default: all)")
-    bench.add_argument("--rounds", type=_positive_int, default=15, metavar="N", help="times each step is timed")
+    bench.add_argument("--rounds", type=_positive_int, metavar="N", help="times each step is timed (default: 15)")
     bench.add_argument("--quick", action="store_true", help="tiny shapes: only that everything runs")
     bench.add_argument("--out", type=_name, metavar="DIR", help="folder for the results (default: runs/bench)")
     bench.add_argument("--publish", action="store_true", help="keep them in results/speed and docs/performance.md")
@@ -135,7 +135,9 @@ def _parser():
     bench_env.add_argument("name", type=_name, metavar="NAME", help='environment; "Pong" means ALE/Pong-v5')
     bench_env.add_argument("--preset", type=_name, help="(default: one that has such environments)")
     bench_env.add_argument("--gin", action="append", default=[], metavar="BINDING", help='such as "train.rollout = 10"')
-    bench_env.add_argument("--rounds", type=_positive_int, default=15, metavar="N", help="rollouts each part is timed")
+    bench_env.add_argument(
+        "--rounds", dest="rollouts", type=_positive_int, default=15, metavar="N", help="rollouts each part is timed"
+    )
     return parser
 
 
@@ -228,6 +230,9 @@ def _actor_bindings(args):
 
 
 def _sweep(args):
+    for option in ("seeds", "frames", "jobs", "trust"):
+        if args.report_only and getattr(args, option):
+            raise UsageError(f"--report-only trains nothing: leave out --{option}")
     source = config.find(args.preset)
     from keras_rtrl.train import loop, report, sweep  # noqa: F401  loop: its settings are in the preset
 
@@ -239,7 +244,7 @@ def _sweep(args):
     conditions = sweep.chosen("--conditions", conditions, args.conditions)
     code, reported = 0, args.report_only
     if not args.report_only:
-        runs = sweep.runs_of(args.preset, out, tasks, conditions, range(1, args.seeds + 1), args.frames)
+        runs = sweep.runs_of(args.preset, out, tasks, conditions, range(1, (args.seeds or 3) + 1), args.frames)
         code = sweep.train(runs, args.preset, args.jobs or os.cpu_count(), args.trust)
         reported = code < 128 and any(run.finished() for run in runs)
     if reported:
@@ -342,19 +347,22 @@ def _bench(args):
                 raise UsageError(f"--publish keeps a whole run in its own place: leave out --{option}")
     out = os.path.join(checkout, "results", "speed") if args.publish else args.out or os.path.join("runs", "bench")
     check_writable(out)
-    run.bench(shapes, args.rounds, args.quick, out, args.publish)
+    run.bench(shapes, args.rounds or 15, args.quick, out, args.publish)
     return 0
 
 
 def _bench_env(args):
+    for option in ("shape", "rounds", "quick", "out", "publish"):
+        if getattr(args, option):
+            raise UsageError(f"--{option} is of bench alone: give bench env its own after the word env")
     from keras_rtrl.environments import registry
     from keras_rtrl.train import loop, throughput  # noqa: F401  loop: its settings are in the preset
 
     name = _environment_name(args.name)
     preset = args.preset or _preset_of(registry.family(name))
     config.load(config.find(preset), [f"environment.name = {name!r}", *args.gin])
-    rates = throughput.measure(args.rounds)
-    print(f"{name}, preset {preset}: agent steps a second of all streams, medians of {args.rounds} rollouts")
+    rates = throughput.measure(args.rollouts)
+    print(f"{name}, preset {preset}: agent steps a second of all streams, medians of {args.rollouts} rollouts")
     for part in ("environment", "policy", "learner"):
         rate = getattr(rates, part)
         print(f"{part:<12}{rate:9,.0f}   alone; {100 * rates.end_to_end / rate:.0f} % of end to end's time")

@@ -126,6 +126,20 @@ def test_gin_file_with_an_unknown_name(error, tmp_path):
     assert "trian" in error("train", "mine.gin", "--out", "new")
 
 
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["sweep", "td_trace_conditioning", "--report-only", "--seeds", "2"], "--seeds"),
+        (["sweep", "td_trace_conditioning", "--report-only", "--jobs", "2"], "--jobs"),
+        (["sweep", "td_trace_conditioning", "--report-only", "--frames", "9"], "--frames"),
+        (["bench", "--quick", "env", "CartPole-v1"], "--quick"),
+        (["bench", "--rounds", "3", "env", "CartPole-v1"], "--rounds"),
+    ],
+)
+def test_flag_without_effect(error, words, names):
+    assert names in error(*words)
+
+
 @pytest.mark.parametrize("words", [["evaluate"], ["export"], ["train", "--resume"]])
 @pytest.mark.parametrize("folder", ["missing", "empty"])
 def test_folder_that_is_no_run(error, tmp_path, words, folder):

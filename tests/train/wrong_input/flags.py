@@ -265,7 +265,6 @@ BENCH --gin 'R2ACConfig.gamma = 2'
 bench env TMaze-v0 --preset tiny.gin
 bench env nonsense-v0 --preset tiny.gin
 bench env CartPole-v1 --preset nonsense
-bench env CartPole-v1
 bench env Nonsense
 """
 

@@ -248,7 +248,7 @@ def values():
 
 def options():
     """Every option of the tasks and cores, with every value."""
-    for _, family in registry._FAMILIES:
+    for _, family, *_ in registry._FAMILIES:
         module = importlib.import_module(f"keras_rtrl.environments.{family}")
         parameters = inspect.signature(module.make).parameters.values()
         name = {"tmaze": "TMaze-v0", "memory_chain": "MemoryChain-v0", "atari": "ALE/Breakout-v5"}.get(family)
