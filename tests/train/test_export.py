@@ -73,6 +73,20 @@ def test_state_has_no_traces(tmaze_run):
 
 
 @pytest.mark.skipif(native.why_not(ELSTMCell(1), "float32") is not None, reason="needs the native op")
+def test_states_have_the_rows_of_the_observation(tmaze_run):
+    policy = tf.saved_model.load(str(tmaze_run / "policy")).signatures
+    given = {
+        "observation": tf.zeros((1, 12)),
+        "last_reward": tf.zeros(1),
+        "last_action": tf.zeros(1, tf.int64),
+        "step_type": tf.ones(1, tf.int32),
+    }
+    for rows in (0, 2):
+        state = policy["initial_state"](batch_size=tf.constant(rows))
+        with pytest.raises(tf.errors.InvalidArgumentError, match="state_0 must have as many rows as "):
+            policy["action"](**given, **state)
+
+
 def test_a_native_network_is_exported_on_stock_ops(tmaze_run, tmp_path):
     config.load(RunFolder(tmaze_run).config)
     network = evaluate.load_network(RunFolder(tmaze_run), building.environment(seed=0, streams=1))
