@@ -87,6 +87,17 @@ def test_reset_of_nothing_of_one_stream_and_of_one_carry():
     assert not any(v.any() for v in one.get_carry())
 
 
+def test_a_reset_by_hand_clears_what_is_not_finite():
+    one, x = layer(), X.copy()
+    x[1] = np.nan
+    one(x)
+    one(x, training=False)
+    one.reset_state([1])
+    for value in (*one.get_carry(), *one.get_carry(training=False)):
+        assert np.isfinite(value).all()
+        assert not value[1].any()
+
+
 def test_without_traces_only_the_state_is_kept():
     one = layer(gradient="tbptt")
     one(X)
