@@ -123,7 +123,8 @@ def make_encoder(name, observation_spec, units=None):
       A Keras layer from [N, ...] to floats [N, D]; D is 20 more with an instruction.
 
     Raises:
-      ValueError: unknown name, a width below 1, or an observation of a rank or of parts that the encoder does not take.
+      ValueError: unknown name, a width below 1, or an observation of a rank or of parts that the encoder does not take,
+        or of images whose channels seem to come first.
     """
     if name not in ENCODERS:
         raise ValueError(f"encoder must be one of {sorted(ENCODERS)}, got {name!r}")
@@ -138,4 +139,15 @@ def make_encoder(name, observation_spec, units=None):
         return _WithInstruction(make_encoder(name, observation_spec["rgb"], units), words)
     if rank is not None and observation_spec.shape.rank != rank:
         raise ValueError(f"encoder {name!r} takes observations of rank {rank}, got shape {observation_spec.shape}")
+    if rank == 3 and _channels_first(observation_spec.shape):
+        raise ValueError(
+            f"encoder {name!r} takes images [H, W, C], the channels last, got shape {tuple(observation_spec.shape)}, "
+            "which looks like [C, H, W]: let the environment move its first axis to the end"
+        )
     return keras.Sequential([_ToFloat(), *function(units)], name=name)
+
+
+def _channels_first(shape):
+    """Whether an image looks like [C, H, W]: few rows, and columns and channels several times as many."""
+    first, second, third = shape
+    return first <= 16 and min(second, third) >= 4 * first

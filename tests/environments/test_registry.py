@@ -2,10 +2,13 @@ import os
 import subprocess
 import sys
 
+import gymnasium
 import pytest
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 
 from keras_rtrl import environments
 from keras_rtrl._tf_agents import require_legacy_keras
+from keras_rtrl.environments import registry
 
 
 @pytest.mark.parametrize("num_envs", [0, -1, 1.5, True, "4"])
@@ -39,6 +42,68 @@ def test_a_name_like_no_other():
         environments.make("q")
     with pytest.raises(ValueError, match="name must be a string"):
         environments.make(3)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ALE/Mine-v5",
+        "TMaze-Mine-v0",
+        "MemoryChain-Mine-v0",
+        "TraceRoute-v0",
+        "popgym-Mine-v0",
+        "VizdoomMine-v1",
+        "MiniGrid-Mine-v0",
+        "MiniGrid-Empty-5x5-v7",
+    ],
+)
+@pytest.mark.parametrize("entry_point", ["gymnasium.envs.classic_control.cartpole:CartPoleEnv", CartPoleEnv])
+def test_an_id_of_ones_own_may_begin_like_a_familys(name, entry_point, monkeypatch):
+    """And needs nothing of that family's, not even its package."""
+    for package in ("ale_py", "popgym", "vizdoom", "minigrid"):
+        monkeypatch.setitem(sys.modules, package, None)
+    assert registry.family(name) != "gymnasium_vector" or name.startswith(("T", "Mem"))
+    gymnasium.register(name, entry_point, max_episode_steps=3)
+    try:
+        assert registry.family(name) == "gymnasium_vector"
+        env = environments.make(name, num_envs=2, seed=0, max_episode_steps=5)
+        assert env.reset().observation.shape == (2, 4)
+        assert registry.normalized_score(name, 1.0) is None
+    finally:
+        del gymnasium.registry[name]
+
+
+def test_an_id_of_ones_own_with_a_tasks_entry_point():
+    gymnasium.register("TMaze-Mine-v0", "keras_rtrl.environments.tmaze:TMazeEnv", kwargs={"corridor": 3})
+    try:
+        env = environments.make("TMaze-Mine-v0", num_envs=2, seed=0)
+        env.reset()
+        step_types = [env.step([0, 0]).step_type.tolist() for _ in range(5)]
+    finally:
+        del gymnasium.registry["TMaze-Mine-v0"]
+    assert step_types == [[1, 1]] * 4 + [[2, 2]]
+
+
+@pytest.mark.parametrize("name", ["q" * 5000, "MiniGrid-" + "q" * 5000, "ALE/" + "q" * 5000, "dmlab:" + "q" * 5000])
+def test_a_long_name_is_not_echoed_whole(name):
+    with pytest.raises(ValueError, match="no environment is called") as caught:
+        environments.make(name)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_package_that_does_not_import_is_not_called_missing(monkeypatch, tmp_path):
+    """In any family: the message gives the cause."""
+    for package in ("ale_py", "procgen", "popgym"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("import no_such_module")
+        for module in [known for known in sys.modules if known.partition(".")[0] == package]:
+            monkeypatch.delitem(sys.modules, module)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("ALE/Pong-v5", "procgen:chaser", "popgym-AutoencodeEasy-v0"):
+        with pytest.raises(
+            ImportError, match=r"which is there and cannot be imported: No module named 'no_such_module'"
+        ):
+            environments.make(name)
 
 
 NOT_SET = "set the environment variable TF_USE_LEGACY_KERAS=1 before TensorFlow is imported"

@@ -83,8 +83,20 @@ def test_an_observation_of_other_parts():
         ("resnet", (5,), None, "encoder must be one of"),
         ("nature_cnn", (5,), None, "rank 3"),
         ("mlp", (5,), (0,), "encoder_units"),
+        ("nature_cnn", (4, 84, 84), None, r"\[H, W, C\], the channels last, got shape \(4, 84, 84\), .* \[C, H, W\]"),
+        ("impala_shallow", (3, 72, 96), None, "the channels last"),
+        ("impala_deep", (1, 64, 64), None, "the channels last"),
+        ("impala_deep", (12, 64, 64), None, "the channels last"),
     ],
 )
 def test_bad_arguments(name, shape, units, message):
     with pytest.raises(ValueError, match=message):
         make_encoder(name, tf.TensorSpec(shape, tf.float32), units)
+
+
+@pytest.mark.parametrize("shape", [(7, 7, 20), (5, 9, 16), (16, 16, 3), (9, 9, 40), (84, 84, 4)])
+def test_grids_are_no_images_with_their_channels_first(shape):
+    assert make_encoder("impala_deep", tf.TensorSpec(shape, tf.uint8))(tf.zeros((1, *shape), tf.uint8)).shape == (
+        1,
+        256,
+    )
