@@ -6,7 +6,7 @@ import numpy as np
 from gymnasium import spaces
 from tf_agents.specs import array_spec
 
-from keras_rtrl._checks import shown
+from keras_rtrl._checks import fits_memory, shown
 
 _TAKEN = {
     "observation": "a Box of numbers with a size, Discrete, MultiDiscrete, MultiBinary, or a Tuple or Dict of these",
@@ -20,11 +20,12 @@ def observation_spec(space):
     A Box keeps its shape and dtype, save float64, which becomes float32. All else is one float32 vector (`encoded`).
 
     Raises:
-      ValueError: a space that is not taken; the message names it and those that are.
+      ValueError: a space that is not taken, the message names it and those that are; or one that no memory holds.
     """
     _check(space, "observation")
     if isinstance(space, spaces.Box):
         return _box_spec(space, "observation")
+    fits_memory(f"the observation space {shown(space)}", 12 * _width(space))  # an observation, and its two bounds
     least = np.concatenate(_bounds(space, "low"))
     return array_spec.BoundedArraySpec(
         least.shape, np.float32, least, np.concatenate(_bounds(space, "high")), name="observation"
@@ -112,6 +113,9 @@ def _bounds(space, bound):
 
 
 def _width(space):
+    """The number of columns of `encoded`."""
+    if isinstance(space, (spaces.Tuple, spaces.Dict)):
+        return sum(_width(part) for part in _held(space))
     if isinstance(space, spaces.Discrete):
         return int(space.n)
     return int(space.nvec.sum()) if isinstance(space, spaces.MultiDiscrete) else math.prod(space.shape)

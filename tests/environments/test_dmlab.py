@@ -315,7 +315,8 @@ def test_bad_arguments(options, message):
 
 
 @pytest.mark.parametrize(
-    ("action", "message"), [([9], r"in 0\.\.8"), ([-1], r"in 0\.\.8"), ([0, 0], "shape"), (0, "shape")]
+    ("action", "message"),
+    [([0.0], "integers"), ([9], r"in 0\.\.8"), ([-1], r"in 0\.\.8"), ([0, 0], "shape"), (0, "shape")],
 )
 def test_bad_actions(action, message):
     env = make_small()

@@ -293,6 +293,54 @@ def test_an_observation_outside_its_space_is_an_error():
         GymnasiumVector(SyncVectorEnv([Outside])).reset()
 
 
+def test_choices_that_no_memory_holds_one_hot():
+    for space in (Choice(10**13), Tuple((Choice(2), gymnasium.spaces.MultiDiscrete([10**13, 2])))):
+        with pytest.raises(ValueError, match=r"the observation space .* would take at least .* GiB of memory"):
+            GymnasiumVector(SyncVectorEnv([lambda space=space: Recorder(Choice(2), space)]))
+
+
+class Poisoned(gymnasium.Env):
+    """Episodes of two steps; the first episode's observations and rewards are no numbers."""
+
+    observation_space, action_space = Box(-1, 1, (1,), np.float32), Choice(2)
+    episode = 0
+
+    def _seen(self):
+        return np.array([np.nan if self.episode == 1 else 0.5], np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.episode, self.steps = self.episode + 1, 0
+        return self._seen(), {}
+
+    def step(self, action):
+        self.steps += 1
+        return self._seen(), np.nan if self.episode == 1 else 1.0, self.steps == 2, False, {}
+
+
+def test_what_is_no_number_ends_with_its_episode():
+    """Nor does it pass to another stream, nor what a vector rewards where it begins anew."""
+
+    class Vector(SyncVectorEnv):
+        def step(self, actions):
+            begins = self._autoreset_envs.copy()
+            observation, reward, *rest = super().step(actions)
+            return observation, np.where(begins, np.nan, reward), *rest
+
+    clean = Poisoned()
+    clean.episode = 1
+    env = GymnasiumVector(Vector([Poisoned, lambda: clean]))
+    time_steps = [env.reset(), *(env.step(np.zeros(2, int)) for _ in range(5))]
+    rewards, seen = (np.stack(x) for x in zip(*((t.reward, t.observation[:, 0]) for t in time_steps), strict=True))
+    assert np.isnan(rewards[1:3, 0]).all()
+    np.testing.assert_array_equal(rewards[:, 1], [0, 1, 1, 0, 1, 1])
+    np.testing.assert_array_equal(rewards[3:, 0], [0, 1, 1])
+    assert (seen[3:] == 0.5).all()
+    games = env.finished_games()
+    assert np.isnan(games[0][0])
+    assert games[1:] == [(2.0, 2, 1), (2.0, 2, 0), (2.0, 2, 1)]
+
+
 def test_a_dict_is_one_vector():
     """Its parts in its own order; bits and numbers are as they are, and say so by their bounds."""
     space = Dict({"z": gymnasium.spaces.MultiBinary(3), "a": Box(-2, 5, (2, 2), np.int16), "c": Choice(2, start=4)})

@@ -173,7 +173,7 @@ def test_validates(monkeypatch):
     utils.validate_py_environment(environments.make("VizdoomMyWayHome-v1", num_envs=2, seed=0), episodes=1)
 
 
-@pytest.mark.parametrize("action", [np.array([0, 4]), np.array([-1, 0]), np.array([0])])
+@pytest.mark.parametrize("action", [np.array([0.0, 0.0]), np.array([0, 4]), np.array([-1, 0]), np.array([0])])
 def test_bad_actions(action):
     env = environments.make(BASIC, num_envs=2, seed=0)
     env.reset()
