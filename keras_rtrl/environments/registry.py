@@ -60,9 +60,10 @@ def make(name, num_envs=1, seed=None, workers=None, **options):
       A PyEnvironment for simulators (wrap it in TFPyEnvironment for stock drivers), a TFEnvironment for in-graph tasks.
 
     Raises:
-      ValueError: for an unknown name or option, a `num_envs` below 1, a seed that is no non-negative int, or `workers`
-        that are no int of 0 to num_envs, or for an in-graph task.
-      ImportError: if the family's simulator is not installed.
+      ValueError: for an unknown name or option, an option's value that does not fit, a `num_envs` below 1 or above what
+        this machine holds, a seed that is no non-negative int, or `workers` that are no int of 0 to num_envs, or for an
+        in-graph task; for spaces or an autoreset mode that are not taken.
+      ImportError: if the family's simulator is not installed, or cannot be imported; the message says which.
       RuntimeError: if it does not run here.
     """
     if not isinstance(name, str):
