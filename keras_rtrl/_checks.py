@@ -82,6 +82,19 @@ def one_of(name, value, options):
     return value
 
 
+def widths(name, value):
+    """Returns `value` as a tuple of the widths of dense layers in a row.
+
+    Raises ValueError unless it is a list or tuple of whole numbers of at least 1, with memory for the layers' weights.
+    """
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{name} must be a list or tuple of whole numbers of at least 1, got {shown(value)}")
+    value = tuple(whole_number(name, width) for width in value)
+    pairs = zip((1, *value), value, strict=False)
+    fits_memory(f"{name}={shown(value)}", 4 * sum(before * after for before, after in pairs))
+    return value
+
+
 def closest(name, names):
     """What a message adds, with the one of `names` that is most like `name`; an empty string if none is like it."""
     alike = difflib.get_close_matches(name[:200] if isinstance(name, str) else shown(name), list(names), 1)

@@ -3,11 +3,15 @@
 import tensorflow as tf
 from tf_agents.agents import tf_agent
 from tf_agents.policies import greedy_policy
+from tf_agents.trajectories import time_step as ts
 
+from keras_rtrl._checks import fits_memory, shown
+from keras_rtrl._keras import keras
 from keras_rtrl._replicas import Streams, StreamVariables
-from keras_rtrl.agents.experience import is_finite
+from keras_rtrl.agents.experience import checked, is_finite
 from keras_rtrl.agents.policy import ActorCriticPolicy
 from keras_rtrl.agents.reward_scaler import RewardScaler
+from keras_rtrl.networks import ActorCriticNetwork
 
 
 class ActorCriticAgent(tf_agent.TFAgent):
@@ -44,14 +48,17 @@ class ActorCriticAgent(tf_agent.TFAgent):
         Raises:
           ValueError: num_streams that is no whole number of at least 1 or no multiple of the strategy's replicas, an
             action that the agent does not take, or a network or an optimiser made in another scope.
-          TypeError: settings of another agent.
+          TypeError: settings of another agent, or an argument of another kind.
         """
+        _check_parts(time_step_spec, action_spec, network, optimizer, train_step_counter)
         self._streams = Streams(num_streams)
         self._num_streams = self._streams.count
         self._config = self.config_class() if config is None else config
         if not isinstance(self._config, self.config_class):
-            raise TypeError(f"config must be a {self.config_class.__name__}, got {type(config).__name__}")
+            raise TypeError(f"config must be a {self.config_class.__name__}, got {shown(config)}")
         network.create_variables()
+        row = sum(part.shape.num_elements() * part.dtype.size for part in network.get_initial_carry(1))
+        fits_memory(f"num_streams={self._num_streams}: the carry", self._streams.worker * row)
         collect_policy = ActorCriticPolicy(time_step_spec, action_spec, network, name="collect_policy")
         super().__init__(
             time_step_spec,
@@ -141,11 +148,45 @@ class ActorCriticAgent(tf_agent.TFAgent):
         if self._streams.worker_index:
             self.collect_policy.generator.skip(self._streams.worker_index * 2**40)
 
-    def _check_weights(self, weights):
+    def _checked(self, experience, weights):
+        """The experience as tensors; raises ValueError or TypeError if it does not fit."""
         if weights is not None:
             raise ValueError(
                 f"{type(self).__name__} takes no weights: row b of the batch is stream b, each counted once"
             )
+        experience = checked(experience, self.collect_data_spec, self.frames_needed)
+        rows = experience.step_type.shape[0]
+        if rows not in (None, self._streams.worker):
+            raise ValueError(f"experience must hold num_streams={self._streams.worker} streams, got {rows}")
+        return experience
+
+
+def _check_parts(time_step_spec, action_spec, network, optimizer, counter):
+    if not isinstance(time_step_spec, ts.TimeStep):
+        raise TypeError(f"time_step_spec must be a TimeStep of specs, got {shown(time_step_spec)}")
+    if not isinstance(network, ActorCriticNetwork):
+        raise TypeError(f"network must be a keras_rtrl.networks.ActorCriticNetwork, got {shown(network)}")
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise TypeError(f"optimizer must be an optimiser of tf_keras.optimizers, got {shown(optimizer)}")
+    if counter is not None and not (isinstance(counter, tf.Variable) and counter.dtype.is_integer):
+        raise TypeError(f"train_step_counter must be an integer tf.Variable or None, got {shown(counter)}")
+    specs = {
+        "time_step_spec.observation": (time_step_spec.observation, network.input_tensor_spec),
+        "action_spec": (action_spec, network.actions.spec),
+    }
+    for name, (spec, own) in specs.items():
+        if not _same(spec, own):
+            raise ValueError(f"{name} must be what the network was made for, {shown(own)}, got {shown(spec)}")
+
+
+def _same(spec, own):
+    """Whether two nests of specs have the same parts, dtypes and shapes."""
+    try:
+        tf.nest.assert_same_structure(spec, own)
+    except (ValueError, TypeError):
+        return False
+    pairs = zip(tf.nest.flatten(spec), tf.nest.flatten(own), strict=True)
+    return all(getattr(a, "dtype", None) == b.dtype and a.shape == b.shape for a, b in pairs)
 
 
 class RolloutAgent(ActorCriticAgent):
@@ -198,16 +239,10 @@ class RolloutAgent(ActorCriticAgent):
     def _kept(self):
         return (self._by_stream, *(() if self._reward_scaler is None else (self._reward_scaler.by_stream,)))
 
-    def _check_experience(self, experience, weights):
-        self._check_weights(weights)
-        shape = experience.step_type.shape
-        if shape.rank != 2:
-            raise ValueError(f"experience must be [B, T + 1, ...], got step_type of shape {shape}")
-        if shape[0] is not None and shape[0] != self._streams.worker:
-            raise ValueError(f"experience must hold num_streams={self._streams.worker} streams, got {shape[0]}")
-        if shape[1] is not None and shape[1] < 2:
-            raise ValueError(f"experience must hold at least 2 frames (T + 1), got {shape[1]}")
+    def _checked(self, experience, weights):
+        experience = super()._checked(experience, weights)
         # of use only where the static shape is unknown
         dynamic = tf.shape(experience.step_type)
         tf.debugging.assert_equal(dynamic[0], self._streams.worker, "experience must hold num_streams streams")
         tf.debugging.assert_greater(dynamic[1], 1, "experience must hold at least 2 frames (T + 1)")
+        return experience

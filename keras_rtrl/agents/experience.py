@@ -1,9 +1,85 @@
 """What agents are given to learn from."""
 
+import numpy as np
 import tensorflow as tf
 from tf_agents.trajectories import time_step as ts
+from tf_agents.trajectories import trajectory
 
+from keras_rtrl._checks import shown
 from keras_rtrl.engine.native import traced_for_xla
+
+
+def checked(experience, spec, frames=None):
+    """`experience` as a Trajectory of tensors that fit the specs, [B, T + 1, ...] each.
+
+    Parts, dtypes and shapes are always checked. Values are where there are any, that is eagerly, and not inside a
+    tf.function: step types, discounts and actions that no environment gives. NaN and infinity pass: an update that is
+    not finite is not applied.
+
+    Args:
+      experience: Trajectory of tensors or arrays.
+      spec: Trajectory of the specs of one frame.
+      frames: T + 1, or None for any number of at least 2.
+
+    Raises:
+      TypeError: no Trajectory, or parts of another dtype.
+      ValueError: missing parts, others than there should be, shapes or values that do not fit.
+    """
+    if not isinstance(experience, trajectory.Trajectory):
+        raise TypeError(f"experience must be a Trajectory of tensors [B, T + 1, ...], got {shown(experience)}")
+    fields = {name: _fitted(f"experience.{name}", value, getattr(spec, name)) for name, value in _fields(experience)}
+    experience = trajectory.Trajectory(**fields)
+    shape = experience.step_type.shape
+    if frames is not None and shape[1] not in (None, frames):
+        raise ValueError(f"experience must hold {frames} frames of each stream, got step_type of shape {shape}")
+    if shape[1] is not None and shape[1] < 2:
+        raise ValueError(f"experience must hold at least 2 frames (T + 1), got {shape[1]}")
+    for name, value in _fields(experience):
+        for leaf in tf.nest.flatten(value):
+            if not leaf.shape[:2].is_compatible_with(shape):
+                raise ValueError(f"experience.{name} must have step_type's shape {shape} in front, got {leaf.shape}")
+    if tf.executing_eagerly():
+        _check_values(experience, spec)
+    return experience
+
+
+def _fields(experience):
+    return experience._asdict().items()
+
+
+def _fitted(name, value, spec):
+    """`value` as a nest of tensors that fit `spec`."""
+    if isinstance(spec, dict):
+        if not isinstance(value, dict) or set(value) != set(spec):
+            got = sorted(map(str, value)) if isinstance(value, dict) else shown(value)
+            raise ValueError(f"{name} must have the parts {sorted(spec)}, got {got}")
+        return {key: _fitted(f"{name}.{key}", value[key], spec[key]) for key in spec}
+    try:
+        tensor = tf.convert_to_tensor(value)
+    except (ValueError, TypeError) as error:
+        raise TypeError(f"{name} must be a tensor of {spec.dtype.name}, got {shown(value)}") from error
+    if tensor.dtype != spec.dtype:
+        raise TypeError(f"{name} must be of {spec.dtype.name}, got {tensor.dtype.name}")
+    if tensor.shape.rank != spec.shape.rank + 2 or not tensor.shape[2:].is_compatible_with(spec.shape):
+        raise ValueError(f"{name} must have shape {('B', 'T + 1', *spec.shape)}, got {tensor.shape}")
+    return tensor
+
+
+def _check_values(experience, spec):
+    step_type = experience.step_type.numpy()
+    _check_range("step_type", step_type, 0, 2)
+    used = step_type[:, :-1] != ts.StepType.LAST  # of boundary frames and frame T these mean nothing
+    discount = experience.discount.numpy()[:, :-1][used]
+    _check_range("discount", discount[np.isfinite(discount)], 0, 1)
+    if spec.action.dtype.is_integer:
+        _check_range("action", experience.action.numpy()[:, :-1][used], spec.action.minimum, spec.action.maximum)
+
+
+def _check_range(name, values, low, high):
+    beyond = values[(values < low) | (values > high)]
+    if beyond.size:
+        low, high = np.array(low).tolist(), np.array(high).tolist()
+        raise ValueError(f"experience.{name} must lie in {low}..{high}, got {beyond[0]}")
 
 
 def played(experience):

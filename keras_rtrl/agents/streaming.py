@@ -99,7 +99,7 @@ class StreamingAgent(ActorCriticAgent):
     # One transition.
 
     def _train(self, experience, weights=None):
-        self._check_experience(experience, weights)
+        experience = self._checked(experience, weights)
         step, boundary = played(experience)
         step, boundary = tf.nest.map_structure(lambda x: x[:, 0], (step, boundary))
         before = [(variable, variable.value()) for variable in self._statistics()]
@@ -124,7 +124,7 @@ class StreamingAgent(ActorCriticAgent):
 
     def _loss(self, experience, weights=None, training=False):
         del training
-        self._check_experience(experience, weights)
+        experience = self._checked(experience, weights)
         step, boundary = tf.nest.map_structure(lambda x: x[:, 0], played(experience))
         return self._loss_info(*self._forward(experience, step, boundary, None))
 
@@ -164,14 +164,6 @@ class StreamingAgent(ActorCriticAgent):
 
     def _loss_info(self, forward, td_error):
         return tf_agent.LossInfo(0.5 * tf.square(td_error), self._extra(forward, td_error))
-
-    def _check_experience(self, experience, weights):
-        self._check_weights(weights)
-        if not experience.step_type.shape.is_compatible_with([1, 2]):
-            raise ValueError(
-                f"experience must be one transition of one stream, [1, 2, ...], got step_type of shape "
-                f"{experience.step_type.shape}"
-            )
 
 
 class _Exact(tf.Module):

@@ -4,9 +4,10 @@ import numpy as np
 import tensorflow as tf
 from tf_agents.drivers import driver
 from tf_agents.environments import py_environment, tf_environment
+from tf_agents.policies import tf_policy
 from tf_agents.trajectories import trajectory
 
-from keras_rtrl._checks import whole_number
+from keras_rtrl._checks import fits_memory, shown, whole_number
 from keras_rtrl.environments.halves import HalvedEnvironment, joined
 
 
@@ -30,10 +31,19 @@ class RolloutDriver(driver.Driver):
           observers: callables of one Trajectory of tensors [B, T + 1, ...], each theirs to keep.
 
         Raises:
-          ValueError: num_steps that is no whole number of at least 1, an environment that is not batched.
-          TypeError: an environment of neither kind.
+          ValueError: num_steps that is no whole number of at least 1 or for which there is no memory, an environment
+            that is not batched.
+          TypeError: an environment of neither kind, a policy that is no TFPolicy, observers that cannot be called.
         """
+        if not isinstance(env, (tf_environment.TFEnvironment, py_environment.PyEnvironment)):
+            raise TypeError(f"env must be a PyEnvironment or a TFEnvironment, got {shown(env)}")
+        if not isinstance(policy, tf_policy.TFPolicy):
+            raise TypeError(f"policy must be a TFPolicy, such as an agent's collect_policy, got {shown(policy)}")
         num_steps = whole_number("num_steps", num_steps)
+        if not isinstance(observers, (list, tuple)) or not all(callable(observer) for observer in observers):
+            raise TypeError(f"observers must be a list of callables of one Trajectory, got {shown(observers)}")
+        frame = sum(spec.shape.num_elements() * spec.dtype.size for spec in tf.nest.flatten(policy.trajectory_spec))
+        fits_memory(f"num_steps={num_steps}: a rollout", (env.batch_size or 1) * (num_steps + 1) * frame)
         super().__init__(env, policy, observers=list(observers))
         self._num_steps = num_steps
         self._time_step = None
@@ -41,7 +51,7 @@ class RolloutDriver(driver.Driver):
         if isinstance(env, tf_environment.TFEnvironment):
             self._rollout_fn = tf.function(self.rollout)
             self._buffers = None
-        elif isinstance(env, py_environment.PyEnvironment):
+        else:
             if not env.batched:
                 raise ValueError("env must be batched: wrap it in tf_agents.environments.BatchedPyEnvironment")
             self._action_fns = {}  # concrete functions, by the number of streams
@@ -53,8 +63,6 @@ class RolloutDriver(driver.Driver):
                 lambda spec: np.zeros([env.batch_size, num_steps + 1, *spec.shape], spec.dtype.as_numpy_dtype),
                 policy.trajectory_spec,
             )
-        else:
-            raise TypeError(f"env must be a PyEnvironment or a TFEnvironment, got {type(env).__name__}")
 
     @property
     def num_steps(self):
@@ -181,9 +189,18 @@ class RolloutDriver(driver.Driver):
                     env.step_async(action)
                     _write(buffers.action, rows, t, action)
                     _write(buffers.policy_info, rows, t, action_step.info)
+        _check_frames(buffers)
         time_step, policy_state = joined(time_steps), joined(states)
         # tf.constant copies: the tensors stay as they are when the next call writes the buffers
         return tf.nest.map_structure(tf.constant, buffers), time_step, policy_state
+
+
+def _check_frames(frames):
+    """Raises ValueError for step types and discounts that no environment may give; once a rollout, in NumPy."""
+    for name, values, high in (("step_type", frames.step_type, 2), ("discount", frames.discount[:, :-1], 1)):
+        beyond = values[(values < 0) | (values > high)]
+        if beyond.size:
+            raise ValueError(f"env gave a {name} of {beyond[0]}; it must lie in 0..{high}")
 
 
 class _InTurn:

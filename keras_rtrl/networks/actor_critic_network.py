@@ -7,6 +7,7 @@ from tf_agents.networks import utils as network_utils
 from tf_agents.specs import tensor_spec
 from tf_agents.trajectories import time_step as ts
 
+from keras_rtrl._checks import flag, shown, widths
 from keras_rtrl._keras import keras
 from keras_rtrl.networks.actions import make_actions
 from keras_rtrl.networks.cores import make_core, units_for
@@ -14,6 +15,13 @@ from keras_rtrl.networks.encoders import make_encoder
 from keras_rtrl.networks.normalizer import RunningNormalizer, clipped
 
 _HISTORY = {"observation", "last_reward", "last_action"}
+
+
+def _as_specs(name, specs):
+    try:
+        return tensor_spec.from_spec(specs)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{name} must be of TensorSpecs, got {shown(specs)}") from error
 
 
 @gin.configurable(module="keras_rtrl")
@@ -76,24 +84,32 @@ class ActorCriticNetwork(network.Network):
           ValueError: a spec or an argument that does not fit; the message names it.
         """
         if not isinstance(input_tensor_spec, dict) or set(input_tensor_spec) != _HISTORY:
-            raise ValueError(f"input_tensor_spec must be a dict of {sorted(_HISTORY)}, got {input_tensor_spec}")
-        input_tensor_spec = tensor_spec.from_spec(input_tensor_spec)
+            raise ValueError(f"input_tensor_spec must be a dict of {sorted(_HISTORY)}, got {shown(input_tensor_spec)}")
+        flags = {
+            "use_last_action": use_last_action,
+            "use_last_reward": use_last_reward,
+            "shared_heads": shared_heads,
+            "normalize_observation": normalize_observation,
+            "train_encoder": train_encoder,
+        }
+        for flag_name, value in flags.items():
+            flag(flag_name, value)
+        head_units = widths("head_units", head_units)
+        input_tensor_spec = _as_specs("input_tensor_spec", input_tensor_spec)
         if normalize_observation and isinstance(input_tensor_spec["observation"], dict):
             raise ValueError("normalize_observation takes an observation of one array, not of parts")
         if (units is None) == (recurrent_parameters is None):
             raise ValueError(
-                f"give either units or recurrent_parameters, got units={units!r} and "
-                f"recurrent_parameters={recurrent_parameters!r}"
+                f"give either units or recurrent_parameters, got units={shown(units)} and "
+                f"recurrent_parameters={shown(recurrent_parameters)}"
             )
-        if not isinstance(train_encoder, bool):
-            raise ValueError(f"train_encoder must be True or False, got {train_encoder!r}")
-        actions = make_actions(tensor_spec.from_spec(action_spec))
+        actions = make_actions(_as_specs("action_spec", action_spec))
         observation_spec = input_tensor_spec["observation"]
         dense = make_encoder(encoder, observation_spec, encoder_units)
         zeros = tf.nest.map_structure(lambda spec: tf.zeros([1, *spec.shape], spec.dtype), observation_spec)
         width = dense(zeros).shape[-1]
         width += bool(use_last_reward) + (actions.width if use_last_action else 0)
-        core_options = dict(core_options or {})
+        core_options = {} if core_options is None else core_options
         if units is None:
             units = units_for(core, width, recurrent_parameters, gradient, core_options)
         recurrent = make_core(core, units, gradient, core_options, width)

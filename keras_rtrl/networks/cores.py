@@ -6,16 +6,30 @@ with the state alone makes no traces and gives the state alone. No gradient ever
 layer, `core.output_size` is W.
 """
 
+import inspect
+
 import tensorflow as tf
 from tf_agents.keras_layers import dynamic_unroll_layer
 
 from keras_rtrl import layers
-from keras_rtrl._checks import whole_number
+from keras_rtrl._checks import closest, fits_memory, shown, whole_number
 from keras_rtrl._keras import keras
 
 _RTRL_LAYERS = {"elstm": layers.ELSTM, "lru": layers.LRU, "rtu": layers.RTU}
 _KERAS_CELLS = {"lstm": (keras.layers.LSTMCell, ("h", "c")), "gru": (keras.layers.GRUCell, ("h",))}
 _CORES = sorted([*_RTRL_LAYERS, *_KERAS_CELLS, "stack"])
+_GRADIENTS = ("rtrl", "tbptt", "instant")
+# what the network itself says of a core's layer
+_NOT_OPTIONS = {
+    "cell",
+    "gradient",
+    "return_sequences",
+    "return_state",
+    "stateful",
+    "go_backwards",
+    "input_dim",
+    "units",
+}
 
 
 class RTRLCore(tf.Module):
@@ -63,7 +77,7 @@ class StackCore(tf.Module):
 
     def __init__(self, units, input_dim, frames=4, activation="relu"):
         super().__init__()
-        self._frames = whole_number("core_options: frames", frames)
+        self._frames = whole_number("frames", frames)
         self.layer = keras.layers.Dense(units, activation=activation)
         self.output_size = units
         self.state_spec = (tf.TensorSpec([self._frames - 1, input_dim], keras.backend.floatx(), name="features"),)
@@ -99,19 +113,42 @@ def make_core(name, units, gradient, options, input_dim):
       input_dim: width D of the features.
 
     Raises:
-      ValueError: unknown name, units that are no whole number of at least 1, or a gradient mode that the core does not
-        have.
+      ValueError: unknown name, units that are no whole number of at least 1 or for which there is no memory, a gradient
+        mode that the core does not have, or an option that its layer does not take.
     """
-    units = whole_number("units", units)
-    if name in _RTRL_LAYERS:
-        return RTRLCore(_RTRL_LAYERS[name], units, gradient, options)
-    if name not in _CORES:
-        raise ValueError(f"core must be one of {_CORES}, got {name!r}")
-    if gradient != "tbptt":
+    if not isinstance(name, str) or name not in _CORES:
+        raise ValueError(f"core must be one of {_CORES}, got {shown(name)}")
+    if gradient not in _GRADIENTS:
+        raise ValueError(f"gradient must be one of {_GRADIENTS}, got {shown(gradient)}")
+    if name not in _RTRL_LAYERS and gradient != "tbptt":
         raise ValueError(f"core {name!r} is trained by gradient='tbptt' only, got gradient={gradient!r}")
-    if name == "stack":
-        return StackCore(units, input_dim, **options)
-    return KerasCore(*_KERAS_CELLS[name], units, options)
+    units = whole_number("units", units)
+    squared = name in _KERAS_CELLS or name == "elstm"
+    fits_memory(f"units={units}", 4 * units * (input_dim + units * squared))
+    _check_options(name, options)
+    try:
+        if name in _RTRL_LAYERS:
+            return RTRLCore(_RTRL_LAYERS[name], units, gradient, options)
+        if name == "stack":
+            return StackCore(units, input_dim, **options)
+        return KerasCore(*_KERAS_CELLS[name], units, options)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"core_options: {error}") from error
+
+
+def _check_options(name, options):
+    if not isinstance(options, dict):
+        raise ValueError(f"core_options must be a dict or None, got {shown(options)}")
+    takers = [StackCore] if name == "stack" else [_KERAS_CELLS[name][0]] if name in _KERAS_CELLS else []
+    takers = takers or [_RTRL_LAYERS[name], layers.RTRL]
+    parameters = [parameter for taker in takers for parameter in inspect.signature(taker).parameters.values()]
+    known = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD} - _NOT_OPTIONS
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"core_options of core {name!r} must be among {sorted(known)}, got {shown(option)}"
+                f"{closest(option, known)}"
+            )
 
 
 def units_for(name, input_dim, parameters, gradient="tbptt", options=None):
@@ -127,9 +164,11 @@ def units_for(name, input_dim, parameters, gradient="tbptt", options=None):
       Units, at least 1.
 
     Raises:
-      ValueError: as `make_core`, or parameters that are no whole number of at least 1.
+      ValueError: as `make_core`, or parameters that are no whole number of at least 1, fewer than one unit has, or for
+        which there is no memory.
     """
-    parameters = whole_number("parameters", parameters)
+    parameters = whole_number("recurrent_parameters", parameters)
+    fits_memory(f"recurrent_parameters={parameters}", 4 * parameters)
 
     def count(units):
         core = make_core(name, units, gradient, dict(options or {}), input_dim)
@@ -143,10 +182,21 @@ def units_for(name, input_dim, parameters, gradient="tbptt", options=None):
             core.layer.build([None, None, width])
         return sum(int(tf.size(weight)) for weight in core.layer.trainable_variables)
 
+    one, two, three = (count(units) for units in (1, 2, 3))
+    if parameters < one:
+        raise ValueError(
+            f"recurrent_parameters must be at least {one}, which core {name!r} has with one unit, got {parameters}"
+        )
+
+    def total(units):
+        """What count(units) is, a polynomial of degree 2, without making so large a core."""
+        steps = units - 1
+        return one + steps * (two - one) + steps * (steps - 1) // 2 * (three - 2 * two + one)
+
     low, high = 1, 2
-    while count(high) < parameters:
+    while total(high) < parameters:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if count(middle) < parameters else (low, middle)
-    return min((low, high), key=lambda units: abs(count(units) - parameters))
+        low, high = (middle, high) if total(middle) < parameters else (low, middle)
+    return min((low, high), key=lambda units: abs(total(units) - parameters))

@@ -5,6 +5,7 @@ An encoder is one function in `ENCODERS` from the widths of its dense layers to 
 
 import tensorflow as tf
 
+from keras_rtrl._checks import shown, widths
 from keras_rtrl._keras import keras, register
 
 layers = keras.layers
@@ -126,12 +127,10 @@ def make_encoder(name, observation_spec, units=None):
       ValueError: unknown name, a width below 1, or an observation of a rank or of parts that the encoder does not take,
         or of images whose channels seem to come first.
     """
-    if name not in ENCODERS:
-        raise ValueError(f"encoder must be one of {sorted(ENCODERS)}, got {name!r}")
+    if not isinstance(name, str) or name not in ENCODERS:
+        raise ValueError(f"encoder must be one of {sorted(ENCODERS)}, got {shown(name)}")
     function, default_units, rank = ENCODERS[name]
-    units = default_units if units is None else tuple(units)
-    if any(int(width) != width or width < 1 for width in units):
-        raise ValueError(f"encoder_units must be whole numbers of at least 1, got {units}")
+    units = default_units if units is None else widths("encoder_units", units)
     if isinstance(observation_spec, dict):
         if set(observation_spec) != {"rgb", "instruction"}:
             raise ValueError(f"an observation of parts must have rgb and instruction, got {sorted(observation_spec)}")

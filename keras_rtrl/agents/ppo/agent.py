@@ -64,11 +64,12 @@ class RTRLPPOAgent(RolloutAgent):
             )
         return count
 
-    def _check_experience(self, experience, weights):
-        super()._check_experience(experience, weights)
+    def _checked(self, experience, weights):
+        experience = super()._checked(experience, weights)
         if experience.step_type.shape[1] is None:
             raise ValueError("experience must be [B, T + 1, ...] with T known, since chunks are cut from it")
         self._num_chunks(experience.step_type.shape[1] - 1)
+        return experience
 
     def prepare(self, experience):
         """What the epochs learn from, under the current parameters; assigns nothing.
@@ -189,7 +190,7 @@ class RTRLPPOAgent(RolloutAgent):
         return tf.stack([loss, *terms, norm]), gradients
 
     def _train(self, experience, weights=None):
-        self._check_experience(experience, weights)
+        experience = self._checked(experience, weights)
         config, streams = self._config, self._streams
         rows = streams.split(experience)
         before = self._kept_values()
@@ -272,7 +273,7 @@ class RTRLPPOAgent(RolloutAgent):
 
     def _loss(self, experience, weights=None, training=False):
         del training
-        self._check_experience(experience, weights)
+        experience = self._checked(experience, weights)
         streams = self._streams
         numbers = streams.run(lambda rows: self._minibatch(self.prepare(rows)[0])[0], streams.split(experience))
         return _loss_info(streams.one(numbers))

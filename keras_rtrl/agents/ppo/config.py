@@ -4,7 +4,7 @@ import dataclasses
 
 import gin
 
-from keras_rtrl._checks import number, whole_number
+from keras_rtrl._checks import flag, number, whole_number
 
 
 @gin.configurable(module="keras_rtrl")
@@ -30,7 +30,7 @@ class PPOConfig:
       scale_reward: divide rewards by the running standard deviation of the discounted return.
 
     Raises:
-      ValueError: a number out of its range.
+      ValueError: a number out of its range, or a flag that is no bool.
     """
 
     gamma: float = 0.99
@@ -49,8 +49,7 @@ class PPOConfig:
 
     def __post_init__(self):
         for name in ("gamma", "gae_lambda"):
-            if not 0.0 <= number(name, getattr(self, name)) <= 1.0:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+            number(name, getattr(self, name), low=0, high=1)
         for name in ("value_cost", "entropy_cost"):
             number(name, getattr(self, name), low=0)
         number("clip", self.clip, above=0)
@@ -59,6 +58,8 @@ class PPOConfig:
                 number(name, getattr(self, name), above=0)
         for name in ("epochs", "minibatches", "chunk"):
             whole_number(name, getattr(self, name))
+        for name in ("stale_gradient", "stale_target", "scale_reward"):
+            flag(name, getattr(self, name))
 
     @property
     def optimizer_steps(self):

@@ -70,7 +70,7 @@ class R2ACAgent(RolloutAgent):
         return tf_agent.LossInfo(total, R2ACExtra(*terms, gradient_norm=norm)), gradients, carry
 
     def _train(self, experience, weights=None):
-        self._check_experience(experience, weights)
+        experience = self._checked(experience, weights)
         streams = self._streams
         rows = streams.split(experience)
         loss_info, gradients, carry = streams.run(self._gradients, rows)
@@ -87,6 +87,6 @@ class R2ACAgent(RolloutAgent):
 
     def _loss(self, experience, weights=None, training=False):
         del training
-        self._check_experience(experience, weights)
+        experience = self._checked(experience, weights)
         info = self._streams.run(lambda rows: self._gradients(rows)[0], self._streams.split(experience))
         return self._streams.one(info)

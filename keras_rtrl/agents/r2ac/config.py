@@ -4,6 +4,8 @@ import dataclasses
 
 import gin
 
+from keras_rtrl._checks import flag, number
+
 
 @gin.configurable(module="keras_rtrl")
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +21,7 @@ class R2ACConfig:
       train_core: False leaves the recurrent core as it was initialised.
 
     Raises:
-      ValueError: a number out of its range.
+      ValueError: a number out of its range, or a flag that is no bool.
     """
 
     gamma: float = 0.99
@@ -35,12 +37,10 @@ class R2ACConfig:
         return 1
 
     def __post_init__(self):
-        if not 0.0 <= self.gamma <= 1.0:
-            raise ValueError(f"gamma must be in [0, 1], got {self.gamma}")
+        number("gamma", self.gamma, low=0, high=1)
         for name in ("value_cost", "entropy_cost"):
-            if not getattr(self, name) >= 0.0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+            number(name, getattr(self, name), low=0)
         for name in ("reward_clip", "gradient_clip"):
-            value = getattr(self, name)
-            if value is not None and not value > 0.0:
-                raise ValueError(f"{name} must be above 0 or None, got {value}")
+            if getattr(self, name) is not None:
+                number(name, getattr(self, name), above=0)
+        flag("train_core", self.train_core)

@@ -4,7 +4,7 @@ import dataclasses
 
 import gin
 
-from keras_rtrl._checks import number, whole_number
+from keras_rtrl._checks import flag, number, whole_number
 
 
 @gin.configurable(module="keras_rtrl")
@@ -21,7 +21,7 @@ class StreamACConfig:
       window: steps that truncated BPTT goes back, of cores with gradient="tbptt".
 
     Raises:
-      ValueError: a number out of its range.
+      ValueError: a number out of its range, or a flag that is no bool.
     """
 
     gamma: float = 0.99
@@ -33,11 +33,11 @@ class StreamACConfig:
 
     def __post_init__(self):
         for name in ("gamma", "trace_decay"):
-            if not 0.0 <= number(name, getattr(self, name)) <= 1.0:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+            number(name, getattr(self, name), low=0, high=1)
         for name in ("entropy_cost", "value_cost"):
             number(name, getattr(self, name), low=0)
         whole_number("window", self.window)
+        flag("scale_reward", self.scale_reward)
 
     @property
     def optimizer_steps(self):

@@ -27,8 +27,7 @@ class TDLambdaConfig:
 
     def __post_init__(self):
         for name in ("gamma", "trace_decay"):
-            if not 0.0 <= number(name, getattr(self, name)) <= 1.0:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+            number(name, getattr(self, name), low=0, high=1)
         whole_number("window", self.window)
 
     @property
