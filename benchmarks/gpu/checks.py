@@ -13,7 +13,8 @@ TOLERANCES = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-12}
 
 
 class Shape(NamedTuple):
-    """B streams, T steps, D inputs, N units; `cut`: resets and masks; `offset`: traces off the aligned address."""
+    """B streams, T steps, D inputs, N units; `cut`: resets and masks; `offset`: traces off the aligned address;
+    `broken`: what is before the first stream's last reset is not a number."""
 
     batch: int
     time: int
@@ -21,6 +22,7 @@ class Shape(NamedTuple):
     units: int
     cut: bool = True
     offset: int = 0
+    broken: bool = False
 
 
 SMALL_SHAPES = (
@@ -29,6 +31,8 @@ SMALL_SHAPES = (
     Shape(2, 17, 33, 12),
     Shape(9, 8, 66, 36, cut=False),
     Shape(2, 9, 13, 16, offset=1),
+    Shape(3, 21, 13, 36, broken=True),
+    Shape(2, 9, 7, 5, broken=True),
     # Nothing of one thing or the other.
     Shape(0, 3, 7, 5),
     Shape(0, 3, 66, 36, cut=False),
@@ -58,12 +62,20 @@ class Problem:
         self.reset = self.mask = None
         if shape.cut:
             self.reset, self.mask = self._rng.random((B, T)) < 0.15, self._rng.random((B, T)) < 0.8
+        if shape.broken:  # not a number before the last reset of the first stream, and no cotangents there
+            self.reset[0, T // 2] = True
         self.rho = self._normal(P, N, scale=0.5)
         self.u, self.x = self._normal(B, T, G, N), self._normal(B, T, D)
         self.kernel = self._normal(D, G, N, scale=max(D, 1) ** -0.5)
         self.state0, self.start = self._normal(B, N, m), self._normal(B, N, m)
         self.S0, self.r0 = self._normal(B, D, stored, N, m), self._normal(B, P, N, m)
         self.e = self._normal(B, T, N, m)
+        self.streamed = 0  # the step that the streaming form takes
+        if shape.broken:
+            cut = self.streamed = int(np.flatnonzero(self.reset[0])[-1])
+            self.e[0, :cut] = self.start[0] = 0
+            for values in (self.u[0, :cut], self.x[0, :cut], self.state0[0], self.S0[0], self.r0[0]):
+                values[...] = np.nan
         self.d_kernel, self.d_rho = self._normal(D, G, N), self._normal(P, N)
         self.expected = reference.Chunk(self.cell, self.u, self.rho, self.state0, self.reset, self.mask)
         self.chunk = self.make_chunk(T, self.reset, self.mask)
@@ -109,8 +121,10 @@ def _compare(problem, what, runs):
         for other in others:
             if not np.array_equal(got, other[quantity][0], equal_nan=True):
                 raise RuntimeError(f"{what} of {problem.name}: two runs differ in {quantity} at {problem.shape}.")
-        scale = np.abs(expected).max(initial=1e-30)
-        error = np.abs(got - expected).max(initial=0.0) / scale
+        if not np.array_equal(np.isnan(got), np.isnan(expected)):
+            raise RuntimeError(f"{what} of {problem.name}: NaN in other places of {quantity} at {problem.shape}.")
+        scale = np.nanmax(np.abs(expected), initial=1e-30)
+        error = np.nanmax(np.abs(got - expected), initial=0.0) / scale
         worst = max(worst, float(error) if np.isfinite(error) else np.inf)
     return {what: worst / TOLERANCES[problem.dtype]}
 
@@ -127,7 +141,7 @@ def _scan(problem, in_place):
 
 
 def _forward_adjoint(problem):
-    expected = problem.expected
+    expected, (B, T) = problem.expected, problem.shape[:2]
     found = {"forward": [], "adjoint": [], "adjoint (instant)": []}
     for in_place in (False, True, False):
         saved, states, last = _scan(problem, in_place)
@@ -140,14 +154,15 @@ def _forward_adjoint(problem):
             saved = problem.put(kept)
             du = saved if in_place else problem.put(saved.shape)
             d_rho, start = problem.put((problem.shape.batch, *problem.rho.shape)), problem.put(problem.state0.shape)
+            used = Array(problem.kernels.memory, (B, T), np.uint8)
             # In one of the two the second component, where there is one, has no cotangents.
             e = problem.e * (np.arange(problem.cell.components) < 2 - instant)
             given = [problem.put(np.ascontiguousarray(e_i)) if e_i.any() else None for e_i in np.moveaxis(e, -1, 0)]
             state0 = problem.put(problem.state0)
-            problem.kernels.call("adjoint", problem.chunk, state0, saved, states, given, instant, du, d_rho, start)
+            outputs = {"du": du, "d_rho": d_rho, "start": start, "used": used}
+            problem.kernels.call("adjoint", problem.chunk, state0, saved, states, given, instant, *outputs.values())
             want = expected.adjoint(e, instant)
-            got = (array.numpy() for array in (du, d_rho, start))
-            found[what].append(dict(zip(("du", "d_rho", "start"), zip(got, want, strict=True), strict=True)))
+            found[what].append({n: (array.numpy(), w) for (n, array), w in zip(outputs.items(), want, strict=True)})
     return {what: error for name, runs in found.items() for what, error in _compare(problem, name, runs).items()}
 
 
@@ -197,9 +212,10 @@ def _contract(problem):
 
 
 def _one_step(problem):
-    """The streaming step's chunk and what is expected of it: the first input, the first resets."""
-    reset = None if problem.reset is None else np.ascontiguousarray(problem.reset[:, :1])
-    u = np.einsum("bd,dgn->bgn", problem.x[:, 0], problem.kernel)[:, None]
+    """The streaming step's chunk and what is expected of it: one step's input and resets, on the carry given."""
+    at = problem.streamed
+    reset = None if problem.reset is None else np.ascontiguousarray(problem.reset[:, at : at + 1])
+    u = np.einsum("bd,dgn->bgn", problem.x[:, at], problem.kernel)[:, None]
     expected = reference.Chunk(problem.cell, u, problem.rho, problem.state0, reset, None)
     return problem.make_chunk(1, reset, None), expected
 
@@ -210,7 +226,13 @@ def _streaming_forward(problem):
     for in_place in (False, True, False):
         state0 = problem.put(problem.state0)
         state, local = state0 if in_place else problem.put(state0.shape), problem.put(expected.local().shape)
-        arguments = (problem.put(problem.x[:, 0]), problem.put(problem.kernel), state0, state, local)
+        arguments = (
+            problem.put(np.ascontiguousarray(problem.x[:, problem.streamed])),
+            problem.put(problem.kernel),
+            state0,
+            state,
+            local,
+        )
         problem.kernels.call("streaming_forward", chunk, *arguments)
         runs.append({"state": (state.numpy(), expected.states[:, 0]), "local": (local.numpy(), expected.local())})
     return _compare(problem, "streaming_forward", runs)
@@ -219,7 +241,7 @@ def _streaming_forward(problem):
 def _streaming_update(problem, K):
     chunk, expected = _one_step(problem)
     e = problem.cotangents(K)
-    traces = expected.traces(problem.x[:, :1], problem.S0, problem.r0)
+    traces = expected.traces(problem.x[:, problem.streamed, None], problem.S0, problem.r0)
     sums = [np.stack(of) for of in zip(*(reference.contract(problem.cell, e_k, *traces) for e_k in e), strict=True)]
     runs = []
     for _ in range(2):
@@ -229,7 +251,11 @@ def _streaming_update(problem, K):
             problem.put(sums[0].shape),
             problem.put(sums[1].shape),
         )
-        inputs = problem.put(problem.x[:, 0]), problem.put(expected.local()), problem.put(e)
+        inputs = (
+            problem.put(np.ascontiguousarray(problem.x[:, problem.streamed])),
+            problem.put(expected.local()),
+            problem.put(e),
+        )
         problem.kernels.call("streaming_update", chunk, K, *inputs, S, r, d_kernel, d_rho)
         got = (array.numpy() for array in arrays)
         pairs = zip(got, (*traces, *sums), strict=True)

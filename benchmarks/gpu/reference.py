@@ -48,7 +48,7 @@ def _identity(x):
 
 
 def _relu(x):
-    return np.where(x.real > 0, x, 0)
+    return np.where(x.real <= 0, 0, x)
 
 
 # In the order of the kernels' list.
@@ -92,9 +92,14 @@ def expand(cell, S):
     return np.concatenate([S, *(gate[..., None, :, :] for gate in rotated)], axis=-3)
 
 
+def times(factor, value):
+    """factor * value, 0 for a factor of 0 whatever the value."""
+    return factor * np.where(factor != 0, value, 0.0)
+
+
 def contract(cell, e, S, r):
     """sum_b e . S [D, G, N] and sum_b e . r [P, N]."""
-    return np.einsum("bni,bdgni->dgn", e, expand(cell, S)), np.einsum("bni,bpni->pn", e, r)
+    return np.sum(times(e[:, None, None], expand(cell, S)), (0, -1)), np.sum(times(e[:, None], r), (0, -1))
 
 
 class Chunk:
@@ -106,12 +111,13 @@ class Chunk:
 
     def __init__(self, cell, u, rho, state0, reset, mask):
         self._cell = cell
-        self._keep = np.ones(u.shape[:2]) if reset is None else 1.0 - reset
+        self._keep = np.ones(u.shape[:2], bool) if reset is None else ~reset
+        self._mask = np.ones(u.shape[:2], bool) if mask is None else mask
         self._J, self._a, self._v, states = [], [], [], []
         state = state0
         for t in range(u.shape[1]):
             k = self._keep[:, t]
-            state = state * k[:, None, None]
+            state = np.where(k[:, None, None], state, 0.0)
             J, a, v = local(cell, state, u[:, t], rho)
             new = phi(cell, state, u[:, t], rho)
             if mask is not None:
@@ -119,7 +125,7 @@ class Chunk:
                 new = np.where(take, new, state)
                 J = np.where(take[..., None], J, np.eye(cell.components))
                 a, v = (np.where(take[..., None], value, 0.0) for value in (a, v))
-            self._J.append(J * k[:, None, None, None])
+            self._J.append(np.where(k[:, None, None, None], J, 0.0))
             self._a.append(a)
             self._v.append(v)
             states.append(new)
@@ -128,22 +134,24 @@ class Chunk:
         self.states = np.reshape(np.stack(states, axis=1) if states else [], (*u.shape[:2], *state.shape[1:]))
 
     def adjoint(self, e, instant):
-        """du [B, T, G, N], d_rho [B, P, N] and start [B, N, m] of the cotangents e [B, T, N, m]."""
+        """du [B, T, G, N], d_rho [B, P, N], start [B, N, m] and used [B, T] of the cotangents e [B, T, N, m]."""
         carried, du = np.zeros_like(self.last), np.zeros((*e.shape[:2], self._cell.gates, e.shape[2]))
-        d_rho = np.zeros((len(e), self._cell.parameters, e.shape[2]))
+        d_rho, used = np.zeros((len(e), self._cell.parameters, e.shape[2])), np.zeros(e.shape[:2], bool)
         for t in reversed(range(e.shape[1])):
             adjoint = e[:, t] + carried
-            du[:, t] = np.einsum("bni,bgni->bgn", adjoint, self._a[t])
-            d_rho = d_rho + np.einsum("bni,bpni->bpn", adjoint, self._v[t])
-            carried = np.einsum("bnij,bni->bnj", self._J[t], adjoint) * (not instant)
-        return du, d_rho, carried
+            used[:, t] = (adjoint != 0).any((1, 2)) & self._mask[:, t]
+            du[:, t] = np.sum(times(adjoint[:, None], self._a[t]), -1)
+            d_rho = d_rho + np.sum(times(adjoint[:, None], self._v[t]), -1)
+            carried = np.sum(times(adjoint[..., None], self._J[t]), -2) * (not instant)
+            carried = np.where(self._keep[:, t, None, None], carried, 0.0)
+        return du, d_rho, carried, used
 
     def traces(self, x, S, r):
         """S [B, D, G', N, m] and r [B, P, N, m] after the chunk's inputs x [B, T, D]."""
         for J, a, v, x_t in zip(self._J, self._a, self._v, np.moveaxis(x, 1, 0), strict=True):
             driven = a[:, : self._cell.stored]
-            S = np.einsum("bnij,bdgnj->bdgni", J, S) + x_t[:, :, None, None, None] * driven[:, None]
-            r = np.einsum("bnij,bpnj->bpni", J, r) + v
+            S = np.sum(times(J[:, None, None], S[..., None, :]), -1) + x_t[:, :, None, None, None] * driven[:, None]
+            r = np.sum(times(J[:, None], r[..., None, :]), -1) + v
         return S, r
 
     def local(self):

@@ -77,13 +77,13 @@ def chunk(kernels):
     chunk = kernels.chunk("elstm", np.float32, B, T, D, N, [arrays(N) for _ in range(P)])
     state0, u, x, e = arrays(B, N, m), arrays(B, T, G, N), arrays(B, T, D), arrays(B, T, N)
     saved, du, states, last = arrays(B, T, G, N), arrays(B, T, G, N), [arrays(B, T, N)], arrays(B, N, m)
-    d_rho, start = arrays(B, P, N), arrays(B, N, m)
+    d_rho, start, used = arrays(B, P, N), arrays(B, N, m), arrays(B, T)
     S0, S, r0, r = arrays(B, D, stored, N, m), arrays(B, D, stored, N, m), arrays(B, P, N, m), arrays(B, P, N, m)
     sums, scratch = (arrays(D, G, N), arrays(P, N)), kernels.scratch(chunk)
     before = state0, saved, states
     calls = {
         "forward": kernels.prepare("forward", chunk, state0, u, saved, states, last),
-        "adjoint": kernels.prepare("adjoint", chunk, *before, [e], 0, du, d_rho, start),
+        "adjoint": kernels.prepare("adjoint", chunk, *before, [e], 0, du, d_rho, start, used),
         "trace": kernels.prepare("trace", chunk, x, *before, S0, r0, S, r, scratch=scratch),
         "trace (in place)": kernels.prepare("trace", chunk, x, *before, S0, r0, S0, r0, scratch=scratch),
         "contract": kernels.prepare("contract", chunk, start, S0, r0, *sums),

@@ -6,6 +6,8 @@
 // fixed order: results repeat bit for bit, whatever the number of threads. B, T, D, N and the number of cotangents may be 0:
 // what has no elements is neither read nor written and may be NULL, and sums of nothing are 0. Other arguments are not
 // checked.
+//
+// What a reset cuts off, and what an adjoint of 0 would multiply, contributes nothing, also where it is NaN or infinite.
 #ifndef KERAS_RTRL_H_
 #define KERAS_RTRL_H_
 
@@ -64,13 +66,15 @@ void keras_rtrl_forward(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* po
 // Adjoint scan, l_t = e_t + J_{t+1}' l_{t+1} (rtrl-math.md, section 3); with `instant`, l_t = e_t.
 //   cotangents, m arrays [B, T, N] or NULL for zeros
 //   -> du [B, T, G, N] = l_t . a_t (may be `saved` itself); d_rho [B, P, N] = sum_t l_t . v_t;
-//      start [B, N, m] = J_1' l_1, zeros with `instant`
+//      start [B, N, m] = J_1' l_1, zeros with `instant`; used [B, T]: 1 if some l_t is not 0 and the step not masked.
+//      du is 0 at steps that are not used: x_t has no part in the gradient and must be left out of x' du, where it may be
+//      a number or not.
 void keras_rtrl_adjoint(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const void* state0,
                         const void* saved, const void* const* states, const void* const* cotangents, int instant,
-                        void* du, void* d_rho, void* start);
+                        void* du, void* d_rho, void* start, uint8_t* used);
 
 // Chunk trace step, S_T = (Q_1 J_1) S_0 + sum_t (Q_t a_t) (x) x_t, r_T likewise; S_0 is read and S_T written once.
-//   x [B, T, D]; S0 [B, D, G', N, m] and r0 [B, P, N, m], NULL for zeros -> S, r (may be S0, r0 themselves)
+//   x [B, T, D], numbers at masked steps too; S0 [B, D, G', N, m] and r0 [B, P, N, m], NULL for zeros -> S, r (may be S0, r0 themselves)
 void keras_rtrl_trace(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const void* x, const void* state0,
                       const void* saved, const void* const* states, const void* S0, const void* r0, void* S, void* r);
 
@@ -104,7 +108,7 @@ int keras_rtrl_cuda_forward(const keras_rtrl_chunk* chunk, void* stream, const v
                             void* const* states, void* last);
 int keras_rtrl_cuda_adjoint(const keras_rtrl_chunk* chunk, void* stream, const void* state0, const void* saved,
                             const void* const* states, const void* const* cotangents, int instant, void* du,
-                            void* d_rho, void* start);
+                            void* d_rho, void* start, uint8_t* used);
 int keras_rtrl_cuda_trace(const keras_rtrl_chunk* chunk, void* stream, void* scratch, const void* x, const void* state0,
                           const void* saved, const void* const* states, const void* S0, const void* r0, void* S,
                           void* r);

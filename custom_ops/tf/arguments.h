@@ -36,7 +36,7 @@ constexpr Argument kAdjointInputs[] = {{"state", "BNm"},
                                        {"rho", "N", Count::kParameters},
                                        {"reset", "BT", Count::kOptional},
                                        {"mask", "BT", Count::kOptional}};
-constexpr Argument kAdjointOutputs[] = {{"du", "BTW"}, {"d_rho", "BPN"}, {"start", "BNm"}};
+constexpr Argument kAdjointOutputs[] = {{"du", "BTW"}, {"d_rho", "BPN"}, {"start", "BNm"}, {"used", "BT"}};
 
 constexpr Argument kTraceInputs[] = {{"state", "BNm"},
                                      {"x", "BTD"},

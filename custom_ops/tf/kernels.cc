@@ -144,10 +144,11 @@ class AdjointOp : public CellOp<Device, T> {
  protected:
   void Run(OpKernelContext* ctx, Device* device, const keras_rtrl_chunk& chunk, Dims* dims) override {
     const auto du = this->Out(ctx, *dims, "du", "saved"), d_rho = this->Out(ctx, *dims, "d_rho"),
-               start = this->Out(ctx, *dims, "start");
+               start = this->Out(ctx, *dims, "start"), used = this->Out(ctx, *dims, "used");
     if (!ctx->status().ok()) return;
     device->Adjoint(chunk, this->One(ctx, "state"), this->One(ctx, "saved"), this->In(ctx, "states").data(),
-                    this->In(ctx, "cotangents").data(), int{instant_}, du[0], d_rho[0], start[0]);
+                    this->In(ctx, "cotangents").data(), int{instant_}, du[0], d_rho[0], start[0],
+                    static_cast<uint8_t*>(used[0]));
   }
 
  private:

@@ -50,6 +50,9 @@ absl::Status InferShapes(InferenceContext* c, absl::Span<const Argument> inputs,
   return absl::OkStatus();
 }
 
+// Counts the changes of the ops' arguments and results; native.py knows the number that it calls.
+extern "C" int keras_rtrl_ops_version(void) { return 2; }
+
 #define KERAS_RTRL_SHAPES(OP) \
   SetShapeFn([](InferenceContext* c) { return InferShapes(c, k##OP##Inputs, k##OP##Outputs); })
 
@@ -82,6 +85,7 @@ REGISTER_OP("KerasRtrlAdjoint")
     .Output("du: T")
     .Output("d_rho: T")
     .Output("start: T")
+    .Output("used: bool")
     .Attr("cell: string")
     .Attr("instant: bool")
     .Attr("T: {float, double}")
@@ -90,7 +94,7 @@ REGISTER_OP("KerasRtrlAdjoint")
     .Attr("NR: int >= 0")
     .Attr("NM: int >= 0")
     .KERAS_RTRL_SHAPES(Adjoint)
-    .Doc("Adjoint scan: gradients of the pre-activations, of the unit parameters by stream, and the start's adjoint.");
+    .Doc("Adjoint scan: gradients of the pre-activations, of the unit parameters by stream, the start's adjoint, and the steps in it.");
 
 REGISTER_OP("KerasRtrlTrace")
     .Input("x: T")

@@ -65,26 +65,45 @@ def autodiff_derivatives(cell: RTRLCell, state: tuple, u: dict, rho: dict) -> Lo
 # Algebra of m x m blocks of tensors [..., N]; m is 1 or 2 and None stands for zero.
 
 
-def dot(xs, ys):
-    """Sum of products of two equally long sequences; None where all are zero."""
-    terms = [x * y for x, y in zip(xs, ys, strict=True) if x is not None and y is not None]
+def times(factor, value):
+    """factor * value, 0 for a factor of 0 whatever the value.
+
+    With it what a reset or a cotangent of 0 has cut off contributes nothing, also where it is NaN or infinite.
+    """
+    if tf.is_tensor(factor) and tf.is_tensor(value):
+        return tf.math.multiply_no_nan(value, factor)
+    return factor * value
+
+
+def _is_zero(entry):
+    return entry is None or (isinstance(entry, (int, float)) and entry == 0)
+
+
+def dot(factors, values):
+    """Sum of `times` over two equally long sequences without the zeros, None or numbers; None where all are zero."""
+    terms = [times(x, y) for x, y in zip(factors, values, strict=True) if not (_is_zero(x) or _is_zero(y))]
     return sum(terms[1:], terms[0]) if terms else None
 
 
 def matvec(matrix, vector):
-    """matrix @ vector."""
+    """matrix @ vector, the matrix's entries being the factors."""
     return tuple(dot(row, vector) for row in matrix)
 
 
 def matvec_transposed(matrix, vector):
-    """matrix' @ vector."""
-    return tuple(dot(column, vector) for column in zip(*matrix, strict=True))
+    """matrix' @ vector, the vector's entries being the factors."""
+    return tuple(dot(vector, column) for column in zip(*matrix, strict=True))
 
 
 def matmul(left, right):
-    """left @ right."""
+    """left @ right, the entries of `left` being the factors."""
     columns = [matvec(left, column) for column in zip(*right, strict=True)]
     return tuple(zip(*columns, strict=True))
+
+
+def kept(k, block):
+    """`block` (nested tuples) where k is 1 and zeros where k is 0, also for NaN and inf; k None: all of it."""
+    return block if k is None else tf.nest.map_structure(lambda entry: times(k, entry), block)
 
 
 def dense(block, like):

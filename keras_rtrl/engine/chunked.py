@@ -4,6 +4,8 @@ Outputs, gradients and final traces equal those of `reference`; traces are read 
 Two implementations: the native op, and its twin in plain TensorFlow, which defines it.
 """
 
+import functools
+
 import tensorflow as tf
 
 from keras_rtrl.cells.base import product, rows
@@ -13,10 +15,12 @@ from keras_rtrl.engine.carry import (
     carry_shapes,
     dense,
     dot,
+    kept,
     local_derivatives,
     matmul,
     matvec,
     matvec_transposed,
+    times,
 )
 
 GRADIENTS = ("rtrl", "tbptt", "instant")
@@ -56,6 +60,8 @@ def run(cell, kernel, rho, x, carry, reset=None, mask=None, gradient="rtrl", tra
     def chunk(x, kernel, *units):
         # Tapes must not record the loops inside: under nested tapes XLA cannot compile what they would make of them.
         x, kernel, *units = (tf.stop_gradient(value) for value in (x, kernel, *units))
+        if mask is not None:
+            x = tf.where(mask[..., None], x, tf.zeros_like(x))  # padding may hold anything
         forward = make(cell, kernel, dict(zip(names, units, strict=True)), x, old, reset, mask)
         final = forward.final_traces() if traces else ()
 
@@ -106,10 +112,10 @@ class _Native:
     def gradients(self, cotangents, gradient):
         """Gradients with respect to x, the kernel and each per-unit parameter."""
         cell, x, old = self._cell, self._x, self._carry
-        du, d_rho, start = native.adjoint(
+        du, d_rho, start, used = native.adjoint(
             cell, self._saved, self.states, cotangents, self._rho, old.state, *self._flags, gradient == "instant"
         )
-        d_kernel = tf.matmul(rows(x), rows(du), transpose_a=True)
+        d_kernel = _kernel_gradient(x, du, used)
         if gradient == "rtrl" and old.S is not None:
             d_kernel, d_rho = native.contract(cell, start, old.S, old.r, d_kernel, d_rho)
         else:
@@ -132,7 +138,7 @@ class _Twin:
 
         def step(state, now):
             u, k, keep = now
-            state = state if k is None else tuple(k * s for s in state)
+            state = kept(k, state)
             new = cell.phi(state, u, self._c)
             if keep is not None:
                 new = tuple(tf.where(keep, n, s) for n, s in zip(new, state, strict=True))
@@ -144,29 +150,20 @@ class _Twin:
         self.states = tuple(_swap(s) for s in self._states)
 
     def _derivatives(self):
-        """J, a and v of every step, each entry [T, B, N], with resets and masks applied."""
+        """J, a and v of every step, each entry [T, B, N], with resets applied, but not masks."""
         states = self._states
         previous = tuple(tf.concat([s0[None], s[:-1]], 0) for s0, s in zip(self._start, states, strict=True))
-        k, keep = self._k, self._mask
-        if k is not None:
-            previous = tuple(k * s for s in previous)
-        J, a, v = local_derivatives(self._cell, previous, self._u, self._rho, self._c)
-        like = states[0]
-        J = dense(J, like)
-        if k is not None:
-            J = tuple(tuple(k * entry for entry in row) for row in J)
-        if keep is not None:
-            passed = tf.ones_like(like) if k is None else k * tf.ones_like(like)
-            zero = tf.zeros_like(like)
-            J = tuple(
-                tuple(tf.where(keep, entry, passed if i == j else zero) for j, entry in enumerate(row))
-                for i, row in enumerate(J)
-            )
-            a, v = (
-                {n: tuple(None if e is None else tf.where(keep, e, zero) for e in vec) for n, vec in block.items()}
-                for block in (a, v)
-            )
-        return J, a, v
+        J, a, v = local_derivatives(self._cell, kept(self._k, previous), self._u, self._rho, self._c)
+        return kept(self._k, dense(J, states[0])), a, v
+
+    def _unmasked(self, block):
+        """`block` with zeros at masked steps."""
+        return kept(None if self._mask is None else tf.cast(self._mask, self._x.dtype), block)
+
+    @staticmethod
+    def _unless_masked(keep, moved, given):
+        """`moved`, what a step makes of `given`, or `given` itself at masked steps."""
+        return moved if keep is None else tf.nest.map_structure(lambda m, g: tf.where(keep, m, g), moved, given)
 
     def final_traces(self):
         """S and r after the chunk: the suffix products Q_t backward, then one batched GEMM."""
@@ -174,13 +171,16 @@ class _Twin:
         # Serves the gradient too. Without traces it is made there, in whatever graph the gradient is traced.
         self._local = J, a, v = self._derivatives()
 
-        def step(suffix, J_t):
-            return matmul(suffix, J_t), suffix
+        def step(suffix, now):
+            J_t, k, keep = now
+            return self._unless_masked(keep, matmul(suffix, J_t), suffix if keep is None else kept(k, suffix)), suffix
 
         like = self._states[0]
         one, zero = tf.ones_like(like[0]), tf.zeros_like(like[0])
         m = range(cell.components)
-        P, Q = scan(step, tuple(tuple(one if i == j else zero for j in m) for i in m), J, reverse=True)
+        identity = tuple(tuple(one if i == j else zero for j in m) for i in m)
+        P, Q = scan(step, identity, (J, self._k, self._mask), reverse=True)
+        Q = self._unmasked(Q)
 
         def stack(blocks):  # [T, B, blocks, N, m]
             return tf.stack([tf.stack(dense(matvec(Q, block), like), axis=-1) for block in blocks], axis=2)
@@ -188,6 +188,8 @@ class _Twin:
         batch = tf.shape(x)[0]
         shapes = carry_shapes(cell, x.shape[-1])
         driven = stack([a[gate] for gate in cell.stored_gates])
+        if self._k is not None:  # the steps before the last reset are cut off
+            x = kept(_swap(tf.math.cumprod(self._k, exclusive=True, reverse=True)), x)
         driven = tf.reshape(driven, (tf.shape(driven)[0], batch, -1))
         S = tf.reshape(tf.matmul(x, _swap(driven), transpose_a=True), (batch, *shapes.S))
         if cell.unit_names:
@@ -209,28 +211,35 @@ class _Twin:
         else:
             # l_t = e_t + J_{t+1}' l_{t+1}; what is carried is J_{t+1}' l_{t+1}, at the end J_1' l_1.
             def step(carried, now):
-                e, J_t = now
+                e, J_t, k, keep = now
                 adjoint_t = tuple(e_i + z for e_i, z in zip(e, carried, strict=True))
-                return matvec_transposed(J_t, adjoint_t), adjoint_t
+                return kept(k, self._unless_masked(keep, matvec_transposed(J_t, adjoint_t), adjoint_t)), adjoint_t
 
             zero = tuple(tf.zeros_like(e[0]) for e in cotangents)
-            start, adjoint = scan(step, zero, (cotangents, J), reverse=True)
+            start, adjoint = scan(step, zero, (cotangents, J, self._k, self._mask), reverse=True)
 
+        adjoint = self._unmasked(adjoint)
         by_gate = dict(a)
         for gate, (source, rotation) in cell.trace_rotations.items():
-            by_gate[gate] = matvec(_constant(rotation), a[source])
+            by_gate[gate] = matvec(rotation, a[source])
         zero = tf.zeros_like(adjoint[0])
         du = _swap(tf.concat([_or(dot(adjoint, by_gate[gate]), zero) for gate in cell.gates], axis=-1))  # [B, T, G N]
-        d_kernel = tf.matmul(rows(x), rows(du), transpose_a=True)
+        used = functools.reduce(tf.logical_or, (tf.reduce_any(tf.not_equal(e, 0), -1) for e in adjoint))
+        d_kernel = _kernel_gradient(x, du, tf.transpose(used))
         d_x = product(du, self._kernel, transpose_b=True)
         d_unit = [tf.reduce_sum(_or(dot(adjoint, v[name]), zero), (0, 1)) for name in cell.unit_names]
         if gradient == "rtrl" and old.S is not None:
             d_kernel += _contract(cell, start, old.S)
             q = tf.stack(start, axis=-1)
             if d_unit:
-                history = tf.unstack(tf.reduce_sum(q[:, None] * old.r, (0, -1)))
+                history = tf.unstack(tf.reduce_sum(times(q[:, None], old.r), (0, -1)))
                 d_unit = [d + h for d, h in zip(d_unit, history, strict=True)]
         return (d_x, d_kernel, *d_unit)
+
+
+def _kernel_gradient(x, du, used):
+    """x' du [D, G N] of the steps that are used [B, T]: elsewhere du is 0, and x may be NaN or infinite."""
+    return tf.matmul(rows(kept(tf.cast(used, x.dtype)[..., None], x)), rows(du), transpose_a=True)
 
 
 def _swap(x):
@@ -245,7 +254,7 @@ def apply_block(block, trace):
     for j in range(trace.shape[-1]):
         column = tf.stack([row[j] for row in block], axis=-1)  # [B, N, m]
         shape = tf.shape(column)
-        total += tf.reshape(column, (shape[0], *inner, shape[1], shape[2])) * trace[..., j : j + 1]
+        total += times(tf.reshape(column, (shape[0], *inner, shape[1], shape[2])), trace[..., j : j + 1])
     return total
 
 
@@ -257,15 +266,10 @@ def _contract(cell, q, S):
 def _contract_gate(cell, gate, q, S):
     source, rotation = cell.trace_rotations.get(gate, (gate, None))
     if rotation is not None:
-        q = matvec_transposed(_constant(rotation), q)  # q . (M S) = (M' q) . S
+        q = matvec_transposed(rotation, q)  # q . (M S) = (M' q) . S
     trace = S[:, :, cell.stored_gates.index(source)]  # [B, D, N, m]
     like = next(entry for entry in q if entry is not None)
-    return tf.reduce_sum(tf.stack(dense(q, like), axis=-1)[:, None] * trace, (0, -1))
-
-
-def _constant(matrix):
-    """A matrix of numbers as a block: zero entries become None."""
-    return tuple(tuple(entry or None for entry in row) for row in matrix)
+    return tf.reduce_sum(times(tf.stack(dense(q, like), axis=-1)[:, None], trace), (0, -1))
 
 
 def _or(value, default):

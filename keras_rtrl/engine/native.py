@@ -17,6 +17,7 @@ IMPLEMENTATIONS = ("auto", "tf", "native")
 
 _FOLDER = pathlib.Path(__file__).resolve().parents[1] / "_native"
 _DTYPES = (tf.float32, tf.float64)
+_OPS_VERSION = 2  # of custom_ops/tf/ops.cc
 # What the kernels of a cell replace: a class that overrides one of these below the class that declares `native` is
 # another cell.
 _REPLACED = ("phi", "coefficients", "derivatives", "unit_parameters", "gates", "components", "trace_rotations")
@@ -140,7 +141,7 @@ def adjoint(cell, saved, states, cotangents, rho, state, reset=None, mask=None, 
 
     Returns:
       du [B, T, G N]; d_rho [B, P, N], by stream; start [B, N, m], the adjoint of the state before the chunk, zeros
-      where `instant`.
+      where `instant`; used [B, T] bool, false where du is 0 because no cotangent reaches the step, or it is masked.
     """
     return tuple(
         _ops().keras_rtrl_adjoint(
@@ -304,6 +305,8 @@ def _open():
         c = ctypes.CDLL(path)
     except (tf.errors.OpError, OSError) as error:
         return None, f"{path} cannot be loaded: {getattr(error, 'message', error)}"
+    if not hasattr(c, "keras_rtrl_ops_version") or c.keras_rtrl_ops_version() != _OPS_VERSION:
+        return None, f"{path} was built from other sources than this version's: build it again"
     for name in ("keras_rtrl_simd_level", "keras_rtrl_cuda_architectures"):
         if hasattr(c, name):
             getattr(c, name).restype = ctypes.c_char_p

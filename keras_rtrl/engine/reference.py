@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from keras_rtrl.engine.carry import Carry, dense, local_derivatives
+from keras_rtrl.engine.carry import Carry, dense, local_derivatives, times
 
 
 def run(cell, kernel, rho, x, carry, reset=None, mask=None) -> list[Carry]:
@@ -26,8 +26,7 @@ def run(cell, kernel, rho, x, carry, reset=None, mask=None) -> list[Carry]:
     for t in range(x.shape[1]):
         s, S, r = carry
         if reset is not None:
-            k = tf.cast(~reset[:, t], x.dtype)
-            s, S, r = s * k[:, None, None], S * k[:, None, None, None, None], r * k[:, None, None, None]
+            s, S, r = (tf.where(_like(reset[:, t], value), tf.zeros_like(value), value) for value in (s, S, r))
         x_t = x[:, t]
         u = {gate: tf.matmul(x_t, kernel[:, i * n : (i + 1) * n]) for i, gate in enumerate(cell.gates)}
         state = tuple(tf.unstack(s, axis=-1))
@@ -43,16 +42,21 @@ def run(cell, kernel, rho, x, carry, reset=None, mask=None) -> list[Carry]:
             new_r = tf.zeros((tf.shape(x)[0], 0, n, m), x.dtype)
         if mask is not None:
             keep = mask[:, t]
-            new = tf.where(keep[:, None, None], new, s)
-            new_S = tf.where(keep[:, None, None, None, None], new_S, S)
-            new_r = tf.where(keep[:, None, None, None], new_r, r)
+            new, new_S, new_r = (
+                tf.where(_like(keep, old), value, old) for value, old in ((new, s), (new_S, S), (new_r, r))
+            )
         carry = Carry(new, new_S, new_r)
         steps.append(carry)
     return steps
 
 
+def _like(flags, value):
+    """flags [B] with dimensions added, so that they broadcast to `value` [B, ...]."""
+    return tf.reshape(flags, (-1, *[1] * (value.shape.rank - 1)))
+
+
 def gradients(cell, carries, cotangents) -> dict[str, tf.Tensor]:
-    """Gradients of the loss with respect to the kernel and the per-unit parameters.
+    """Gradients of the loss with respect to the kernel and the per-unit parameters. A cotangent of 0 takes nothing.
 
     Args:
       carries: what `run` returned, T carries.
@@ -69,7 +73,8 @@ def gradients(cell, carries, cotangents) -> dict[str, tf.Tensor]:
         for gate in cell.gates:
             source, rotation = cell.trace_rotations.get(gate, (gate, eye))
             trace = S[:, :, cell.stored_gates.index(source)]
-            blocks.append(tf.einsum("bni,ij,bdnj->dn", e, tf.constant(rotation, S.dtype), trace))
+            turned = tf.einsum("bni,ij->bnj", e, tf.constant(rotation, S.dtype))
+            blocks.append(tf.reduce_sum(times(turned[:, None], trace), (0, -1)))
         kernel += tf.concat(blocks, axis=-1)
-        unit += tf.einsum("bni,bpni->pn", e, r)
+        unit += tf.reduce_sum(times(e[:, None], r), (0, -1))
     return {"kernel": kernel, **{name: unit[i] for i, name in enumerate(cell.unit_names)}}

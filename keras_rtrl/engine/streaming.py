@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from keras_rtrl.cells.base import Local
 from keras_rtrl.engine import native
-from keras_rtrl.engine.carry import Carry, dense, dot, local_derivatives, matvec_transposed
+from keras_rtrl.engine.carry import Carry, dense, dot, kept, local_derivatives, matvec_transposed, times
 from keras_rtrl.engine.chunked import apply_block
 
 
@@ -64,15 +64,11 @@ def _step(cell, params, kernel, state, x, reset, implementation):
     c = cell.coefficients(rho)
     state = tuple(tf.unstack(state, axis=-1))
     k = None if reset is None else tf.cast(~reset, x.dtype)[:, None]
-    if k is not None:
-        state = tuple(k * s for s in state)
+    state = kept(k, state)
     u = dict(zip(cell.gates, tf.split(x @ kernel, len(cell.gates), axis=-1), strict=True))
     new = tf.stack(cell.phi(state, u, c), axis=-1)
     J, a, v = local_derivatives(cell, state, u, rho, c)
-    J = dense(J, state[0])
-    if k is not None:
-        J = tuple(tuple(k * entry for entry in row) for row in J)
-    return Pending(cell, new, x, Local(J, a, v))
+    return Pending(cell, new, x, Local(kept(k, dense(J, state[0])), a, v))
 
 
 def _input_gradient(pending, kernel, cotangent):
@@ -88,7 +84,7 @@ def _input_gradient(pending, kernel, cotangent):
     for gate in cell.gates:
         source, rotation = cell.trace_rotations.get(gate, (gate, None))
         turned = e if rotation is None else matvec_transposed(rotation, e)
-        d_u.append(dense(dot(a[source], turned), e[0]))
+        d_u.append(dense(dot(turned, a[source]), e[0]))
     return tf.matmul(tf.concat(d_u, axis=-1), kernel, transpose_b=True)
 
 
@@ -120,11 +116,16 @@ def update(carry: Carry, pending: Pending, cotangents) -> dict[str, tf.Tensor]:
         e = cotangents
         if rotation is not None:
             e = tf.stack(dense(matvec_transposed(rotation, tuple(tf.unstack(e, axis=-1))), e[..., 0]), axis=-1)
-        blocks.append(tf.einsum("kbni,bdni->kdn", e, S[:, :, cell.stored_gates.index(source)]))
+        blocks.append(_contract(e, S[:, :, cell.stored_gates.index(source)]))
     gradients = {"kernel": tf.concat(blocks, axis=-1)}
     if cell.unit_names:
         driven = tf.stack([tf.stack(dense(v[name], like), axis=-1) for name in cell.unit_names], axis=1)
         r = tf.convert_to_tensor(carry.r.assign(apply_block(J, tf.convert_to_tensor(carry.r)) + driven))
-        unit = tf.einsum("kbni,bpni->pkn", cotangents, r)
-        gradients.update(zip(cell.unit_names, tf.unstack(unit), strict=True))
+        unit = tf.unstack(_contract(cotangents, r), len(cell.unit_names), axis=1)
+        gradients.update(zip(cell.unit_names, unit, strict=True))
     return gradients
+
+
+def _contract(e, traces):
+    """sum_b e . traces [K, D, N] of e [K, B, N, m] and traces [B, D, N, m]."""
+    return tf.reduce_sum(times(e[:, :, None], traces), (1, -1))

@@ -9,6 +9,7 @@ from keras_rtrl._keras import NO_AUTOCAST, deserialize, keras, register
 from keras_rtrl.cells import EGRUCell, ELSTMCell, LRUCell, MinGRUCell, RTRLCell, RTUCell
 from keras_rtrl.cells.base import ROLES
 from keras_rtrl.engine import chunked, native
+from keras_rtrl.layers.readout import sound_only
 from keras_rtrl.layers.recurrent import Recurrent
 
 for _cell in (EGRUCell, ELSTMCell, LRUCell, MinGRUCell, RTUCell):
@@ -186,7 +187,9 @@ class RTRL(Recurrent):
         states, carry = self.recur(x, carries[0], reset, mask, traces[0])
         if self._only_last(mask):
             x, states = x[:, -1:], tuple(s[:, -1:] for s in states)
-        return self.read(x, states), [carry]
+        if reset is None or x.shape[1] == 1:
+            return self.read(x, states), [carry]
+        return sound_only(self.read, x, states), [carry]
 
     def recur(self, x, carry, reset, mask, traces):
         """States of a chunk (m tensors [B, T, N] in `trace_dtype`) and the `Carry` after it; `_run` says of what."""

@@ -304,6 +304,61 @@ def _missed(form, name, got, want):
     close(f"missing reset: {name} after a reset, in the {form}, against a start from zero", got, want, 1e-10)
 
 
+def check_broken_past(case, mode=eager, implementation="tf"):
+    """A reset clears NaN and inf too: states, traces and gradients after it are those of a start from zero.
+
+    They come in by the carry, by inputs before the reset, and by inputs of masked steps; the loss is on the steps from
+    the reset on. In one chunk, and cut into chunks around the reset, one of them of one step.
+    """
+    at = case.steps // 2
+    wrong = [np.nan, np.inf, -np.inf]
+    rng = np.random.default_rng(case.seed)
+    carry = Carry(
+        *(tf.where(rng.random(value.shape) < 0.5, rng.choice(wrong, value.shape), value) for value in case.carry)
+    )
+    x, mask, reset = case.x.numpy(), case.mask.numpy(), np.zeros(case.reset.shape, bool)
+    reset[:, at] = True
+    mask[0, at] = False  # a reset on a masked step still resets
+    x[:, : at - 1] = np.where(rng.random(x[:, : at - 1].shape) < 0.5, rng.choice(wrong, x[:, : at - 1].shape), 1.0)
+    x[~mask] = np.nan
+    x, mask, reset = map(tf.constant, (x, mask, reset))
+
+    def run(cuts, carry):
+        def chunks(x, reset, mask):
+            now, sums, states = carry, [], []
+            for lo, hi in itertools.pairwise(cuts):
+                with tf.GradientTape() as tape:
+                    tape.watch((case.kernel, case.rho))
+                    new, now = chunked.run(
+                        case.cell, case.kernel, case.rho, x[:, lo:hi], now, reset[:, lo:hi], mask[:, lo:hi],
+                        implementation=implementation,
+                    )  # fmt: skip
+                    if hi <= at:
+                        continue
+                    new = tuple(s[:, max(at - lo, 0) :] for s in new)
+                    loss = case.loss(new, case.e[:, max(at, lo) : hi])
+                states.append(tf.stack(new, axis=-1))
+                sums.append(tape.gradient(loss, (case.kernel, case.rho)))
+            summed = tf.nest.map_structure(lambda *parts: tf.add_n(parts), *sums)
+            return {"states": tf.concat(states, axis=1), **now._asdict(), **_named(summed)}
+
+        return mode(chunks)(x, reset, mask)
+
+    zero = case.zero
+    fresh = run([at, case.steps], zero)
+    for cuts in ([0, case.steps], [0, at - 2, at, at + 1, case.steps]):
+        for name, got in run(cuts, carry).items():
+            close(f"NaN and inf before a reset: {name} after it, cut at {cuts}", got, fresh[name], 1e-10)
+    own, one = (Carry(*(tf.Variable(value) for value in c)) for c in (carry, zero))
+    params = {"kernel": case.kernel, **case.rho}
+    found = []
+    for of, now in ((own, tf.ones_like(reset[:, 0])), (one, None)):
+        _, pending = streaming.forward(case.cell, params, of, case.x[:, at], now, implementation=implementation)
+        found.append({**streaming.update(of, pending, case.e[None, :, at]), **of._asdict()})
+    for name, got in found[0].items():
+        close(f"NaN and inf before a reset: {name} after it, in the streaming step", got, found[1][name], 1e-10)
+
+
 def check_streams(case):
     """Traces and states of one stream never depend on another (point 5)."""
     _, together = case.run(case.x, case.carry, case.reset, case.mask)
@@ -360,14 +415,14 @@ def check_native(case, dtype="float64", gradient="rtrl", flags=True, traces=True
                 close(f"{name}: {what} by the native op in {dtype}", found[what], want, rtol)
 
 
-PROOFS = (check_chunk, check_splits, check_history, check_truncations, check_carry_is_a_value)
+PROOFS = (check_chunk, check_splits, check_history, check_truncations, check_carry_is_a_value, check_broken_past)
 
 
 def close(what, got, want, rtol):
     """Raises AssertionError unless `got` equals `want` up to `rtol` of its largest entry."""
     got, want = np.asarray(got), np.asarray(want)
     scale = max(np.abs(want).max(initial=0.0), 1e-300)
-    worst = np.abs(got - want).max(initial=0.0) / scale
+    worst = np.abs(got - want).max(initial=0.0) / scale  # NaN if either holds one, which is never within
     require(worst <= rtol, f"{what} is off by {worst:.1e} of its largest entry; {rtol:.0e} is allowed")
 
 

@@ -150,6 +150,13 @@ print(keras_rtrl.layers.ELSTM(2)(np.ones((1, 3, 2), "float32")).shape)
 
 
 @needs_library
+def test_fresh_process_with_a_library_of_other_sources():
+    code = "from keras_rtrl.engine import native; native._OPS_VERSION += 1; print(native.info()['why_not'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "built from other sources than this version's: build it again" in done.stdout
+
+
+@needs_library
 @pytest.mark.skipif(native.info()["cuda"] is None or shutil.which("nm") is None, reason="needs CUDA kernels, and nm")
 def test_the_cuda_runtime_is_the_library_s_own():
     """TensorFlow exports the runtime's functions too, of another CUDA version."""
@@ -351,7 +358,7 @@ def test_two_runs_agree_bit_for_bit():
     def run():
         saved, states, last = native.forward(cell, u, rho, state)
         traces = native.trace(cell, x, saved, states, rho, state, S, r)
-        du, d_rho, start = native.adjoint(cell, saved, states, states, rho, state)
+        du, d_rho, start, _ = native.adjoint(cell, saved, states, states, rho, state)
         sums = native.contract(cell, start, S, r, tf.zeros((33, 140)), d_rho)
         return [t.numpy() for t in (saved, *states, last, *traces, du, d_rho, start, *sums)]
 
@@ -433,7 +440,7 @@ def test_no_units(cell):
     x, state, S, r = tf.ones((2, 3, 4)), tf.zeros((2, 0, m)), tf.zeros((2, 4, stored, 0, m)), tf.zeros((2, P, 0, m))
     saved, states, last = native.forward(cell, tf.zeros((2, 3, 0)), rho, state)
     traces = native.trace(cell, x, saved, states, rho, state, S, r)
-    du, d_rho, start = native.adjoint(cell, saved, states, states, rho, state)
+    du, d_rho, start, _ = native.adjoint(cell, saved, states, states, rho, state)
     sums = native.contract(cell, start, S, r, tf.zeros((4, 0)), d_rho)
     new, local = native.streaming_forward(cell, x[:, 0], tf.zeros((4, 0)), rho, state)
     updated = native.streaming_update(cell, tf.Variable(S), tf.Variable(r), x[:, 0], local, tf.zeros((5, 2, 0, m)))

@@ -78,6 +78,12 @@ def test_parameters_that_ran_away(name, dtype):
     proofs.check_native(case, dtype)
 
 
+@pytest.mark.parametrize("name", CELLS)
+def test_a_reset_clears_nan_and_inf(name):
+    for seed in range(3):
+        proofs.check_broken_past(proofs.Case(CELLS[name](11), seed), implementation="native")
+
+
 def test_a_wrong_gradient_is_seen(monkeypatch):
     contract = native.contract
     monkeypatch.setattr(native, "contract", lambda cell, start, *rest: contract(cell, 1.001 * start, *rest))

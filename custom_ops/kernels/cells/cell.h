@@ -10,6 +10,9 @@
 //   step(s, c, u, next)                    next = phi(s, u); u becomes what local() needs of it
 //   local(s, next, u, c, d)                J, a (of every gate) and v of the step from s to next, u as step() left it
 //   expand(S, all)                         the traces of every gate from those stored
+//
+// Beside these there is times(factor, value): their product, 0 for a factor of 0 whatever the value. With it a step that
+// a reset or a cotangent of 0 has cut off contributes nothing, also where it is not a number or infinite.
 #ifndef KERAS_RTRL_CELLS_CELL_H_
 #define KERAS_RTRL_CELLS_CELL_H_
 

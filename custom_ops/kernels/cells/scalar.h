@@ -32,6 +32,9 @@ KERAS_RTRL_FN double minimum(double a, double b) { return b < a ? b : a; }
 KERAS_RTRL_FN float select(bool condition, float then, float otherwise) { return condition ? then : otherwise; }
 KERAS_RTRL_FN double select(bool condition, double then, double otherwise) { return condition ? then : otherwise; }
 
+KERAS_RTRL_FN float times(float factor, float value) { return factor * select(factor != 0, value, 0.0f); }
+KERAS_RTRL_FN double times(double factor, double value) { return factor * select(factor != 0, value, 0.0); }
+
 }  // namespace KERAS_RTRL_LEVEL
 }  // namespace keras_rtrl
 

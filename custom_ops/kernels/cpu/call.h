@@ -30,6 +30,12 @@ struct Chunk {
       : B(c.batch), time(c.time), D(c.inputs), N(c.units), rho(c.rho), reset(c.reset), mask(c.mask) {}
 
   bool resets(int64_t b, int64_t t) const { return reset && reset[b * time + t]; }
+  // The last step of [t0, t1) that is a reset, t0 if none is: what was before it is cut off.
+  int64_t begin(int64_t b, int64_t t0, int64_t t1) const {
+    if (!reset) return t0;
+    while (t1 > t0 + 1 && !resets(b, t1 - 1)) --t1;
+    return larger(t1 - 1, t0);
+  }
   bool masked(int64_t b, int64_t t) const { return mask && !mask[b * time + t]; }
   // Length of a row of S: its columns are [stored gate, unit, component].
   int64_t columns() const { return stored * N * m; }

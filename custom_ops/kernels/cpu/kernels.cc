@@ -84,8 +84,8 @@ void keras_rtrl_forward(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* po
 
 void keras_rtrl_adjoint(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const void* state0,
                         const void* saved, const void* const* states, const void* const* cotangents, int instant,
-                        void* du, void* d_rho, void* start) {
-  kernels(chunk).adjoint(chunk, pool, state0, saved, states, cotangents, instant, du, d_rho, start);
+                        void* du, void* d_rho, void* start, uint8_t* used) {
+  kernels(chunk).adjoint(chunk, pool, state0, saved, states, cotangents, instant, du, d_rho, start, used);
 }
 
 void keras_rtrl_trace(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const void* x, const void* state0,

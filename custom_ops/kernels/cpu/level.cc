@@ -27,9 +27,9 @@ struct Erased {
     Scans<Cell, T>::forward(call, pool, in(state0), in(u), out(saved), reinterpret_cast<T* const*>(states), out(last));
   }
   static void adjoint(Call call, Pool pool, In state0, In saved, Ins states, Ins cotangents, int instant, Out du,
-                      Out d_rho, Out start) {
+                      Out d_rho, Out start, uint8_t* used) {
     Scans<Cell, T>::adjoint(call, pool, in(state0), in(saved), ins(states), ins(cotangents), instant, out(du),
-                            out(d_rho), out(start));
+                            out(d_rho), out(start), used);
   }
   static void trace(Call call, Pool pool, In x, In state0, In saved, Ins states, In S0, In r0, Out S, Out r) {
     Traces<Cell, T>::trace(call, pool, in(x), in(state0), in(saved), ins(states), in(S0), in(r0), out(S), out(r));

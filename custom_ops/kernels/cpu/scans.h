@@ -3,6 +3,8 @@
 #ifndef KERAS_RTRL_CPU_SCANS_H_
 #define KERAS_RTRL_CPU_SCANS_H_
 
+#include <algorithm>
+
 #include "call.h"
 
 namespace keras_rtrl {
@@ -85,9 +87,11 @@ struct Scans {
   }
 
   static void adjoint(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const T* state0, const T* saved,
-                      const T* const* states, const T* const* cotangents, int instant, T* du, T* d_rho, T* start) {
+                      const T* const* states, const T* const* cotangents, int instant, T* du, T* d_rho, T* start,
+                      uint8_t* used) {
     const Call call(*chunk);
     const int64_t N = call.N, blocks = ratio_up(N, kBlock);
+    std::fill_n(used, call.B * call.time, uint8_t(0));
     for_each(pool, call.B * blocks, call.time * smaller(N, kBlock) * G, [&](int64_t item) {
       const int64_t b = item / blocks, n0 = item % blocks * kBlock, count = smaller(kBlock, N - n0);
       alignas(64) T carried[m * kRow], c[C * kRow], sums[P * kRow];
@@ -97,6 +101,7 @@ struct Scans {
       for (int64_t t = call.time - 1; t >= 0; --t) {
         const int64_t row = b * call.time + t;
         const bool reset = call.resets(b, t), masked = call.masked(b, t);
+        typename V::Mask reached = {};
         for (int64_t j = 0; j < count; j += L) {
           const int64_t n = n0 + j, live = smaller(L, count - j);
           V l[m], before[m];
@@ -113,14 +118,18 @@ struct Scans {
             for (int p = 0; p < P; ++p)
               (V::load(sums + p * kRow + j) + dot(l, d.v[p])).store(sums + p * kRow + j);
             for (int i = 0; i < m; ++i) {
-              before[i] = d.J[0][i] * l[0];
-              for (int k = 1; k < m; ++k) before[i] = before[i] + d.J[k][i] * l[k];
+              before[i] = times(l[0], d.J[0][i]);
+              for (int k = 1; k < m; ++k) before[i] = before[i] + times(l[k], d.J[k][i]);
+              reached |= l[i] != V(0);
             }
           }
           if (reset || instant)
             for (int i = 0; i < m; ++i) before[i] = V(0);
           for (int i = 0; i < m; ++i) before[i].store(carried + i * kRow + j);
         }
+        bool any = false;
+        for (int i = 0; i < L; ++i) any |= reached[i] != 0;
+        if (any) __atomic_store_n(used + row, uint8_t(1), __ATOMIC_RELAXED);  // other blocks of the stream write it too
       }
       for (int64_t j = 0; j < count; j += L) {
         const int64_t n = n0 + j, live = smaller(L, count - j);
@@ -132,9 +141,9 @@ struct Scans {
     });
   }
 
-  static KERAS_RTRL_FN V dot(const V (&x)[m], const V (&y)[m]) {
-    V sum = x[0] * y[0];
-    for (int i = 1; i < m; ++i) sum = sum + x[i] * y[i];
+  static KERAS_RTRL_FN V dot(const V (&factors)[m], const V (&values)[m]) {
+    V sum = times(factors[0], values[0]);
+    for (int i = 1; i < m; ++i) sum = sum + times(factors[i], values[i]);
     return sum;
   }
 
@@ -177,8 +186,8 @@ struct Scans {
             }
           for (int i = 0; i < m; ++i)
             for (int k = 0; k < m; ++k) {
-              after[i][k] = Q[i][0] * d.J[0][k];
-              for (int l = 1; l < m; ++l) after[i][k] = after[i][k] + Q[i][l] * d.J[l][k];
+              after[i][k] = times(Q[i][0], d.J[0][k]);
+              for (int l = 1; l < m; ++l) after[i][k] = after[i][k] + times(Q[i][l], d.J[l][k]);
             }
         }
         for (int i = 0; i < m; ++i)

@@ -105,10 +105,15 @@ struct Vec {
   friend KERAS_RTRL_FN Vec operator/(const Vec& a, const Vec& b) { return a.v / b.v; }
   friend KERAS_RTRL_FN Vec operator-(const Vec& a) { return -a.v; }
   friend KERAS_RTRL_FN Mask operator>(const Vec& a, const Vec& b) { return a.v > b.v; }
+  friend KERAS_RTRL_FN Mask operator!=(const Vec& a, const Vec& b) { return a.v != b.v; }
   friend KERAS_RTRL_FN Vec select(Mask c, const Vec& a, const Vec& b) { return c ? a.v : b.v; }
   // Both return `a` where it is not a number.
   friend KERAS_RTRL_FN Vec maximum(const Vec& a, const Vec& b) { return b.v > a.v ? b.v : a.v; }
   friend KERAS_RTRL_FN Vec minimum(const Vec& a, const Vec& b) { return b.v < a.v ? b.v : a.v; }
+  // The value is selected, not the product: so the product still goes into a fused sum.
+  friend KERAS_RTRL_FN Vec times(const Vec& factor, const Vec& value) {
+    return factor * select(factor != Vec(0), value, Vec(0));
+  }
 };
 
 KERAS_RTRL_FN void fence() {

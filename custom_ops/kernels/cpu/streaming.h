@@ -86,7 +86,7 @@ struct Streaming {
     V next[m];
     for (int i = 0; i < m; ++i) {
       next[i] = driven[i];
-      for (int k = 0; k < m; ++k) next[i] = next[i] + J[i][k] * s[k];
+      for (int k = 0; k < m; ++k) next[i] = next[i] + times(J[i][k], s[k]);
     }
     for (int i = 0; i < m; ++i) s[i] = next[i];
   }

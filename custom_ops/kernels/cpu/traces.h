@@ -37,8 +37,8 @@ KERAS_RTRL_APART void tile(const T* x, int64_t inputs, int64_t steps, const T* p
         V value = sums[i][j];
         if (S0) {
           const V old = V::load(S0 + i * stride + column, left);
-          value = value + V::load(diagonal + column) * old;
-          if (m == 2) value = value + V::load(cross + column) * swapped(old);
+          value = value + times(V::load(diagonal + column), old);
+          if (m == 2) value = value + times(V::load(cross + column), swapped(old));
         }
         T* const to = S + i * stride + column;
         if (streamed)
@@ -117,7 +117,7 @@ struct Traces {
         if (r0) {
           Interleaved<T, m>::load(r0 + at, live, old);
           for (int i = 0; i < m; ++i)
-            for (int k = 0; k < m; ++k) sum[i] = sum[i] + V::load(block.product + (i * m + k) * kRow + j) * old[k];
+            for (int k = 0; k < m; ++k) sum[i] = sum[i] + times(V::load(block.product + (i * m + k) * kRow + j), old[k]);
         }
         Interleaved<T, m>::store(r + at, live, sum);
       }
@@ -151,9 +151,10 @@ struct Traces {
       do {  // once for no steps: the traces pass through
         const int64_t t1 = smaller(t0 + kSteps, call.time);
         const T* const S_before = t0 ? S + stream : S0 ? S0 + stream : nullptr;
-        make_block(call, state0, saved, states, b, t0, t1, n0, count, block);
+        const int64_t begin = call.begin(b, t0, t1);
+        make_block(call, state0, saved, states, b, begin, t1, n0, count, block);
         for (int64_t d = 0; d < call.D; d += kRows)
-          tiles(call, block, x + (b * call.time + t0) * call.D, t1 - t0, n0, count, d, smaller(kRows, call.D - d),
+          tiles(call, block, x + (b * call.time + begin) * call.D, t1 - begin, n0, count, d, smaller(kRows, call.D - d),
                 S_before, S + stream, streamed && t1 == call.time);
         advance_r(call, block, b, n0, count, t0 ? r : r0, r);
       } while ((t0 += kSteps) < call.time);
@@ -240,14 +241,15 @@ struct Traces {
         int64_t t0 = 0;
         do {
           const int64_t t1 = smaller(t0 + kSteps, call.time);
-          make_block(call, state0, saved, states, b, t0, t1, n0, count, block);
+          const int64_t begin = call.begin(b, t0, t1);
+          make_block(call, state0, saved, states, b, begin, t1, n0, count, block);
           for (int64_t d = d0; d < d1; d += kRows) {
             const int64_t live = smaller(kRows, d1 - d);
             if (t0 == 0)
               for (int64_t i = d; i < d + live; ++i)
                 contract_row(call, n0, count, start + b * call.N * m, stream + i * call.columns(), call.columns(),
                              d_kernel + i * G * call.N);
-            tiles(call, block, x + (b * call.time + t0) * call.D, t1 - t0, n0, count, d, live, stream, stream);
+            tiles(call, block, x + (b * call.time + begin) * call.D, t1 - begin, n0, count, d, live, stream, stream);
           }
           if (d0 == 0) advance_r(call, block, b, n0, count, r, r);
         } while ((t0 += kSteps) < call.time);

@@ -51,17 +51,18 @@ Chunk<typename K::T> chunk_of(const keras_rtrl_chunk& from) {
 // Where a chunk's scratch memory holds what.
 struct Scratch {
   int64_t row = 0, groups = 0;
-  size_t driven = 0, product = 0, partial = 0, bytes = 0;
+  size_t begin = 0, driven = 0, product = 0, partial = 0, bytes = 0;
 };
 
 template <class K>
 Scratch scratch_of(const keras_rtrl_chunk& chunk) {
   using Cell = typename K::Cell;
   using T = typename K::T;
-  const auto aligned = [](int64_t numbers) { return ceil_div(numbers * int64_t(sizeof(T)), 256) * 256; };
+  const auto aligned = [](int64_t numbers, int64_t size = sizeof(T)) { return ceil_div(numbers * size, 256) * 256; };
   Scratch scratch;
   scratch.row = ceil_div(chunk.units * Cell::components, kPack<T>) * kPack<T>;
   scratch.groups = trace_groups<Traces<Cell>, T>(chunk);
+  scratch.driven = scratch.begin + aligned(chunk.batch, sizeof(int64_t));
   scratch.product = scratch.driven + aligned(chunk.batch * chunk.time * Cell::stored * scratch.row);
   scratch.partial =
       scratch.product + aligned(chunk.batch * chunk.units * Cell::components * Cell::components);
@@ -81,9 +82,11 @@ int trace_step(const keras_rtrl_chunk& from, void* stream, void* memory, const v
   char* const base = static_cast<char*>(memory);
   T* const driven = out<T>(base + scratch.driven);
   T* const product = out<T>(base + scratch.product);
+  int64_t* const begin = out<int64_t>(base + scratch.begin);
   const Chunk<T> chunk = chunk_of<K>(from);
 
-  SuffixScan<T> scan = {chunk, in<T>(state0), in<T>(saved), {}, in<T>(r0), scratch.row, driven, product, out<T>(r)};
+  SuffixScan<T> scan = {chunk, in<T>(state0), in<T>(saved), {}, in<T>(r0), scratch.row, driven, product, out<T>(r),
+                        begin};
   for (int i = 0; i < Cell::components; ++i) scan.states[i] = in<T>(states[i]);
   if (const int error = suffix<Cell, T>(scan, stream)) return error;
 
@@ -91,8 +94,9 @@ int trace_step(const keras_rtrl_chunk& from, void* stream, void* memory, const v
   const bool whole = rows_are_whole(columns, in<T>(S)) && (!S0 || rows_are_whole(columns, in<T>(S0))) &&
                      (!start || rows_are_whole(columns, in<T>(start)));
   const TraceStep<T> step = {chunk,     in<T>(x),      driven,         product,
-                             in<T>(S0), scratch.row,   whole,          out<T>(S),
-                             in<T>(start), scratch.groups, out<T>(base + scratch.partial), out<T>(d_kernel)};
+                             in<T>(S0), begin,         scratch.row,    whole,
+                             out<T>(S), in<T>(start),  scratch.groups, out<T>(base + scratch.partial),
+                             out<T>(d_kernel)};
   return start ? trace_contract<Traces<Cell>, T>(step, stream) : trace<Traces<Cell>, T>(step, stream);
 }
 
@@ -138,12 +142,14 @@ int keras_rtrl_cuda_forward(const keras_rtrl_chunk* chunk, void* stream, const v
 
 int keras_rtrl_cuda_adjoint(const keras_rtrl_chunk* chunk, void* stream, const void* state0, const void* saved,
                             const void* const* states, const void* const* cotangents, int instant, void* du,
-                            void* d_rho, void* start) {
+                            void* d_rho, void* start, uint8_t* used) {
+  if (const size_t size = chunk->batch * chunk->time)
+    if (const int error = cudaMemsetAsync(used, 0, size, static_cast<cudaStream_t>(stream))) return error;
   return dispatch(*chunk, int(cudaErrorInvalidValue), [&](auto kind) {
     using K = decltype(kind);
     using T = typename K::T;
     AdjointScan<T> scan = {chunk_of<K>(*chunk), in<T>(state0), in<T>(saved), {},           {},
-                           instant != 0,        out<T>(du),    out<T>(d_rho), out<T>(start)};
+                           instant != 0,        out<T>(du),    out<T>(d_rho), out<T>(start), used};
     for (int i = 0; i < K::Cell::components; ++i) {
       scan.states[i] = in<T>(states[i]);
       scan.cotangents[i] = cotangents ? in<T>(cotangents[i]) : nullptr;

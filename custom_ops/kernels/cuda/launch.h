@@ -46,10 +46,11 @@ struct AdjointScan {
   const T* cotangents[kMaxComponents];
   bool instant;
   T *du, *d_rho, *start;
+  uint8_t* used;  // zeros at first
 };
 
 // The suffix scan of the trace step: driven [B, T, G', row] = Q_t a_t, `row` being N m rounded up to whole packs;
-// product [B, N, m, m] = Q_1 J_1; and r.
+// product [B, N, m, m] = Q_1 J_1; r; and begin [B], the last step with a reset, 0 where there is none.
 template <class T>
 struct SuffixScan {
   Chunk<T> chunk;
@@ -58,14 +59,16 @@ struct SuffixScan {
   const T* r0;
   int64_t row;
   T *driven, *product, *r;
+  int64_t* begin;
 };
 
-// S = product S0 + sum_t driven (x) x. With the contraction, the streams are shared out among `groups` of blocks; each
+// S = product S0 + sum of driven (x) x from step `begin` of each stream on. With the contraction, the streams are shared out among `groups` of blocks; each
 // group adds its streams up in its own [D, G, N] of `partial`, or straight to d_kernel where there is one group.
 template <class T>
 struct TraceStep {
   Chunk<T> chunk;
   const T *x, *driven, *product, *S0;
+  const int64_t* begin;
   int64_t row;
   bool whole;  // S0 and S are read and written by packs
   T* S;

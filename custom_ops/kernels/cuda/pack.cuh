@@ -81,7 +81,7 @@ __device__ __forceinline__ void add_contraction(const T (&e)[C::components], con
   static_assert(C::stored == C::gates || C::stored == 1, "rotations of several stored gates are not provided for");
   if constexpr (C::stored == C::gates) {
 #pragma unroll
-    for (int i = 0; i < C::components; ++i) sums[0] += e[i] * S[i];
+    for (int i = 0; i < C::components; ++i) sums[0] += times(e[i], S[i]);
   } else {
     T stored[1][C::components], all[C::gates][C::components];
 #pragma unroll
@@ -90,7 +90,7 @@ __device__ __forceinline__ void add_contraction(const T (&e)[C::components], con
 #pragma unroll
     for (int g = 0; g < C::gates; ++g)
 #pragma unroll
-      for (int i = 0; i < C::components; ++i) sums[g] += e[i] * all[g][i];
+      for (int i = 0; i < C::components; ++i) sums[g] += times(e[i], all[g][i]);
   }
 }
 

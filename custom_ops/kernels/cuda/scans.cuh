@@ -184,11 +184,12 @@ __global__ void __launch_bounds__(kScanThreads) adjoint_kernel(const AdjointScan
           for (int i = 0; i < m; ++i) {
             carried[i] = T(0);
 #pragma unroll
-            for (int g = 0; g < G; ++g) du[g] += l[i] * d.a[g][i];
+            for (int g = 0; g < G; ++g) du[g] += times(l[i], d.a[g][i]);
 #pragma unroll
-            for (int q = 0; q < P; ++q) d_rho[q] += l[i] * d.v[q][i];
+            for (int q = 0; q < P; ++q) d_rho[q] += times(l[i], d.v[q][i]);
 #pragma unroll
-            for (int j = 0; j < m; ++j) carried[i] += d.J[j][i] * l[j];
+            for (int j = 0; j < m; ++j) carried[i] += times(l[j], d.J[j][i]);
+            if (l[i] != T(0)) p.used[step] = 1;  // whichever unit's thread comes last writes the same
           }
         }
         if (!keep_state || p.instant) {
@@ -213,6 +214,7 @@ __global__ void __launch_bounds__(kScanThreads) suffix_kernel(const SuffixScan<T
   const int64_t b = item / N, n = item - b * N;
 
   T c[Cell::coefficients], Q[m][m], r[P][m] = {};
+  int64_t begin = -1;
   unit_coefficients<Cell>(p.chunk, n, c);
 #pragma unroll
   for (int i = 0; i < m; ++i)
@@ -232,17 +234,18 @@ __global__ void __launch_bounds__(kScanThreads) suffix_kernel(const SuffixScan<T
 #pragma unroll
             for (int j = 0; j < m; ++j) {
 #pragma unroll
-              for (int g = 0; g < stored; ++g) driven[g][i] += Q[i][j] * d.a[g][j];
+              for (int g = 0; g < stored; ++g) driven[g][i] += times(Q[i][j], d.a[g][j]);
 #pragma unroll
-              for (int q = 0; q < P; ++q) r[q][i] += Q[i][j] * d.v[q][j];
+              for (int q = 0; q < P; ++q) r[q][i] += times(Q[i][j], d.v[q][j]);
 #pragma unroll
-              for (int k = 0; k < m; ++k) row[k] += Q[i][j] * d.J[j][k];
+              for (int k = 0; k < m; ++k) row[k] += times(Q[i][j], d.J[j][k]);
             }
 #pragma unroll
             for (int k = 0; k < m; ++k) Q[i][k] = row[k];
           }
         }
         if (!keep_state) {
+          if (begin < 0) begin = step - b * p.chunk.time;
 #pragma unroll
           for (int i = 0; i < m; ++i)
 #pragma unroll
@@ -253,6 +256,7 @@ __global__ void __launch_bounds__(kScanThreads) suffix_kernel(const SuffixScan<T
 #pragma unroll
           for (int i = 0; i < m; ++i) p.driven[(step * stored + g) * p.row + n * m + i] = driven[g][i];
       });
+  if (n == 0) p.begin[b] = begin < 0 ? 0 : begin;
 #pragma unroll
   for (int i = 0; i < m; ++i)
 #pragma unroll
@@ -267,7 +271,7 @@ __global__ void __launch_bounds__(kScanThreads) suffix_kernel(const SuffixScan<T
 #pragma unroll
       for (int i = 0; i < m; ++i)
 #pragma unroll
-        for (int j = 0; j < m; ++j) r[q][i] += Q[i][j] * old[j];
+        for (int j = 0; j < m; ++j) r[q][i] += times(Q[i][j], old[j]);
     }
 #pragma unroll
     for (int i = 0; i < m; ++i) p.r[at + i] = r[q][i];

@@ -163,7 +163,7 @@ __device__ __forceinline__ void sweep_rows(const Sweep<T>& p, int64_t row0, int 
           for (int i = 0; i < m; ++i) {
             next.v[u * m + i] = a[Unit ? r : 0][i].v[u] * x[r];
 #pragma unroll
-            for (int j = 0; j < m; ++j) next.v[u * m + i] += J[i][j].v[u] * S[r].v[u * m + j];
+            for (int j = 0; j < m; ++j) next.v[u * m + i] += times(J[i][j].v[u], S[r].v[u * m + j]);
           }
         S[r] = next;
         write<Whole>(from + r * stride, next);
@@ -175,7 +175,7 @@ __device__ __forceinline__ void sweep_rows(const Sweep<T>& p, int64_t row0, int 
       for (int i = 0; i < m; ++i) unit_e[i] = e.v[u * m + i], unit_S[i] = S[r].v[u * m + i];
       if constexpr (Unit) {
 #pragma unroll
-        for (int i = 0; i < m; ++i) sum[0] += unit_e[i] * unit_S[i];
+        for (int i = 0; i < m; ++i) sum[0] += times(unit_e[i], unit_S[i]);
       } else {
         add_contraction<C>(unit_e, unit_S, sum);
       }

@@ -60,6 +60,7 @@ __global__ void __launch_bounds__(kTraceThreads, sizeof(T) == 4 ? 3 : 2) trace_k
   for (int64_t b = group * share; b < end; ++b) {
     // Of the next steps' x and driven. Reads beyond an end are of the last one there, so that none has a condition;
     // steps beyond the end count as zeros.
+    const int64_t begin = p.begin[b];  // what was before is cut off
     T x_next[kLoadsX];
     Pack<T, W> driven_next[kLoadsDriven];
     const int x_step = thread / Tile::rows, driven_step = thread / 32;
@@ -86,7 +87,7 @@ __global__ void __launch_bounds__(kTraceThreads, sizeof(T) == 4 ? 3 : 2) trace_k
         reinterpret_cast<Pack<T, W>*>(&driven_tile[buffer][0][0])[thread + i * kTraceThreads] =
             t0 + driven_step + i * (kDepth / kLoadsDriven) < time ? driven_next[i] : Pack<T, W>{};
     };
-    fetch(0);
+    fetch(begin);
 
     // The old traces, contracted and multiplied by their factor. Half a tile's reads go out at once.
     Pack<T, W> tile_sum[Rows][2] = {};
@@ -117,7 +118,7 @@ __global__ void __launch_bounds__(kTraceThreads, sizeof(T) == 4 ? 3 : 2) trace_k
           for (int i = 0; i < m; ++i) {
             T sum = T(0);
 #pragma unroll
-            for (int j = 0; j < m; ++j) sum += factor[u][i][j] * old.v[u * m + j];
+            for (int j = 0; j < m; ++j) sum += times(factor[u][i][j], old.v[u * m + j]);
             tile_sum[r][h].v[u * m + i] = sum;
           }
           if constexpr (Contract) {
@@ -130,10 +131,10 @@ __global__ void __launch_bounds__(kTraceThreads, sizeof(T) == 4 ? 3 : 2) trace_k
       }
     }
 
-    put(0, 0);
+    put(begin, 0);
     __syncthreads();
     int buffer = 0;
-    for (int64_t t0 = 0; t0 < time; t0 += kDepth) {
+    for (int64_t t0 = begin; t0 < time; t0 += kDepth) {
       const bool more = t0 + kDepth < time;
       if (more) fetch(t0 + kDepth);
       if (active) {

@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include <algorithm>
+#include <cmath>
 #include <random>
 #include <string>
 #include <thread>
@@ -34,8 +36,10 @@ template <class A, class B>
 void near(const std::vector<A>& got, const std::vector<B>& wanted, const char* what) {
   const double tolerance = std::is_same<A, float>::value ? 2e-5 : 1e-12;
   double scale = 1, worst = got.size() == wanted.size() ? 0 : INFINITY;
-  for (const B& value : wanted) scale = fmax(scale, fabs(double(value)));
+  for (const B& value : wanted)
+    if (std::isfinite(value)) scale = fmax(scale, fabs(double(value)));
   for (size_t i = 0; i < wanted.size() && worst < INFINITY; ++i) {
+    if (got[i] == A(wanted[i]) || (wanted[i] != wanted[i] && got[i] != got[i])) continue;  // infinite or NaN, as it should be
     const double error = fabs(double(got[i]) - double(wanted[i])) / scale;
     worst = error >= worst ? error : error == error ? worst : INFINITY;  // not a number is as wrong as can be
   }
@@ -128,8 +132,9 @@ Results<double> step_by_step(const Shape& s, const Arrays<T>& a, bool instant) {
       for (int i = 0; i < m; ++i) state[i] = a.state[(b * s.N + n) * m + i];
       for (int64_t t = 0; t < s.T; ++t) {
         const int64_t row = b * s.T + t;
-        const double k = s.flags && a.reset[row] ? 0 : 1;
-        for (double& value : state) value *= k;
+        const bool reset = s.flags && a.reset[row];
+        if (reset)
+          for (double& value : state) value = 0;
         Local<Cell, double> d = {};
         for (int i = 0; i < m; ++i) d.J[i][i] = 1;
         if (!s.flags || a.mask[row]) {
@@ -148,7 +153,7 @@ Results<double> step_by_step(const Shape& s, const Arrays<T>& a, bool instant) {
           double next[m];
           for (int i = 0; i < m; ++i) {
             next[i] = driven[i] * x;
-            for (int j = 0; j < m; ++j) next[i] += k * d.J[i][j] * trace[j];
+            for (int j = 0; j < m && !reset; ++j) next[i] += d.J[i][j] * trace[j];
           }
           for (int i = 0; i < m; ++i) trace[i] = next[i];
         };
@@ -162,12 +167,12 @@ Results<double> step_by_step(const Shape& s, const Arrays<T>& a, bool instant) {
           }
           Cell::expand(kept, all);
           for (int g = 0; g < G; ++g)
-            for (int i = 0; i < m; ++i) out.d_kernel[(row_d * G + g) * s.N + n] += e[i] * all[g][i];
+            for (int i = 0; i < m; ++i) out.d_kernel[(row_d * G + g) * s.N + n] += times(e[i], all[g][i]);
         }
         for (int p = 0; p < P; ++p) {
           double* trace = &out.r[((b * P + p) * s.N + n) * m];
           advance(trace, d.v[p], 1);
-          for (int i = 0; i < m; ++i) out.d_rho[p * s.N + n] += e[i] * (instant ? d.v[p][i] : trace[i]);
+          for (int i = 0; i < m; ++i) out.d_rho[p * s.N + n] += times(e[i], instant ? d.v[p][i] : trace[i]);
         }
       }
       for (int i = 0; i < m; ++i) out.last[(b * s.N + n) * m + i] = state[i];
@@ -211,15 +216,16 @@ Results<T> chunk_at_once(const Shape& s, const Arrays<T>& a, const keras_rtrl_po
   keras_rtrl_forward(chunk, pool, a.state.data(), u.data(), saved.data(), states.data(), out.last.data());
   const std::vector<T> kept = saved;
   out.du.resize(saved.size());
+  std::vector<uint8_t> used(s.B * s.T);
   std::vector<T>& du = form == Form::kSeparate ? out.du : saved;
   keras_rtrl_adjoint(chunk, pool, a.state.data(), saved.data(), const_states.data(), cotangents.data(), instant,
-                     du.data(), by_stream.data(), start.data());
+                     du.data(), by_stream.data(), start.data(), used.data());
   out.du = du;
   out.d_rho.assign(P * s.N, T(0));
   for (int64_t i = 0; i < s.B * P * s.N; ++i) out.d_rho[i % (P * s.N)] += by_stream[i];
   out.d_kernel.assign(s.D * G * s.N, T(0));
   for (int64_t row = 0; row < s.B * s.T; ++row)
-    for (int64_t d = 0; d < s.D; ++d)
+    for (int64_t d = 0; d < s.D && used[row]; ++d)
       for (int64_t j = 0; j < G * s.N; ++j)
         out.d_kernel[d * G * s.N + j] += a.x[row * s.D + d] * out.du[row * G * s.N + j];
   out.S = a.S;
@@ -301,6 +307,38 @@ void check_streaming(Shape s, Arrays<T> a, const keras_rtrl_pool* pool, int64_t 
   near(d_rho, rho_wanted, "streaming d_rho");
 }
 
+// What was before a reset is not a number, in the carry and in the chunk, and the cotangents there are 0: nothing of it
+// is left in what comes after.
+template <class Cell, class T>
+void check_cut(Shape s, unsigned seed) {
+  s.flags = true;
+  Arrays<T> a = draw<Cell, T>(s, seed);
+  const auto spoil = [](T* values, int64_t count, T value) { std::fill_n(values, count, value); };
+  for (int64_t b = 0; b < s.B; ++b) {
+    const int64_t cut = b * 5 % s.T, row = b * s.T;
+    a.reset[row + cut] = 1;
+    spoil(a.x.data() + row * s.D, cut * s.D, T(NAN));
+    spoil(a.u.data() + row * Cell::gates * s.N, cut * Cell::gates * s.N, T(NAN));
+    for (auto& e : a.cotangents) spoil(e.data() + row * s.N, cut * s.N, T(0));
+  }
+  for (auto* values : {&a.state, &a.S, &a.r})
+    for (size_t i = 0; i < values->size(); ++i) (*values)[i] = i % 2 ? T(INFINITY) : T(NAN);
+  const Results<double> wanted = step_by_step<Cell>(s, a, false);
+  const auto finite = [](const auto& values) {
+    return std::all_of(values.begin(), values.end(), [](double value) { return std::isfinite(value); });
+  };
+  check(finite(wanted.S) && finite(wanted.r) && finite(wanted.d_kernel), "the reference is not finite after a reset");
+  const keras_rtrl_pool pool = {nullptr, 3, run_threads};
+  for (const Form form : {Form::kSeparate, Form::kInPlace, Form::kOnePass}) {
+    all_near(chunk_at_once<Cell>(s, a, &pool, form, false), wanted);
+    check(finite(chunk_at_once<Cell>(s, a, nullptr, form, true).d_kernel), "instant d_kernel is not finite");
+  }
+  Arrays<T> step = draw<Cell, T>(s, seed);
+  for (int64_t b = 0; b < s.B; ++b) step.reset[b * s.T] = 1;
+  step.state = a.state, step.S = a.S, step.r = a.r;
+  check_streaming<Cell>(s, step, nullptr, 1);
+}
+
 template <class Cell, class T>
 void check_cell(const Shape& s, unsigned seed) {
   const keras_rtrl_pool pool = {nullptr, 3, run_threads};
@@ -323,6 +361,7 @@ void check_cell(const Shape& s, unsigned seed) {
   near(chunk_at_once<Cell>(s, a, nullptr, Form::kSeparate, true).d_kernel,
        step_by_step<Cell>(s, a, true).d_kernel, "instant d_kernel");
   if (s.T == 0) return;  // the streaming form takes one step
+  if (s.T * s.N < 5000) check_cut<Cell, T>(s, seed);
   for (int64_t K : {0, 1, 3}) check_streaming<Cell>(s, a, K == 1 ? nullptr : &pool, K);
 }
 

@@ -416,3 +416,37 @@ def test_empty_inputs(case):
     _, carry = gradients(layer, np.zeros((B, T, 0), "float32"))
     found, carry = gradients(layer, np.zeros((B, T, 0), "float32"), initial_state=carry)
     assert np.isfinite([np.sum(value) for value in (*found, *carry)]).all()
+
+
+def test_a_reset_clears_nan_and_inf(case):
+    """In the carry and in the inputs before it: what follows is that of a layer that starts there, gradients too."""
+    layer, at = case.make(**everything), 3
+    layer.build((None, None, D))
+    x, broken = inputs(), inputs()
+    broken[0, at - 2], broken[1, at - 1, 0] = np.nan, np.inf
+    wrong = [tf.where(np.arange(c.shape[-2])[:, None] % 2 == 0, np.nan * tf.ones_like(c), c) for c in some_carry(case)]
+    everywhere = tf.constant(resets(*((b, at) for b in range(B))))
+
+    def run(x, reset, after):
+        with tf.GradientTape() as tape:
+            y, *carry = layer(x, initial_state=wrong, reset=reset)
+            loss = loss_of(y[:, after:])
+        return [y[:, after:], *carry], tape.gradient(loss, variables(layer))
+
+    want, want_gradients = run(x[:, at:], everywhere[:, at:], 0)
+    got, got_gradients = run(x, tf.constant(resets(*((b, 0) for b in range(B)), *((b, at) for b in range(B)))), at)
+    close([*got, *got_gradients], [*want, *want_gradients])
+    got, got_gradients = tf.function(run)(tf.constant(broken), everywhere, at)
+    close(got, want)
+    if case.name != "stack":  # whose Dense layers meet NaN
+        close(got_gradients, want_gradients)
+    # One step, as in acting and streaming.
+    close(run(x[:, at : at + 1], everywhere[:, at : at + 1], 0)[0][:1], [want[0][:, :1]])
+
+
+def test_nan_that_the_loss_depends_on_is_in_the_gradient(case):
+    layer, x = case.make(**everything), inputs()
+    layer.build((None, None, D))
+    x[0, 1] = np.nan
+    found, _ = gradients(layer, x, reset=resets((0, 3), (1, 2)))
+    assert not np.isfinite(found[0]).all()

@@ -51,6 +51,11 @@ struct cudaLaunchConfig_t {
   cudaStream_t stream;
 };
 
+inline cudaError_t cudaMemsetAsync(void* to, int value, size_t size, cudaStream_t) {
+  memset(to, value, size);
+  return cudaSuccess;
+}
+
 cudaError_t cuda_emulation_launch(const cudaLaunchConfig_t& config, const std::function<void()>& thread);
 extern "C" void cuda_emulation_reverse(int on);
 
