@@ -44,7 +44,8 @@ def check_rtrl_cell(cell, seed=0):
         check_declarations(cell)
         case = Case(cell, seed)
         report.append(_line(check_declarations))
-        for proof in (check_functions, check_apart, check_derivatives, proofs.check_resets, proofs.check_streams):
+        own = (check_functions, check_apart, check_derivatives)
+        for proof in (*own, proofs.check_resets, proofs.check_broken_past, proofs.check_streams):
             proof(case)
             report.append(_line(proof))
         # Keras runs it in graphs, where much fails that eager code may do.
