@@ -1,18 +1,25 @@
 """From a configuration to an environment, a network and an agent."""
 
+import contextlib
+import json
 import os
+import re
 
 import gin
+import numpy as np
 import tensorflow as tf
+import tf_keras
+from tf_agents.environments import py_environment, tf_environment
 from tf_agents.specs import tensor_spec
 
 from keras_rtrl import agents, environments
-from keras_rtrl._checks import whole_number
+from keras_rtrl._checks import fits_memory, shown, whole_number
 from keras_rtrl._errors import UsageError, one_line
 from keras_rtrl.agents.reward_scaler import RewardScaler
 from keras_rtrl.distributed import fleet
 from keras_rtrl.environments import atari
 from keras_rtrl.networks import ActorCriticNetwork
+from keras_rtrl.train import settings
 from keras_rtrl.train.config import value as _config_value
 
 gin.constant("ATARI_57", atari.ATARI_57)
@@ -24,6 +31,35 @@ AGENTS = {
     "stream_ac": (agents.StreamACAgent, agents.StreamACConfig),
     "td_lambda": (agents.TDLambdaAgent, agents.TDLambdaConfig),
 }
+
+
+_SMALL = 4096, 10**5, 10**7  # a network's widths, a rollout's frames, a call's frames: any machine has memory for them
+
+
+@contextlib.contextmanager
+def named(configurable):
+    """Turns whatever the library raises about the settings of `configurable` into a UsageError that names the setting.
+
+    A wrong value can end in any exception of the library or of TensorFlow, some of them with a text that names none.
+    """
+    try:
+        yield
+    except (
+        UsageError,
+        tf.errors.UnavailableError,
+        tf.errors.DeadlineExceededError,
+    ):  # the last two: of other processes
+        raise
+    except Exception as error:
+        text = one_line(error)
+        if not isinstance(error, (ValueError, TypeError, ImportError, RuntimeError)):
+            text = f"{type(error).__name__}: {text}"
+        name = re.match(r"\w*", text)[0]
+        if name in settings.parameters(configurable):
+            raise UsageError(f"{configurable}.{text}") from error
+        options = _config_value(f"{configurable}.options", None)
+        at = ".options" if isinstance(options, dict) and name in options else ""
+        raise UsageError(f"{configurable}{at}: {text}") from error
 
 
 @gin.configurable("environment", module="keras_rtrl", denylist=["seed", "streams", "evaluation"])
@@ -43,20 +79,18 @@ def environment(seed, streams=None, evaluation=False, name=gin.REQUIRED, num_env
       UsageError: a name or an option that `make` does not know, or a simulator that does not run here.
     """
     if options is not None and not isinstance(options, dict):
-        raise UsageError(f"environment.options must be a dict, got {options!r}")
+        raise UsageError(f"environment.options must be a dict, got {shown(options)}")
     options = dict(options or {})
     for option in options:
         if not isinstance(option, str) or option in ("name", "num_envs", "seed", "workers"):
-            raise UsageError(f"environment.options must hold options of the environment alone, got {option!r}")
+            raise UsageError(f"environment.options must hold options of the environment alone, got {shown(option)}")
     if evaluation and str(name).startswith("ALE/"):
         options["training"] = False
-    if streams and isinstance(workers, int):
+    if streams and isinstance(workers, int) and not isinstance(workers, bool):
         workers = min(workers, streams)
-    try:
+    with named("environment"):
         env = environments.make(name, num_envs=streams or num_envs, seed=seed, workers=workers, **options)
         return environments.with_history(env)
-    except (ValueError, ImportError, RuntimeError) as error:
-        raise UsageError(one_line(error)) from error
 
 
 def strategy(name):
@@ -76,12 +110,82 @@ def strategy(name):
                 "train.strategy 'multi_worker_mirrored' joins processes that the environment variable TF_CONFIG "
                 "describes, in each of them; it is not set"
             )
-        print("waiting for the learning processes of TF_CONFIG", flush=True)
         try:
+            if not isinstance(json.loads(os.environ["TF_CONFIG"]), dict):
+                raise ValueError("it must be a JSON object with cluster and task")
+            print("waiting for the learning processes of TF_CONFIG", flush=True)
             return tf.distribute.MultiWorkerMirroredStrategy()
-        except ValueError as error:
-            raise UsageError(f"TF_CONFIG {os.environ['TF_CONFIG']!r}: {one_line(error)}") from error
-    raise UsageError(f"train.strategy must be None, 'mirrored' or 'multi_worker_mirrored', got {name!r}")
+        except Exception as error:  # whatever its parts are
+            raise UsageError(f"TF_CONFIG {shown(os.environ['TF_CONFIG'])}: {one_line(error)}") from error
+    raise UsageError(f"train.strategy must be None, 'mirrored' or 'multi_worker_mirrored', got {shown(name)}")
+
+
+def check_optimizer(value):
+    """Returns `value`. Raises UsageError unless it is a class of optimiser."""
+    if not isinstance(value, type) or not issubclass(value, tf_keras.optimizers.Optimizer):
+        known = ", ".join(f"@{name}" for name in settings.OPTIMIZERS)
+        raise UsageError(f"train.optimizer must be a class of optimiser, of {known}, got {shown(value)}")
+    return value
+
+
+def optimizer(value, schedule):
+    """Makes the configured optimiser, `value` being its class. Raises UsageError for another value or its settings."""
+    name = check_optimizer(value).__name__
+    with named(name if name in settings.OPTIMIZERS else "train"):
+        return value(learning_rate=schedule)
+
+
+def check_memory(streams, rollout, log_updates=1):
+    """Refuses what would not fit into this machine's memory, before any of it is made.
+
+    An estimate from below: of a rollout the frames as they are collected and as they are learnt from; of a training
+    step the carry before and after it, and those that PPO keeps of a rollout; the weights, their gradients and an
+    optimiser's two averages; of an in-graph task what one compiled call of `log_updates` updates records.
+
+    Args:
+      streams: B.
+      rollout: T; 0 for playing alone.
+      log_updates: updates between two rows.
+
+    Raises:
+      UsageError: names the settings that take the most.
+    """
+    names = ("units", "recurrent_parameters", "encoder_units", "head_units")
+    widths = tf.nest.flatten([_config_value(f"ActorCriticNetwork.{name}", None) for name in names])
+    largest = max((width for width in widths if isinstance(width, (int, float))), default=0)
+    sizes = (largest, streams * (rollout + 1), streams * rollout * log_updates)
+    if all(size <= small for size, small in zip(sizes, _SMALL, strict=True)):
+        return
+    text = ", ".join(
+        f"ActorCriticNetwork.{name} = {shown(_config_value(f'ActorCriticNetwork.{name}', None))}"
+        for name in names
+        if _config_value(f"ActorCriticNetwork.{name}", None)
+    )
+    parts = {text: 16 * largest}
+    env = environment(0, streams=1)
+    if isinstance(env, py_environment.PyEnvironment):
+        env.close()
+    given = f"environment.num_envs = {streams}"
+    frame = sum(_bytes(spec) for spec in tf.nest.flatten((env.time_step_spec(), env.action_spec())))
+    parts[f"{given}, train.rollout = {rollout}"] = 2 * frame * streams * (rollout + 1)
+    if isinstance(env, tf_environment.TFEnvironment):
+        parts[f"{given}, train.rollout = {rollout}, train.log_updates = {log_updates}"] = (
+            2 * 5 * streams * rollout * log_updates
+        )
+    with contextlib.suppress(Exception), tf.Graph().as_default():  # where nothing is allocated; errors come again
+        made = _network(env)
+        kept = 2 + rollout // max(getattr(agent_config(), "chunk", rollout + 1), 1)
+        parts[text] = 4 * sum(_bytes(variable) for variable in made.variables)
+        parts[f"{given}, {text}"] = kept * streams * sum(_bytes(part) for part in made.get_initial_carry(1))
+    most = max(parts, key=parts.get)
+    try:
+        fits_memory(most, sum(parts.values()))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _bytes(spec):
+    return int(np.prod([int(size) for size in spec.shape], dtype=object)) * tf.as_dtype(spec.dtype).size
 
 
 def num_envs():
@@ -94,28 +198,29 @@ def num_envs():
 
 def network(env):
     """Makes the configured network for an environment, its variables too. Raises UsageError for arguments unfit."""
-    try:
-        network = ActorCriticNetwork(
-            tensor_spec.from_spec(env.time_step_spec()).observation, tensor_spec.from_spec(env.action_spec())
-        )
-        network.create_variables()
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"network: {one_line(error)}") from error
+    with named("ActorCriticNetwork"):
+        return _network(env)
+
+
+def _network(env):
+    network = ActorCriticNetwork(
+        tensor_spec.from_spec(env.time_step_spec()).observation, tensor_spec.from_spec(env.action_spec())
+    )
+    network.create_variables()
     return network
 
 
 def agent_config():
     """The settings of the configured agent. Raises UsageError for settings out of range."""
-    try:
-        return _agent_classes()[1]()
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"agent: {one_line(error)}") from error
+    made = _agent_classes()[1]
+    with named(made.__name__):
+        return made()
 
 
 def reward_scaler():
     """A RewardScaler as the configured agent has it, for one stream; None where it has none."""
-    settings = agent_config()
-    return RewardScaler(settings.gamma, 1) if getattr(settings, "scale_reward", False) else None
+    made = agent_config()
+    return RewardScaler(made.gamma, 1) if getattr(made, "scale_reward", False) else None
 
 
 def actors(batch=None):
@@ -131,14 +236,14 @@ def actors(batch=None):
       UsageError: settings out of range, or that do not fit the environment.
     """
     try:
-        settings = fleet.settings()
-        if not settings["number"]:
+        made = fleet.settings()
+        if not made["number"]:
             return None
         if batch is not None:
-            settings["streams"] = fleet.streams_of_each(batch, settings["number"], settings["streams"])
+            made["streams"] = fleet.streams_of_each(batch, made["number"], made["streams"])
     except ValueError as error:
         raise UsageError(str(error)) from error
-    return settings
+    return made
 
 
 def agent(env, network, optimizer, config, num_streams=None):
@@ -146,7 +251,7 @@ def agent(env, network, optimizer, config, num_streams=None):
 
     Raises UsageError where environment, network and settings do not fit.
     """
-    try:
+    with named(_agent_classes()[1].__name__):
         return _agent_classes()[0](
             tensor_spec.from_spec(env.time_step_spec()),
             tensor_spec.from_spec(env.action_spec()),
@@ -156,12 +261,10 @@ def agent(env, network, optimizer, config, num_streams=None):
             config=config,
             train_step_counter=tf.Variable(0, dtype=tf.int64, trainable=False, name="updates"),
         )
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"agent: {one_line(error)}") from error
 
 
 @gin.configurable("agent", module="keras_rtrl")
 def _agent_classes(name="r2ac"):
     if not isinstance(name, str) or name not in AGENTS:
-        raise UsageError(f"agent.name must be one of {', '.join(AGENTS)}, got {name!r}")
+        raise UsageError(f"agent.name must be one of {', '.join(AGENTS)}, got {shown(name)}")
     return AGENTS[name]

@@ -31,11 +31,6 @@ def main(argv=None):
     except UsageError as error:
         print(f"keras-rtrl: error: {one_line(error)}", file=sys.stderr)
         return 2
-    except RuntimeError as error:
-        if not str(error).startswith("Required bindings"):  # gin's, for a setting without a value
-            raise
-        print(f"keras-rtrl: error: configuration: {one_line(error)}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:  # outside the training loop, where there is nothing to save
         return 130
 
@@ -169,7 +164,7 @@ def _train(args):
             raise UsageError(f"name a preset ({', '.join(config.presets())}) or a gin file, or --resume a run")
         source = config.find(args.preset)
     from keras_rtrl.environments import registry
-    from keras_rtrl.train import loop
+    from keras_rtrl.train import loop, used
 
     bindings = []
     if args.game is not None:
@@ -184,9 +179,15 @@ def _train(args):
         bindings.append(f"train.seed = {args.seed}")
     bindings += _actor_bindings(args)
     if args.resume is not None:
-        config.load_run(run, [*bindings, *args.gin], args.trust)
+        config.load_run(run, ["actors.address = None"], args.trust)
+        before = used.snapshot()
+        given = config.load_run(run, [*bindings, *args.gin], args.trust)
+        used.check("train", [], given)
+        used.check_resumed(run, before, given)
     else:
-        config.load(source, [*bindings, *args.gin])
+        own, given = config.load(source, [*bindings, *args.gin])
+        used.check("train", own, given)
+    used.check_set(args.resume or args.preset)
     facts = {}
     if args.resume is None:
         preset = os.path.splitext(os.path.basename(args.preset))[0]
@@ -234,9 +235,10 @@ def _sweep(args):
         if args.report_only and getattr(args, option):
             raise UsageError(f"--report-only trains nothing: leave out --{option}")
     source = config.find(args.preset)
-    from keras_rtrl.train import loop, report, sweep  # noqa: F401  loop: its settings are in the preset
+    from keras_rtrl.train import loop, report, sweep, used  # noqa: F401  loop: its settings are in the preset
 
-    config.load(source)
+    own, _ = config.load(source)
+    used.check("train", own, [])
     preset = os.path.splitext(os.path.basename(args.preset))[0]
     out = args.out or os.path.join("results", preset)
     tasks, conditions = config.sweep()
@@ -257,10 +259,11 @@ def _sweep(args):
 def _evaluate(args):
     run = open_run(args.folder)
     _actor_bindings(args)  # checks them
-    from keras_rtrl.train import evaluate, loop  # noqa: F401  loop: its settings are in the run's configuration
+    from keras_rtrl.train import evaluate, loop, used  # noqa: F401  loop: its settings are in the run's configuration
 
     actors = [f"actors.number = {args.actors or 0}", f"actors.address = {args.ray_address!r}"]  # not its training's
-    config.load_run(run, [*actors, *args.gin], args.trust)
+    given = config.load_run(run, [*actors, *args.gin], args.trust)
+    used.check("evaluate", [], given)
     result = evaluate.evaluate(run, args.episodes, args.seed, args.video, args.repeats)
     if args.repeats == 1:
         for number, (game_return, length) in enumerate(zip(result["returns"], result["lengths"], strict=True), 1):
@@ -356,11 +359,12 @@ def _bench_env(args):
         if getattr(args, option):
             raise UsageError(f"--{option} is of bench alone: give bench env its own after the word env")
     from keras_rtrl.environments import registry
-    from keras_rtrl.train import loop, throughput  # noqa: F401  loop: its settings are in the preset
+    from keras_rtrl.train import loop, throughput, used  # noqa: F401  loop: its settings are in the preset
 
     name = _environment_name(args.name)
     preset = args.preset or _preset_of(registry.family(name))
-    config.load(config.find(preset), [f"environment.name = {name!r}", *args.gin])
+    own, given = config.load(config.find(preset), [f"environment.name = {name!r}", *args.gin])
+    used.check("bench", own, given)
     rates = throughput.measure(args.rollouts)
     print(f"{name}, preset {preset}: agent steps a second of all streams, medians of {args.rollouts} rollouts")
     for part in ("environment", "policy", "learner"):

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 from tf_agents.environments import py_environment, tf_environment
 
+from keras_rtrl._checks import shown
 from keras_rtrl._errors import UsageError
 from keras_rtrl.environments import registry
 from keras_rtrl.train import building, checkpoints, config
@@ -23,6 +24,7 @@ def load_network(run, env, reward_scaler=None):
 
     Brings the statistics of `reward_scaler`, if there is one, to where they were too.
     """
+    building.check_memory(env.batch_size, 0)
     network = building.network(env)
     checkpoints.restore_network(run, network, reward_scaler)
     return network
@@ -191,7 +193,7 @@ def _play(env, policy):
 def _seen(observation):
     """The environment's own observation, or of one of parts the image."""
     observation = observation["observation"]
-    return observation["rgb"] if isinstance(observation, dict) else observation
+    return observation.get("rgb", observation) if isinstance(observation, dict) else observation
 
 
 class Video:
@@ -202,8 +204,8 @@ class Video:
         spec = _seen(env.time_step_spec().observation)
         if suffix not in _VIDEO_FORMATS:
             raise UsageError(f"{path}: a video ends in {', '.join(_VIDEO_FORMATS)}")
-        if spec.dtype != np.uint8 or len(spec.shape) != 3:
-            raise UsageError(f"no video: the observations are no images ({spec.shape}, {np.dtype(spec.dtype).name})")
+        if isinstance(spec, dict) or tf.as_dtype(spec.dtype) != tf.uint8 or len(spec.shape) != 3:
+            raise UsageError(f"--video {path}: this task's observations are no images, {shown(spec)}")
         try:
             if os.path.exists(path):
                 with open(path, "ab"):  # neither truncates nor writes

@@ -15,7 +15,7 @@ from tf_agents.environments import py_environment
 from tqdm import tqdm
 
 from keras_rtrl._checks import number, whole_number
-from keras_rtrl._errors import UsageError, one_line
+from keras_rtrl._errors import UsageError
 from keras_rtrl._replicas import Streams
 from keras_rtrl.agents.base import RolloutAgent
 from keras_rtrl.distributed.fleet import ActorFailure
@@ -117,8 +117,7 @@ def train(
         checkpoint_minutes = number("train.checkpoint_minutes", checkpoint_minutes, above=0)
     except ValueError as error:
         raise UsageError(str(error)) from error
-    if not isinstance(optimizer, type) or not issubclass(optimizer, tf_keras.optimizers.Optimizer):
-        raise UsageError(f"train.optimizer must be a class of tf-keras optimiser such as @Adam, got {optimizer!r}")
+    building.check_optimizer(optimizer)
     started = time.monotonic()
     strategy_name, strategy = strategy, building.strategy(strategy)
     tf_keras.utils.set_random_seed(seed)
@@ -132,6 +131,7 @@ def train(
     if streams.any(not resume and run.holds_run()):
         raise UsageError(f"{run.path}: holds a run already; go on with it by --resume, or choose another --out")
     run = run if streams.is_chief else run.scratch()
+    building.check_memory(streams.worker, rollout, min(log_updates, frames))
     env = building.environment(seed, streams=1 if apart else streams.worker if strategy else None)
     simulator = isinstance(env, py_environment.PyEnvironment)
     game_seed = _game_seed(seed, streams, checkpoints.saved_updates(run) if resume else None)
@@ -144,13 +144,10 @@ def train(
     total_updates = -(-frames // frames_per_update)
     agent_config = building.agent_config()
     schedule = tf_keras.optimizers.schedules.PolynomialDecay(
-        learning_rate, total_updates * agent_config.optimizer_steps, final_learning_rate
+        learning_rate, float(total_updates) * agent_config.optimizer_steps, final_learning_rate
     )
     with scope():
-        try:
-            optimizer = optimizer(learning_rate=schedule)
-        except (ValueError, TypeError) as error:
-            raise UsageError(f"train.optimizer: {one_line(error)}") from error
+        optimizer = building.optimizer(optimizer, schedule)
         network = building.network(env)
         if encoder_from is not None and not resume:
             _load_encoder(encoder_from, network)
@@ -158,15 +155,18 @@ def train(
     if strategy and not isinstance(agent, RolloutAgent):
         raise UsageError(f"train.strategy must be None for a {type(agent).__name__}, got {strategy_name!r}")
     counters = checkpoints.Counters()
-    if apart:
-        runner = make_actors(env, agent, rollout, apart, game_seed, same_actions=game_seed == seed)
-    else:
-        runner = make_runner(env, agent, rollout, log_updates)
+    with building.named("environment"):
+        if apart:
+            runner = make_actors(env, agent, rollout, apart, game_seed, same_actions=game_seed == seed)
+        else:
+            runner = make_runner(env, agent, rollout, min(log_updates, total_updates))
     with contextlib.closing(runner):
         facts = {**(facts or {}), **_memory(agent, runner, rollout)}
         saver = checkpoints.Checkpoints(run, counters, agent, runner.state)
         if resume:
             saver.restore()
+            if total_updates < counters.updates:
+                raise UsageError(f"train.frames must be at least {counters.frames}, what is done, got {frames}")
             if simulator:
                 agent.reset_carry()
         os.makedirs(run.path, exist_ok=True)

@@ -4,6 +4,7 @@ import gin
 import tensorflow as tf
 import tf_keras
 
+from keras_rtrl._checks import number
 from keras_rtrl.agents import ObGD
 
 
@@ -14,6 +15,7 @@ class RMSprop(tf_keras.optimizers.RMSprop):
     """
 
     def __init__(self, learning_rate, rho=0.99, epsilon=0.01):
+        rho, epsilon = _average("rho", rho), number("epsilon", epsilon, above=0)
         super().__init__(learning_rate, rho=rho, epsilon=epsilon, jit_compile=False)
 
     def update_step(self, gradient, variable):
@@ -27,7 +29,17 @@ class Adam(tf_keras.optimizers.Adam):
     """Keras' Adam."""
 
     def __init__(self, learning_rate, beta_1=0.9, beta_2=0.999, epsilon=1e-7):
+        beta_1, beta_2 = _average("beta_1", beta_1), _average("beta_2", beta_2)
+        epsilon = number("epsilon", epsilon, above=0)
         super().__init__(learning_rate, beta_1=beta_1, beta_2=beta_2, epsilon=epsilon, jit_compile=False)
+
+
+def _average(name, value):
+    """`value` as a float, the weight of what a running average was; below 1, where it would never change."""
+    value = number(name, value, low=0, high=1)
+    if value == 1:
+        raise ValueError(f"{name} must be below 1, got 1")
+    return value
 
 
 gin.external_configurable(RMSprop, module="keras_rtrl")

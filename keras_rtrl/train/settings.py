@@ -3,8 +3,10 @@
 import collections
 import difflib
 import inspect
+import ipaddress
 import math
 import os
+import socket
 import stat
 
 import gin
@@ -225,8 +227,21 @@ def check_reach(bindings):
                     raise UsageError(
                         f"{where}: {setting} has {shown(part)}, which may name a module to import; {_TRUST}"
                     )
-        if setting == "actors.address" and value not in (None, "auto"):
+        if setting == "actors.address" and not _is_here(value):
             raise UsageError(f"{where}: actors.address is {shown(value)}: say so by --ray-address, or give --trust")
+
+
+def _is_here(address):
+    """Whether a cluster's address is this machine's own, by number: a name could mean another machine tomorrow."""
+    if address in (None, "auto", "local"):
+        return True
+    try:
+        host = str(ipaddress.ip_address(str(address).rpartition(":")[0].strip("[]")))
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM) as attempt:
+            attempt.bind((host, 0))  # which the addresses of others do not allow
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def parameters(configurable):
@@ -271,4 +286,4 @@ def _reason(error):
     if isinstance(error, RecursionError):
         return "too many brackets in each other"
     text = error.msg if isinstance(error, SyntaxError) and error.msg else error.args[0] if error.args else error
-    return one_line(text)
+    return one_line(str(text).partition("\n")[0])

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from keras_rtrl._checks import whole_number
 from keras_rtrl._errors import UsageError, one_line
-from keras_rtrl.train import config, metrics
+from keras_rtrl.train import config, metrics, used
 from keras_rtrl.train.run_folder import RunFolder, check_writable, replacing
 
 KEPT = ("config.gin", "metrics.csv", "run.json")  # the last marks a run as kept
@@ -98,7 +98,7 @@ def runs_of(preset, out, tasks, conditions, seeds, frames=None):
     for task, task_bindings in tasks.items():
         for condition, condition_bindings in conditions.items():
             bindings = [*task_bindings, *condition_bindings, *([f"train.frames = {frames}"] if frames else [])]
-            config.load(config.find(preset), bindings)
+            used.check("train", *config.load(config.find(preset), bindings))
             try:
                 count = whole_number("train.frames", gin.query_parameter("train.frames"))
             except ValueError as error:

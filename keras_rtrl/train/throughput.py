@@ -8,6 +8,7 @@ import tensorflow as tf
 import tf_keras
 from tf_agents.environments import tf_environment
 
+from keras_rtrl._checks import whole_number
 from keras_rtrl._errors import UsageError
 from keras_rtrl.drivers import RolloutDriver
 from keras_rtrl.train import building, config
@@ -37,14 +38,18 @@ def measure(rounds):
     Raises:
       UsageError: settings that do not fit, an in-graph task.
     """
+    try:
+        length = whole_number("train.rollout", config.value("train.rollout", 20))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    building.check_memory(building.num_envs(), length)
     tf_keras.utils.set_random_seed(0)
     env = building.environment(0)
     if isinstance(env, tf_environment.TFEnvironment):
         raise UsageError("bench env measures simulators; an in-graph task is collected and learned in one function")
     settings = building.agent_config()
-    optimizer = config.value("train.optimizer", tf_keras.optimizers.RMSprop)(learning_rate=1e-4)  # whatever it is
+    optimizer = building.optimizer(config.value("train.optimizer", None), 1e-4)
     agent = building.agent(env, building.network(env), optimizer, settings)
-    length = config.value("train.rollout", 20)
     rollouts = []
     driver = RolloutDriver(env, agent.collect_policy, length, [rollouts.append])
     driver.run()

@@ -1,5 +1,6 @@
 """Bad input: one line on stderr, exit code 2, no traceback, and nothing written."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -7,7 +8,7 @@ import sys
 
 import pytest
 
-from keras_rtrl.train import cli
+from keras_rtrl.train import cli, config, used
 
 TINY = ["train.log_updates = 5", "ActorCriticNetwork.units = 4", 'environment.options = {"corridor": 3}']
 
@@ -76,12 +77,154 @@ def test_unknown_game_names_a_close_one(error, tmp_path):
         ("environment.options = {'seed': 3}", "seed"),
         ("ActorCriticNetwork.units = 'a'", "units"),
         ("import nothere", "nothere"),
-        ("train.rollout = %N", "N"),
+        ("train.rollout = %N", "'%N' has no value"),
+        # what nothing uses
+        ("seed = 3", "nothing uses 'seed' (did you mean 'train.seed'?)"),
+        ("frames = 99999", "nothing uses 'frames' (did you mean 'train.frames'?)"),
+        ("nonsense = 3", "nothing uses 'nonsense'"),
+        ("a/train.seed = 3", "no setting 'a/train.seed' (did you mean 'train.seed'?)"),
+        (
+            "PPOConfig.gamma = 0.5",
+            "nothing uses PPOConfig.gamma; agent.name is 'r2ac' (did you mean 'R2ACConfig.gamma'?)",
+        ),
+        ("RMSprop.rho = 0.5", "nothing uses RMSprop.rho; train.optimizer is @Adam"),
+        ("Adam.learning_rate = 1.0", "(did you mean 'train.learning_rate'?)"),
+        ("ActorCriticNetwork.action_spec = 3", "has no setting 'action_spec'"),
+        ("ActorPolicy.name = 'x'", "no setting 'ActorPolicy.name'"),
+        ("sweep.tasks = {'a': []}", "sweep.tasks is for keras-rtrl sweep"),
+        ("actors.queue = 1", "nothing uses actors.queue without --actors"),
+        ("", "sets nothing"),
+        ("# train.seed = 3", "sets nothing"),
+        # what ended in a traceback
+        ("train.rollout = [", "cannot parse"),
+        ("train.rollout = '''", "cannot parse"),
+        (f"train.rollout = {'[' * 5000}", "too many brackets"),
+        ("train.rollout = ²", "cannot parse"),
+        ("train.seed = {[]: 1}", "cannot parse"),
+        ("A = %B\nB = %A\ntrain.seed = %A", "'%A' needs its own value"),
+        ("train.optimizer = @Adam()", "without brackets: @Adam"),
+        ("train.optimizer = @a/Adam", "train.optimizer"),
+        ("train.seed = @Adam", "train.seed"),
+        ("train.seed = @train()", "train.seed"),
+        ("from __gin__ import dynamic_registration\nimport nothere", "nothere"),
+        (f"train.frames = 1{'0' * 400}", "train.frames must be"),
+        (f"train.frames = {'1' * 5000}", "cannot parse"),
+        ("train.frames = 1e30", "train.frames must be"),
+        ("train.learning_rate = 1e999", "'train.learning_rate' must be finite"),
+        (f"train.learning_rate = 1{'0' * 400}", "train.learning_rate must be"),
+        ("Adam.epsilon = 'x'", "Adam.epsilon must be"),
+        ("Adam.beta_1 = 1", "Adam.beta_1 must be below 1"),
+        ("environment.workers = True", "environment.workers must be"),
+        ("environment.options = {'corridor': 'x'}", "environment.options: corridor must be"),
+        (f"environment.options = {{'corridor': 1{'0' * 20}}}", "environment"),
+        (f"environment.name = '{'x' * 5000}'", "xxx"),
+        (f"agent.name = '{'x' * 5000}'", "agent.name must be"),
+        (f"train.{'x' * 5000} = 3", "train has no setting"),
+        (f"{'x' * 5000} = 3", "nothing uses"),
+        # more than the machine's memory
+        ("environment.num_envs = 1_000_000_000", "environment.num_envs = 1000000000"),
+        ("train.rollout = 1_000_000_000", "train.rollout = 1000000000"),
+        ("ActorCriticNetwork.units = 1_000_000_000", "ActorCriticNetwork.units = 1000000000"),
+        ("ActorCriticNetwork.head_units = (1_000_000_000,)", "ActorCriticNetwork.head_units = (1000000000,)"),
     ],
+    ids=lambda text: text[:40],
 )
 def test_bad_setting_is_named(error, tmp_path, binding, names):
-    assert names in error("train", "tmaze_r2ac", "--out", "new", "--gin", binding)
+    text = error("train", "tmaze_r2ac", "--out", "new", "--gin", binding)
+    assert names in text
+    assert len(text) < 1000
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("lines", "names"),
+    [
+        ("seed = 3", "line 2: nothing uses 'seed'"),
+        ("PPOConfig.clip = 0.3", "line 2: nothing uses PPOConfig.clip"),
+        ("RMSprop.rho = 0.3", "line 2: nothing uses RMSprop.rho"),
+        ("train.rolout = 3", "line 2: train has no setting 'rolout' (did you mean 'train.rollout'?)"),
+        ("trian.rollout = 3", "line 2: there is no setting 'trian.rollout' (did you mean 'train.rollout'?)"),
+        ("train:\n  seed = 3\n  rolout = 3", "line 4: train has no setting 'rolout'"),
+        ("include '{folder}/mine.gin'", "includes this file again"),
+        ("include '{folder}/other.gin'", "includes this file again"),
+        ("\0", "cannot parse"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "sweep"])
+def test_own_gin_file_with_what_cannot_be(error, tmp_path, command, lines, names):
+    text = f'include "atari_r2ac.gin"\n{lines.format(folder=tmp_path)}\n'
+    if "RMSprop" in lines:
+        text += "train.optimizer = @Adam\n"
+    (tmp_path / "mine.gin").write_text(text)
+    (tmp_path / "other.gin").write_text(f"include '{tmp_path}/mine.gin'")
+    assert names in error(command, "mine.gin")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.gin", "other.gin"]
+
+
+def test_settings_of_an_agent_that_a_sweep_trains(tmp_path):
+    """Also what a preset sets for the agent that it had, and settings of actors for --actors."""
+    path = tmp_path / "mine.gin"
+    path.write_text(
+        'include "tmaze_r2ac.gin"\nPPOConfig.clip = 0.3\nactors.queue = 1\nRMSprop.rho = 0.9\nsweep.tasks = {"T": []}\n'
+        'sweep.conditions = {"a": [], "b": ["agent.name = \'ppo\'", "train.optimizer = @RMSprop"]}\n'
+    )
+    used.check("train", *config.load(str(path)))
+    used.check("train", *config.load(config.find("tmaze_r2ac"), ["agent.name = 'ppo'", "PPOConfig.clip = 0.3"]))
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["--frames", "400"], "train.frames must be at least 1000, what is done, got 400"),
+        (["--gin", "train.seed = 1"], "train.seed = 0"),
+        (["--gin", "environment.options = {'corridor': 4}"], "environment.options = {'corridor': 3}"),
+        (["--gin", "train.rollout = 6"], "train.rollout = 5"),
+        (["--gin", "train.learning_rate = 0.5"], "train.learning_rate = 0.01"),
+        (["--gin", "train.optimizer = @RMSprop"], "train.optimizer = @Adam"),
+        (["--gin", "agent.name = 'ppo'"], "agent.name = 'r2ac'"),
+        (["--gin", "seed = 3"], "nothing uses 'seed'"),
+        (["--gin", "PPOConfig.clip = 0.3"], "nothing uses PPOConfig.clip"),
+        (["--gin", ""], "sets nothing"),
+    ],
+)
+def test_resuming_with_other_settings(error, tmaze_run, tmp_path, words, names):
+    shutil.copytree(tmaze_run, tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert names in error("train", "--resume", "run", *words)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+
+def test_resuming_with_what_may_change(tmaze_run, tmp_path):
+    shutil.copytree(tmaze_run, tmp_path / "run")
+    words = arguments(bindings=["train.log_updates = 7", "train.checkpoint_minutes = 2.0", "train.seed = 0"])
+    assert cli.main(["train", "--resume", str(tmp_path / "run"), "--frames", "1100", *words]) == 0
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["total_frames"] == 1100
+
+
+@pytest.mark.parametrize(
+    ("binding", "names"),
+    [
+        ("train.rollout = 'x'", "train.rollout must be"),
+        ("train.optimizer = 3", "train.optimizer must be"),
+        ("train.seed = 3", "no use for train.seed"),
+        ("environment.num_envs = 1_000_000_000", "environment.num_envs = 1000000000"),
+        ("environment.num_envs = 'x'", "environment.num_envs must be"),
+    ],
+)
+def test_bench_env_takes_what_train_takes(error, binding, names):
+    assert names in error("bench", "env", "CartPole-v1", "--preset", "ppo_rtu_popgym", "--gin", binding)
+
+
+def test_no_video_of_what_is_no_image(error, tmaze_run, tmp_path):
+    assert "--video x.mp4" in error("evaluate", str(tmaze_run), "--video", "x.mp4")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["5", "[1]", '"x"', "{", '{"cluster": 3}', '{"cluster": {"worker": 5}, "task": 3}'])
+def test_tf_config_of_another_form(error, monkeypatch, text):
+    monkeypatch.setenv("TF_CONFIG", text)
+    words = ["--gin", "train.strategy = 'multi_worker_mirrored'"]
+    assert "TF_CONFIG" in error("train", "atari_r2ac_cpu", "--out", "new", *words)
 
 
 @pytest.mark.parametrize("out", [[], ["--out", "new"]])
@@ -109,7 +252,7 @@ def test_broken_checkpoint(error, tmaze_run, tmp_path, words, part, damage):
 def test_resuming_with_another_network(error, tmaze_run, tmp_path):
     shutil.copytree(tmaze_run, tmp_path / "run")
     before = (tmp_path / "run" / "config.gin").read_text()
-    assert "another configuration" in error("train", "--resume", "run", "--gin", "ActorCriticNetwork.units = 9")
+    assert "ActorCriticNetwork.units" in error("train", "--resume", "run", "--gin", "ActorCriticNetwork.units = 9")
     assert (tmp_path / "run" / "config.gin").read_text() == before
 
 
