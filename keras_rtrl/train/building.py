@@ -54,9 +54,13 @@ def named(configurable):
         text = one_line(error)
         if not isinstance(error, (ValueError, TypeError, ImportError, RuntimeError)):
             text = f"{type(error).__name__}: {text}"
-        name = re.match(r"\w*", text)[0]
+        text = re.sub(r"^Exception encountered when calling .*?\)\. +", "", text).partition(" Call arguments received")[
+            0
+        ]
+        inner = re.sub(r"^\w+: +", "", text)  # without the name of a layer
+        name = re.match(r"\w*", inner)[0]
         if name in settings.parameters(configurable):
-            raise UsageError(f"{configurable}.{text}") from error
+            raise UsageError(f"{configurable}.{inner}") from error
         options = _config_value(f"{configurable}.options", None)
         at = ".options" if isinstance(options, dict) and name in options else ""
         raise UsageError(f"{configurable}{at}: {text}") from error
