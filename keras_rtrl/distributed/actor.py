@@ -128,12 +128,13 @@ class GameActor(Actor):
       number, version, configuration, threads: as Actor.
       seed: of the environment.
       quota: number of games of each stream.
+      max_steps: agent steps after which a game is cut off.
     """
 
-    def __init__(self, number, version, configuration, threads, seed, quota):
+    def __init__(self, number, version, configuration, threads, seed, quota, max_steps):
         super().__init__(number, version, configuration, threads)
         self._env = building.environment(seed, streams=len(quota), evaluation=True)
-        self._quota, self._games, self._played = quota, None, None
+        self._quota, self._max_steps, self._games, self._played = quota, max_steps, None, None
 
     def play(self, weights, steps):
         """Up to `steps` steps more.
@@ -143,13 +144,13 @@ class GameActor(Actor):
           steps: int.
 
         Returns:
-          The games so far: a list of (return, length in agent steps) a stream.
+          The games so far: a list of (return, length in agent steps, whether it was cut off) a stream.
         """
         if self._games is None:
             network = building.network(self._env)
             for variable, value in zip(network.variables, weights, strict=True):
                 variable.assign(value)
-            self._games = evaluate.whole_games(self._env, evaluate.PolicyModule(network), self._quota)
+            self._games = evaluate.whole_games(self._env, evaluate.PolicyModule(network), self._quota, self._max_steps)
         for played in itertools.islice(self._games, steps):
             self._played = played
         return self._played

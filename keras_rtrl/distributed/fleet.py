@@ -205,7 +205,7 @@ class Fleet:
 
 
 @_ray_answers()
-def play_games(configuration, weights, quotas, seeds, address, cpus, timeout):
+def play_games(configuration, weights, quotas, seeds, max_steps, address, cpus, timeout, progress):
     """Whole games, played greedily by actors.
 
     An actor that dies plays its games again from the first, by the same seed.
@@ -215,10 +215,12 @@ def play_games(configuration, weights, quotas, seeds, address, cpus, timeout):
       weights: list of arrays, as the network's variables.
       quotas: for each actor the number of games of each of its streams.
       seeds: of the actors' environments.
+      max_steps: agent steps after which a game is cut off.
       address, cpus, timeout: as `settings`.
+      progress: called with what is returned, as far as it has come; None for an actor that has sent nothing yet.
 
     Returns:
-      For each actor a list of (return, length in agent steps) a stream, at least as many as asked for.
+      For each actor a list of (return, length in agent steps, whether cut off) a stream, at least as many as asked for.
 
     Raises:
       ImportError: if Ray is not installed.
@@ -229,7 +231,7 @@ def play_games(configuration, weights, quotas, seeds, address, cpus, timeout):
     try:
         weights = ray.put(weights)
         actors = [
-            _start("GameActor", i, configuration, cpus, seed, quota)
+            _start("GameActor", i, configuration, cpus, seed, quota, max_steps)
             for i, (quota, seed) in enumerate(zip(quotas, seeds, strict=True))
         ]
         games = [None] * len(quotas)
@@ -242,6 +244,7 @@ def play_games(configuration, weights, quotas, seeds, address, cpus, timeout):
             i = pending.pop(ready[0])
             played = _fetch(ray, ready[0], i, timeout)
             games[i] = games[i] if played is None else played
+            progress(games)
             if played is None or any(len(games) < wanted for games, wanted in zip(played, quotas[i], strict=True)):
                 pending[actors[i].play.remote(weights, _STEPS)] = i
             else:

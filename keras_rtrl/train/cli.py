@@ -1,7 +1,9 @@
 """The command `keras-rtrl`."""
 
 import argparse
+import contextlib
 import datetime
+import errno
 import os
 import re
 import sys
@@ -13,26 +15,69 @@ require_legacy_keras()
 
 from keras_rtrl._errors import UsageError, one_line  # noqa: E402
 from keras_rtrl.train import config  # noqa: E402
-from keras_rtrl.train.run_folder import RunFolder, check_writable, new_run, open_run  # noqa: E402
+from keras_rtrl.train.run_folder import (  # noqa: E402
+    RunFolder,
+    check_writable,
+    new_run,
+    open_run,
+    run_around,
+    write_json,
+    writing,
+)
 
 
 def main(argv=None):
     """Runs one command and returns its exit code.
 
-    0: done (or the limit of --minutes reached). 1: training diverged, or has lost its actors or another process. 2: bad
-    input. 128 + n: ended by signal n, after a checkpoint.
+    0: done (or the limit of --minutes reached). 1: training diverged, or has lost its actors or another process, or a
+    file could not be written. 2: bad input. 128 + n: ended by signal n, after a checkpoint; so 141 where nobody reads
+    the standard output any longer.
     """
     # TF-Agents compares with () and [] by "is"; AutoGraph's copy of it makes Python say so over the progress bar.
     warnings.filterwarnings("ignore", '"is( not)?" with', SyntaxWarning)
-    args = _parser().parse_args(argv)
-    args.command = ["keras-rtrl", *(sys.argv[1:] if argv is None else argv)]
     try:
-        return args.run(args)
+        try:
+            args = _parser().parse_args(argv)
+            args.command = ["keras-rtrl", *(sys.argv[1:] if argv is None else argv)]
+            return args.run(args)
+        finally:
+            with writing("standard output"):
+                sys.stdout.flush()  # here, where it can fail with a word
     except UsageError as error:
-        print(f"keras-rtrl: error: {one_line(error)}", file=sys.stderr)
+        _say(f"error: {one_line(error)}")
         return 2
+    except OSError as error:
+        return _failed(error)
     except KeyboardInterrupt:  # outside the training loop, where there is nothing to save
         return 130
+
+
+def _say(text):
+    with contextlib.suppress(OSError):  # nobody reads what is said there
+        print(f"keras-rtrl: {text}", file=sys.stderr, flush=True)
+
+
+def _failed(error):
+    """The exit code for a file, or the standard output, that could not be written; says so in one line."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:  # Python would try once more at its end
+            with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as null:
+                os.dup2(null.fileno(), stream.fileno())
+    if isinstance(error, BrokenPipeError) and error.filename in (None, "standard output"):
+        return 141
+    _say(f"error: {_reason(error)}")
+    return 2 if isinstance(error, _MISPLACED) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP) else 1
+
+
+_MISPLACED = (IsADirectoryError, NotADirectoryError, FileExistsError)  # something else is where the file belongs
+
+
+def _reason(error):
+    """An OSError in one line."""
+    reason = error.strerror or one_line(error)
+    return reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}"
 
 
 class _Once(argparse.Action):
@@ -103,6 +148,9 @@ def _parser():
     evaluate.add_argument("--seed", type=_seed, default=1, metavar="N", help="of the first repeat (default: 1)")
     evaluate.add_argument(
         "--gin", action="append", default=[], metavar="BINDING", help='such as "environment.options = {...}"'
+    )
+    evaluate.add_argument(
+        "--max-steps", type=_positive_int, default=100_000, metavar="N", help="agent steps of a game (default: 100000)"
     )
     evaluate.add_argument("--video", type=_name, metavar="FILE", help="write the first game to an .mp4 or .avi")
     _add_trust(evaluate)
@@ -195,7 +243,10 @@ def _train(args):
         if args.out is not None:
             if joined:
                 check_writable(args.out)
-            run = RunFolder(args.out) if joined else new_run(args.out)
+                run = RunFolder(args.out)
+                run.check_kinds()
+            else:
+                run = new_run(args.out)
         elif joined:
             raise UsageError("several processes make one run: give --out, the same folder to each")
         else:
@@ -205,6 +256,13 @@ def _train(args):
     print(f"run folder: {run.path}", flush=True)
     try:
         result = loop.train(run, resume=args.resume is not None, minutes=args.minutes, facts=facts)
+    except OSError as error:
+        if error.filename is None:  # the standard output
+            raise
+        _say(f"training stopped: cannot write {_reason(error)}")
+        if run.holds_run():
+            print(f"go on with: keras-rtrl train --resume {run.path}")
+        return 1
     except loop.Diverged as error:
         print(f"keras-rtrl: training stopped: {one_line(error)}", file=sys.stderr)
         return 1
@@ -252,40 +310,62 @@ def _sweep(args):
     if reported:
         config.load(source)
         tasks, conditions = config.sweep()  # all there are: what earlier sweeps left is reported too
-        print(report.write(out, tasks, conditions, preset), end="")
+        results = report.read(out, tasks, conditions)
+        table = report.table(results)
+        print(table, end="", flush=True)  # also where it cannot be written
+        report.write(out, results, table, preset)
     return code
 
 
 def _evaluate(args):
     run = open_run(args.folder)
     _actor_bindings(args)  # checks them
-    from keras_rtrl.train import evaluate, loop, used  # noqa: F401  loop: its settings are in the run's configuration
+    from keras_rtrl.train import checkpoints, evaluate, loop, used  # noqa: F401  loop: its settings are in the run's gin file
+
+    checkpoints.newest(run)  # finds a broken one at once
 
     actors = [f"actors.number = {args.actors or 0}", f"actors.address = {args.ray_address!r}"]  # not its training's
     given = config.load_run(run, [*actors, *args.gin], args.trust)
     used.check("evaluate", [], given)
-    result = evaluate.evaluate(run, args.episodes, args.seed, args.video, args.repeats)
+    with contextlib.closing(run):
+        run.lock_evaluation()
+        result, film = evaluate.evaluate(run, args.episodes, args.seed, args.video, args.repeats, args.max_steps)
+        _print_evaluation(result, args)
+        write_json(run.evaluation, result)
+        if film is not None:
+            film.write()
+    return 0
+
+
+def _print_evaluation(result, args):
     if args.repeats == 1:
-        for number, (game_return, length) in enumerate(zip(result["returns"], result["lengths"], strict=True), 1):
-            print(f"game {number}: return {game_return:g}, {length} steps")
+        games = zip(result["returns"], result["lengths"], result["cut_off"], strict=True)
+        for number, (game_return, length, cut) in enumerate(games, 1):
+            print(f"game {number}: return {game_return:g}, {length} steps{', cut off' if cut else ''}")
         spread = f"{result['std']:.2f} over {args.episodes} games"
     else:
         for number, mean in enumerate(result["means"], 1):
             print(f"repeat {number}: mean {mean:.2f}")
         spread = f"{result['std_of_means']:.2f} over the means of {args.repeats} x {args.episodes} games"
     print(f"mean {result['mean']:.2f}, standard deviation {spread}{_normalized(result['human_normalized'])}")
-    return 0
+    sys.stdout.flush()
+    if any(result["cut_off"]):
+        _say(f"{sum(result['cut_off'])} of {len(result['cut_off'])} games did not end within {args.max_steps} steps "
+             "(--max-steps) and count as far as they were played")  # fmt: skip
 
 
 def _export(args):
     run = open_run(args.folder)
     check_writable(args.target)
-    from keras_rtrl.train import building, evaluate, export, loop  # noqa: F401
+    from keras_rtrl.train import building, checkpoints, evaluate, export, loop  # noqa: F401
 
-    config.load_run(run, _ALONE, args.trust)
-    scaler = building.reward_scaler()
-    network = evaluate.load_network(run, building.environment(seed=0, streams=1), scaler)
-    export.save(network, args.target, scaler)
+    checkpoints.newest(run)  # finds a broken one at once
+    with contextlib.closing(run_around(args.target)) as written:
+        written.lock()
+        config.load_run(run, _ALONE, args.trust)
+        scaler = building.reward_scaler()
+        network = evaluate.load_network(run, building.environment(seed=0, streams=1), scaler)
+        export.save(network, args.target, scaler)
     print(f"policy: {args.target}")
     return 0
 
@@ -400,6 +480,10 @@ def _normalized(score):
 def _name(text):
     if not text:
         raise argparse.ArgumentTypeError("is empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # bytes of another encoding, which TensorFlow takes for no name of a file
+        raise argparse.ArgumentTypeError("must be UTF-8 (and PYTHONUTF8 not 0)") from error
     return text
 
 

@@ -1,20 +1,21 @@
 """Whole games, played greedily."""
 
 import contextlib
+import errno
 import os
-import tempfile
 
 import gin
 import numpy as np
 import tensorflow as tf
 from tf_agents.environments import py_environment, tf_environment
+from tqdm import tqdm
 
 from keras_rtrl._checks import shown
 from keras_rtrl._errors import UsageError
 from keras_rtrl.environments import registry
 from keras_rtrl.train import building, checkpoints, config
 from keras_rtrl.train.export import PolicyModule, flat
-from keras_rtrl.train.run_folder import write_json
+from keras_rtrl.train.run_folder import replacing
 
 _VIDEO_FORMATS = (".mp4", ".avi")
 
@@ -30,7 +31,7 @@ def load_network(run, env, reward_scaler=None):
     return network
 
 
-def evaluate(run, episodes=30, seed=1, video=None, repeats=1):
+def evaluate(run, episodes=30, seed=1, video=None, repeats=1, max_steps=100_000):
     """Plays whole games greedily, as many in each stream (but one), so that short games count no more than long ones.
 
     The environment is the configured one: to play levels held out from training, change its options in the
@@ -42,28 +43,32 @@ def evaluate(run, episodes=30, seed=1, video=None, repeats=1):
       seed: int, of the first repeat's environment; the others have seed + 1, seed + 2, ...
       video: path of an .mp4 or .avi for the first game, None for none. Needs image observations.
       repeats: number of times the games are played, in a fresh environment each time, at least 1.
+      max_steps: agent steps after which a game is cut off; it counts as far as it was played.
 
     Returns:
-      dict: mean and std (n in the denominator) over all games; means, one a repeat, and std_of_means, None for one
-      repeat; human_normalized, of the mean, None where no scores are known; returns and lengths (agent steps) by game;
-      environment and options, episodes, repeats, seed, and updates learnt from. Written to evaluation.json too.
+      (result, film): a dict, and the Video still to be written, None without one. The dict: mean and std (n in the
+      denominator) over all games; means, one a repeat, and std_of_means, None for one repeat; human_normalized, of the
+      mean, None where no scores are known; returns and lengths (agent steps) by game, and cut_off, whether the game
+      was; environment and options, episodes, repeats, seed, max_steps, and updates learnt from.
 
     Raises:
       UsageError: arguments that do not fit.
     """
-    for name, value in (("episodes", episodes), ("repeats", repeats)):
+    for name, value in (("episodes", episodes), ("repeats", repeats), ("max_steps", max_steps)):
         if value < 1:
             raise UsageError(f"{name} must be at least 1, got {value}")
     streams = min(episodes, 16)
     quota = [episodes // streams + (stream < episodes % streams) for stream in range(streams)]
-    settings = building.actors()
-    if settings:
-        if video is not None:
-            raise UsageError(f"a video is of a game played here: leave out --video {video} or --actors")
-        games = _played_by_actors(run, quota, [seed + repeat for repeat in range(repeats)], settings)
-    else:
-        games = _played_here(run, quota, [seed + repeat for repeat in range(repeats)], video)
-    returns = [game_return for game_return, _ in games]
+    seeds, settings = [seed + repeat for repeat in range(repeats)], building.actors()
+    if settings and video is not None:
+        raise UsageError(f"a video is of a game played here: leave out --video {video} or --actors")
+    film = None
+    with _Progress(episodes * repeats) as bar:
+        if settings:
+            games, updates = _played_by_actors(run, quota, seeds, max_steps, settings, bar)
+        else:
+            games, updates, film = _played_here(run, quota, seeds, max_steps, video, bar)
+    returns = [game_return for game_return, _, _ in games]
     means = np.reshape(returns, [repeats, episodes]).mean(axis=1)
     environment = config.value("environment.name", None)
     result = {
@@ -72,17 +77,35 @@ def evaluate(run, episodes=30, seed=1, video=None, repeats=1):
         "episodes": episodes,
         "repeats": repeats,
         "seed": seed,
-        "updates": checkpoints.saved_updates(run),
+        "max_steps": max_steps,
+        "updates": updates,
         "mean": float(np.mean(returns)),
         "std": float(np.std(returns)),
         "means": means.tolist(),
         "std_of_means": float(np.std(means)) if repeats > 1 else None,
         "human_normalized": registry.normalized_score(environment, float(np.mean(returns))),
         "returns": returns,
-        "lengths": [length for _, length in games],
+        "lengths": [length for _, length, _ in games],
+        "cut_off": [cut for _, _, cut in games],
     }
-    write_json(run.evaluation, result)
-    return result
+    return result, film
+
+
+class _Progress(tqdm):
+    """A bar of steps, and how many of the games that were asked for are over; none where stderr is no terminal."""
+
+    def __init__(self, wanted):
+        super().__init__(unit=" steps", unit_scale=True, mininterval=0.5, disable=None)
+        self._wanted, self._before = wanted, 0
+
+    def show(self, played, quota, steps=0):
+        """Adds `steps`; `played` are the games of this repeat."""
+        games = sum(min(len(games or ()), wanted) for games, wanted in zip(played, quota, strict=True))
+        self.set_postfix_str(f"{self._before + games} of {self._wanted} games", refresh=not steps)
+        self.update(steps)
+
+    def next_repeat(self, quota):
+        self._before += sum(quota)
 
 
 @contextlib.contextmanager
@@ -95,33 +118,35 @@ def _environment(seed, streams):
             env.close()
 
 
-def _played_here(run, quota, seeds, video):
-    """The games of each seed's environment, (return, length), stream by stream."""
-    policy = recorder = None
+def _played_here(run, quota, seeds, max_steps, video, bar):
+    """(games, updates, film): (return, length, cut off) of each seed's environment, stream by stream."""
+    policy = film = updates = None
     result = []
     for seed in seeds:
         with _environment(seed, len(quota)) as env:
             if policy is None:
                 _check_games(run, env)
-                recorder = Video(video, env) if video is not None else None
-                policy = PolicyModule(load_network(run, env))
-            for played in whole_games(env, policy, quota, recorder):  # noqa: B007  the same list grows
-                pass
-            recorder, done = None, recorder
-            if done:
-                done.close()
+                film = Video(video, env) if video is not None else None
+                network = building.network(env)
+                updates = checkpoints.restore_network(run, network)
+                policy = PolicyModule(network)
+            for played in whole_games(env, policy, quota, max_steps, film if seed == seeds[0] else None):
+                bar.show(played, quota, len(quota))
+            bar.next_repeat(quota)
             result += _wanted(played, quota)
-    return result
+    return result, updates, film
 
 
-def _played_by_actors(run, quota, seeds, settings):
-    """As _played_here: actor i of N has every N-th stream from the i-th on."""
+def _played_by_actors(run, quota, seeds, max_steps, settings, bar):
+    """As _played_here, without a film: actor i of N has every N-th stream from the i-th on."""
     from keras_rtrl import distributed
     from keras_rtrl.distributed.actor import environment_seed
 
     with _environment(seeds[0], 1) as env:
         _check_games(run, env)
-        weights = [variable.numpy() for variable in load_network(run, env).variables]
+        network = building.network(env)
+        updates = checkpoints.restore_network(run, network)
+        weights = [variable.numpy() for variable in network.variables]
     number = min(settings["number"], len(quota))
     result = []
     try:
@@ -131,14 +156,23 @@ def _played_by_actors(run, quota, seeds, settings):
                 weights,
                 [quota[i::number] for i in range(number)],
                 [environment_seed(seed, i, 0) for i in range(number)],
+                max_steps,
                 settings["address"],
                 settings["cpus"],
                 settings["timeout"],
+                lambda parts: bar.show(_by_stream(parts, len(quota)), quota),
             )
-            result += _wanted([parts[stream % number][stream // number] for stream in range(len(quota))], quota)
+            bar.next_repeat(quota)
+            result += _wanted(_by_stream(parts, len(quota)), quota)
     except (ImportError, distributed.ActorFailure) as error:
         raise UsageError(str(error)) from error
-    return result
+    return result, updates
+
+
+def _by_stream(parts, streams):
+    """The games of each stream, from those of each actor (None before its first steps)."""
+    number = len(parts)
+    return [parts[i % number] and parts[i % number][i // number] for i in range(streams)]
 
 
 def _check_games(run, env):
@@ -151,24 +185,35 @@ def _wanted(played, quota):
     return [game for games, wanted in zip(played, quota, strict=True) for game in games[:wanted]]
 
 
-def whole_games(env, policy, quota, recorder=None):
+def whole_games(env, policy, quota, max_steps, recorder=None):
     """Plays until each stream i has played `quota[i]` games.
 
-    Yields after each step the games so far, a list of (return, length in agent steps) a stream, always the same list.
+    A game that goes on after `max_steps` agent steps is cut off and counts as it is. Its stream waits for the others to
+    play theirs or to be cut off, then all begin new games.
+
+    Yields after each step the games so far, a list of (return, length in agent steps, whether it was cut off) a stream,
+    always the same list.
     """
     played = [[] for _ in quota]
-    for observation, finished in _play(env, policy):
-        if recorder and not played[0]:
-            recorder.add(observation)
-        for game_return, length, stream in finished:
-            played[stream].append((game_return, length))
-        yield played
-        if all(len(games) >= wanted for games, wanted in zip(played, quota, strict=True)):
-            return
+    while any(len(games) < wanted for games, wanted in zip(played, quota, strict=True)):
+        waiting = set()
+        for observation, finished, returns, lengths in _play(env, policy):
+            if recorder and not played[0]:
+                recorder.add(observation)
+            over = [(*game, False) for game in finished]
+            over += [(float(returns[i]), int(lengths[i]), int(i), True) for i in np.flatnonzero(lengths >= max_steps)]
+            for game_return, length, stream, cut in over:
+                if stream not in waiting:
+                    played[stream].append((game_return, length, cut))
+                    waiting |= {stream} if cut else set()
+            yield played
+            if all(i in waiting or len(played[i]) >= wanted for i, wanted in enumerate(quota)):
+                break
 
 
 def _play(env, policy):
-    """Yields (observation array, games finished as (return, length, stream)) after each step, for ever."""
+    """Begins new games. Yields after each step, for ever, the observation array, the games finished as (return, length,
+    stream), and returns and lengths [B] of those under way."""
     in_graph = isinstance(env, tf_environment.TFEnvironment)
     step = tf.function(env.step) if in_graph else env.step
     time_step = env.reset()
@@ -179,15 +224,16 @@ def _play(env, policy):
         outputs = policy.action(step_type=tf.convert_to_tensor(time_step.step_type), **inputs, **state)
         state = {name: value for name, value in outputs.items() if name.startswith("state_")}
         time_step = step(outputs["action"] if in_graph else outputs["action"].numpy())
+        step_type = np.asarray(time_step.step_type)
+        returns += np.asarray(time_step.reward)
+        lengths += step_type != 0
         if in_graph:  # an episode is a game
-            step_type = time_step.step_type.numpy()
-            returns += time_step.reward.numpy()
-            lengths += step_type != 0
             finished = [(float(returns[i]), int(lengths[i]), int(i)) for i in np.flatnonzero(step_type == 2)]
-            returns[step_type == 2] = lengths[step_type == 2] = 0
         else:
             finished = env.finished_games()
-        yield np.asarray(_seen(time_step.observation)), finished
+        for _, _, stream in finished:
+            returns[stream] = lengths[stream] = 0
+        yield np.asarray(_seen(time_step.observation)), finished, returns, lengths
 
 
 def _seen(observation):
@@ -206,13 +252,12 @@ class Video:
             raise UsageError(f"{path}: a video ends in {', '.join(_VIDEO_FORMATS)}")
         if isinstance(spec, dict) or tf.as_dtype(spec.dtype) != tf.uint8 or len(spec.shape) != 3:
             raise UsageError(f"--video {path}: this task's observations are no images, {shown(spec)}")
+        existed = os.path.lexists(path)
         try:
-            if os.path.exists(path):
-                with open(path, "ab"):  # neither truncates nor writes
-                    pass
-            else:
-                with tempfile.TemporaryFile(dir=os.path.dirname(path) or "."):
-                    pass
+            with open(path, "ab"):  # neither truncates nor writes
+                pass
+            if not existed:
+                os.remove(path)
         except OSError as error:
             raise UsageError(f"{path}: cannot write this file ({error.strerror})") from error
         self._path, self._suffix, self._frames = path, suffix, []
@@ -221,12 +266,16 @@ class Video:
         image = observation[0]
         self._frames.append(image if image.shape[-1] == 3 else image[..., -1:].repeat(3, axis=-1))
 
-    def close(self, frames_per_second=15):
-        frames = [frame.repeat(4, axis=0).repeat(4, axis=1) for frame in self._frames]
+    def write(self, frames_per_second=15):
+        """Writes the file. Raises OSError where that fails."""
         import cv2
 
+        frames = [frame.repeat(4, axis=0).repeat(4, axis=1) for frame in self._frames]
         code = cv2.VideoWriter_fourcc(*("mp4v" if self._suffix == ".mp4" else "MJPG"))
-        writer = cv2.VideoWriter(self._path, code, frames_per_second, frames[0].shape[1::-1])
-        for frame in frames:
-            writer.write(frame[..., ::-1])
-        writer.release()
+        with replacing(self._path) as temporary:
+            writer = cv2.VideoWriter(temporary, code, frames_per_second, frames[0].shape[1::-1])
+            for frame in frames:
+                writer.write(frame[..., ::-1])
+            writer.release()
+            if cv2.VideoCapture(temporary).get(cv2.CAP_PROP_FRAME_COUNT) != len(frames):  # OpenCV says nothing itself
+                raise OSError(errno.EIO, "the film is not whole; is the disk full?")

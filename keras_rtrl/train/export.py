@@ -11,6 +11,7 @@ out = policy.signatures["action"](observation=..., last_reward=..., last_action=
 import tensorflow as tf
 
 from keras_rtrl.export import StatefulModule
+from keras_rtrl.train.run_folder import writing
 
 
 def flat(observation):
@@ -67,7 +68,8 @@ class PolicyModule(StatefulModule):
 
 
 def save(network, path, reward_scaler=None):
-    """Writes the policy of `network` as a SavedModel into the folder `path`."""
+    """Writes the policy of `network` as a SavedModel into the folder `path`. Raises OSError where that fails."""
     module = PolicyModule(network, reward_scaler)
     signatures = {"action": module.action, "initial_state": module.initial_state}
-    tf.saved_model.save(module, path, signatures=signatures)
+    with writing(path):
+        tf.saved_model.save(module, path, signatures=signatures)

@@ -49,6 +49,22 @@ def _others():
         raise ProcessLost("another process of train.strategy has died, or does not answer") from error
 
 
+def _closing_run(train):
+    """Releases the run's lock when `train` ends."""
+
+    @functools.wraps(train)
+    def wrapped(run, *args, **kwargs):
+        with contextlib.closing(run):
+            try:
+                return train(run, *args, **kwargs)
+            except OSError as error:
+                told = error.__context__  # gin raises a copy that has lost the name of the file
+                raise told if error.errno is None and isinstance(told, OSError) else error from None
+
+    return wrapped
+
+
+@_closing_run
 @_others()
 @gin.configurable("train", module="keras_rtrl", denylist=["run", "resume", "minutes", "facts"])
 def train(
@@ -128,8 +144,7 @@ def train(
     except ValueError as error:
         raise UsageError(str(error).replace("num_streams", "environment.num_envs")) from error
     apart = building.actors(streams.worker)
-    if streams.any(not resume and run.holds_run()):
-        raise UsageError(f"{run.path}: holds a run already; go on with it by --resume, or choose another --out")
+    _lock(run, resume, streams)
     run = run if streams.is_chief else run.scratch()
     building.check_memory(streams.worker, rollout, min(log_updates, frames))
     env = building.environment(seed, streams=1 if apart else streams.worker if strategy else None)
@@ -232,6 +247,7 @@ def train(
                     )
                     losses, errors, row_started = [], [], (now, counters.frames)
                 if streams.any(time.monotonic() - last_saved > 60 * checkpoint_minutes):
+                    log.sync()
                     try:
                         saver.save()
                     except ArithmeticError as error:
@@ -240,6 +256,7 @@ def train(
                     metrics.plot(run, _title(run))
                     last_saved = time.monotonic()
             if diverged is None:
+                log.sync()
                 try:
                     saver.save()
                 except ArithmeticError as error:
@@ -262,6 +279,27 @@ def train(
             counters.frames, counters.updates, counters.games, mean_return, counters.seconds,
             received[0] if received else None, done, last_errors, normalized(mean_return),
         )  # fmt: skip
+
+
+def _lock(run, resume, streams):
+    """Locks a run in the first of its processes; what all of them then find wrong ends each.
+
+    Raises UsageError: another process holds the lock, or the run cannot be gone on with, or begun.
+    """
+    wrong = None
+    if streams.is_chief:
+        try:
+            run.lock()
+            if resume:  # as it is now: the process that held the lock may have gone on with it meanwhile
+                open_run(run.path)
+                checkpoints.newest(run)
+                metrics.read(run.metrics)
+            elif run.holds_run():
+                raise UsageError(f"{run.path}: holds a run already; go on with it by --resume, or choose another --out")
+        except UsageError as error:
+            wrong = error
+    if streams.any(wrong is not None):
+        raise wrong or UsageError(f"{run.path}: the first process of this run cannot begin, see there")
 
 
 def _game_seed(seed, streams, updates):

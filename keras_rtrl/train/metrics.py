@@ -5,7 +5,9 @@ import os
 
 import tensorflow as tf
 
-from keras_rtrl.train.run_folder import replacing, write_text
+from keras_rtrl._checks import shown
+from keras_rtrl._errors import UsageError
+from keras_rtrl.train.run_folder import read_text, replacing, write_text, writing
 
 COLUMNS = (
     "frames",
@@ -36,22 +38,32 @@ class Metrics:
     def __init__(self, run, columns, updates=0):
         trim(run, columns, updates)
         self._columns = columns
-        self._file = open(run.metrics, "a", encoding="utf-8")
-        self._writer = tf.summary.create_file_writer(run.events)
+        self._run = run
+        self._file = open(run.metrics, "ab", buffering=0)
+        with writing(run.events):
+            self._writer = tf.summary.create_file_writer(run.events)
 
     def write(self, **row):
         """Writes one row; the names are those of the columns, None is an empty value."""
-        self._file.write(_line(self._columns, row))
-        self._file.flush()
-        with self._writer.as_default():
+        line = _line(self._columns, row).encode()
+        with writing(self._run.metrics):
+            while line:  # the rest of it, if the disk took a part
+                line = line[self._file.write(line) :]
+        with writing(self._run.events), self._writer.as_default():
             for name, value in row.items():
                 if value is not None and name != "frames":
                     tf.summary.scalar(name, value, step=row["frames"])
-        self._writer.flush()
+            self._writer.flush()
+
+    def sync(self):
+        """Returns when all rows are on the disk: a checkpoint that counts them comes after."""
+        with writing(self._run.metrics):
+            os.fsync(self._file.fileno())
 
     def close(self):
         self._file.close()
-        self._writer.close()
+        with writing(self._run.events):
+            self._writer.close()
 
 
 def trim(run, columns, updates):
@@ -71,12 +83,34 @@ def _line(columns, row):
 
 
 def read(path):
-    """The rows of a metrics.csv as dicts of strings, but a half-written last one; none where there is no file."""
-    if not os.path.isfile(path):
-        return []
-    with open(path, encoding="utf-8", newline="") as file:
-        whole = [line for line in file if line.endswith("\n")]
-    return [row for row in csv.DictReader(whole) if None not in row.values()]
+    """The rows of a metrics.csv as dicts of strings, but a half-written last one; none where there is no file.
+
+    Raises:
+      UsageError: the file cannot be read, or is no such table.
+    """
+    text = read_text(path, torn=True) or ""
+    lines = csv.reader(text.splitlines())
+    try:
+        columns = next(lines, None)
+        if columns is None:
+            return []
+        if len(set(columns)) < len(columns) or not {"frames", "updates"} <= set(columns):
+            raise ValueError(f"line 1 must name columns, frames and updates among them, got {shown(','.join(columns))}")
+        return [_row(columns, values, lines.line_num) for values in lines]
+    except (ValueError, csv.Error) as error:
+        raise UsageError(f"{path}: is broken: {error}") from error
+
+
+def _row(columns, values, number):
+    if len(values) != len(columns):
+        raise ValueError(f"line {number} has {len(values)} values, line 1 names {len(columns)} columns")
+    row = dict(zip(columns, values, strict=True))
+    for name, value in row.items():
+        try:
+            int(value) if name in ("frames", "updates") else float(value or 0)
+        except ValueError as error:
+            raise ValueError(f"line {number} must have numbers, got {name} {shown(value)}") from error
+    return row
 
 
 def plot(run, title):

@@ -1,9 +1,9 @@
 """The table and the figure of a sweep."""
 
 import glob
-import json
 import math
 import os
+import sys
 
 import numpy as np
 import tensorflow_probability as tfp
@@ -16,19 +16,17 @@ from keras_rtrl.train.run_folder import RunFolder, replacing, write_text
 _REFERENCES = {"mean_predictor_error": "(predicting the mean)", "floor_error": "(noise floor)"}
 
 
-def write(out, tasks, conditions, title):
-    """Writes <out>/table.md and <out>/curves.png of the runs that are kept there.
+def read(out, tasks, conditions):
+    """The runs that are kept in the folder of a sweep.
 
-    The score of a run is the mean of mean_return, or of return_error where the agent predicts, over the rows of its
-    last tenth; "±" and the bands are 95 % intervals of the mean over seeds (Student's t).
+    A run with broken files is left out; a line on stderr says why.
 
     Args:
       out: folder of a sweep.
       tasks, conditions: labels, in the order of the report.
-      title: str, of the figure.
 
     Returns:
-      The table, Markdown.
+      dict from task to dict from condition to runs, dicts record, rows.
 
     Raises:
       UsageError: no run there, or runs of one condition of different lengths.
@@ -45,10 +43,13 @@ def write(out, tasks, conditions, title):
                 results.setdefault(task, {})[condition] = runs
     if not results:
         raise UsageError(f"{out}: no finished run to report")
-    table = _table(results)
-    write_text(os.path.join(out, "table.md"), table)
+    return results
+
+
+def write(out, results, text, title):
+    """Writes <out>/table.md, whose `text` is `table(results)`, and <out>/curves.png with its `title`."""
+    write_text(os.path.join(out, "table.md"), text)
     _plot(results, title, os.path.join(out, "curves.png"))
-    return table
 
 
 def interval(values):
@@ -72,17 +73,37 @@ def _read(folder):
     """The kept runs of a condition, by seed: dicts record, rows."""
     runs = []
     for path in glob.glob(os.path.join(glob.escape(folder), "seed-*", "run.json")):
-        with open(path, encoding="utf-8") as file:
-            record = json.load(file)
-        runs.append({"record": record, "rows": metrics.read(RunFolder(os.path.dirname(path)).metrics)})
+        try:
+            runs.append(_read_run(RunFolder(os.path.dirname(path))))
+        except UsageError as error:
+            print(f"keras-rtrl: left out: {error}", file=sys.stderr)
     return sorted(runs, key=lambda run: run["record"]["seed"])
+
+
+def _read_run(run):
+    record, rows = run.read_record(), metrics.read(run.metrics)
+    for name in ("seed", "total_frames", "recurrent_parameters"):
+        if record.get(name) is None:
+            raise UsageError(f"{run.record}: lacks {name}")
+    if not rows:
+        raise UsageError(f"{run.metrics}: has no rows")
+    errors = set(_REFERENCES) if "return_error" in rows[0] else {"mean_return"}
+    missing = sorted({"seconds", *errors} - set(rows[0]))
+    if missing:
+        raise UsageError(f"{run.metrics}: lacks {', '.join(missing)}")
+    return {"record": record, "rows": rows}
 
 
 def _score_name(runs):
     return "return_error" if "return_error" in runs[0]["rows"][0] else "mean_return"
 
 
-def _table(results):
+def table(results):
+    """The table of `read`'s results, Markdown.
+
+    The score of a run is the mean of mean_return, or of return_error where the agent predicts, over the rows of its
+    last tenth; "±" and the bands of the figure are 95 % intervals of the mean over seeds (Student's t).
+    """
     names = {_score_name(runs) for by_condition in results.values() for runs in by_condition.values()}
     title = " or ".join(sorted(name.replace("_", " ") for name in names))
     lines = [

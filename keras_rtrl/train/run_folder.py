@@ -1,7 +1,7 @@
 """The folder of one run: where its files lie, and whether a path is one."""
 
 import contextlib
-import glob
+import errno
 import json
 import os
 import tempfile
@@ -9,7 +9,21 @@ import tempfile
 import tensorflow as tf
 
 import keras_rtrl
-from keras_rtrl._errors import UsageError
+from keras_rtrl._checks import shown
+from keras_rtrl._errors import UsageError, one_line
+from keras_rtrl.train.locks import Lock
+
+# of run.json, those that are read
+_FIELDS = {
+    "frames": int,
+    "preset": str,
+    "recurrent_parameters": int,
+    "seed": int,
+    "status": str,
+    "total_frames": int,
+    "updates": int,
+    "version": str,
+}
 
 
 class RunFolder:
@@ -23,6 +37,8 @@ class RunFolder:
     checkpoints/          all that is needed to go on
     policy/               the exported policy, a SavedModel
     evaluation.json       the last `evaluate`
+    .lock                 there while a process trains the run, or exports into its folder
+    .evaluation.lock      there while a process evaluates the run
     """
 
     def __init__(self, path):
@@ -35,10 +51,44 @@ class RunFolder:
         self.checkpoints = os.path.join(self.path, "checkpoints")
         self.policy = os.path.join(self.path, "policy")
         self.evaluation = os.path.join(self.path, "evaluation.json")
+        self._lock = None
 
     def holds_run(self):
         """Whether there is something to resume, evaluate or export: a config and a first checkpoint."""
-        return os.path.isfile(self.config) and os.path.isfile(os.path.join(self.checkpoints, "checkpoint"))
+        return os.path.lexists(self.config) and os.path.lexists(os.path.join(self.checkpoints, "checkpoint"))
+
+    def lock(self):
+        """Takes the lock of the process that trains this run, or writes into its folder otherwise, until `close`.
+
+        The folder is made if there is none, and removed by `close` if nothing else came into it.
+
+        Raises:
+          UsageError: another process holds the lock, or the folder cannot be written.
+        """
+        try:
+            self._lock = Lock(os.path.join(self.path, ".lock"), "is training this run, or exporting into it")
+        except OSError as error:
+            raise UsageError(f"{self.path}: cannot write into this folder ({error.strerror})") from error
+
+    def lock_evaluation(self):
+        """As `lock`, of the process that evaluates this run; nothing where its results cannot be written anyway."""
+        with contextlib.suppress(OSError):
+            self._lock = Lock(os.path.join(self.path, ".evaluation.lock"), "is evaluating this run")
+
+    def close(self):
+        """Releases the lock, if this object holds one."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release()
+
+    def check_kinds(self):
+        """Raises UsageError for a folder in the place of a file, or a file in the place of a folder."""
+        for path in (self.config, self.record, self.metrics, self.curve, self.evaluation):
+            if os.path.lexists(path) and not os.path.isfile(path):
+                raise UsageError(f"{path}: must be a file")
+        for path in (self.events, self.checkpoints, self.policy):
+            if os.path.lexists(path) and not os.path.isdir(path):
+                raise UsageError(f"{path}: must be a folder")
 
     def scratch(self):
         """A folder for another process of this run: its checkpoints are this one's, all else goes when it goes."""
@@ -48,12 +98,21 @@ class RunFolder:
         return run
 
     def read_record(self):
-        """The content of run.json, {} where there is none."""
-        try:
-            with open(self.record, encoding="utf-8") as file:
-                return json.load(file)
-        except (OSError, ValueError):
+        """The content of run.json, {} where there is none. Raises UsageError where it is no such record."""
+        text = read_text(self.record)
+        if text is None:
             return {}
+        try:
+            record = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise UsageError(f"{self.record}: is broken ({one_line(error)})") from error
+        if not isinstance(record, dict):
+            raise UsageError(f"{self.record}: must hold a dict, got {shown(record)}")
+        for name, kind in _FIELDS.items():
+            value = record.get(name)
+            if value is not None and type(value) is not kind:
+                raise UsageError(f"{self.record}: {name} must be of type {kind.__name__}, got {shown(value)}")
+        return record
 
     def write_record(self, **changes):
         """Merges `changes` into run.json."""
@@ -61,16 +120,19 @@ class RunFolder:
 
 
 def open_run(path):
-    """The RunFolder at `path`. Raises UsageError where `path` holds no run."""
+    """The RunFolder at `path`. Raises UsageError where `path` holds no run, or one with a broken configuration."""
     run = RunFolder(path)
     if not os.path.isdir(run.path):
-        raise UsageError(f"{path}: no such run folder")
+        raise UsageError(f"{path}: {'is no' if os.path.lexists(path) else 'no such'} run folder")
     if not run.holds_run():
+        for folder in (run.path, run.checkpoints):
+            if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
+                raise UsageError(f"{folder}: cannot read this folder")
         raise UsageError(f"{path}: not a run folder (it needs config.gin and a checkpoint in checkpoints/)")
-    state = tf.train.get_checkpoint_state(run.checkpoints)
-    newest = state.model_checkpoint_path if state else os.path.join(run.checkpoints, "checkpoint")
-    if not (os.path.isfile(f"{newest}.index") and glob.glob(f"{glob.escape(newest)}.data-*")):
-        raise UsageError(f"{path}: its newest checkpoint is broken ({newest} lacks its index or its data)")
+    run.check_kinds()
+    if not read_text(run.config).strip():
+        raise UsageError(f"{run.config}: is empty")
+    run.read_record()
     return run
 
 
@@ -80,38 +142,104 @@ def new_run(path):
     if run.holds_run():
         raise UsageError(f"{path}: holds a run already; go on with it by --resume {path}, or choose another --out")
     check_writable(path)
+    run.check_kinds()
     return run
+
+
+def run_around(path):
+    """The RunFolder that the folder `path` is, or lies in; one for `path` itself where it lies in no run."""
+    folder = os.path.realpath(path)
+    while not RunFolder(folder).holds_run():
+        folder, name = os.path.split(folder)
+        if not name:
+            return RunFolder(path)
+    return RunFolder(folder)
+
+
+def read_text(path, torn=False):
+    """The text of a file, None where there is none; of one that may be `torn` without what follows the last line.
+
+    Raises UsageError where it cannot be read, or is no text.
+    """
+    try:
+        if os.path.lexists(path) and not os.path.isfile(path):  # a pipe would have nothing to read, for ever
+            raise UsageError(f"{path}: must be a file")
+        with open(path, "rb") as file:
+            content = file.read()
+        text = content[: content.rfind(b"\n") + 1 if torn else None].decode()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: is broken: no text ({one_line(error)})") from error
+    if "\0" in text:
+        raise UsageError(f"{path}: is broken: no text (it has bytes of 0)")
+    return text
 
 
 def check_writable(path):
     """Raises UsageError where the folder `path` cannot be made, or files in it. Leaves nothing behind."""
-    existing = os.path.abspath(path)
+    existing, missing = os.path.abspath(path), []
     while not os.path.lexists(existing):
-        existing = os.path.dirname(existing)
+        existing, name = os.path.split(existing)
+        missing.append(name)
     try:
         with tempfile.TemporaryFile(dir=existing):
             pass
+        longest = os.pathconf(existing, "PC_NAME_MAX")
+        if any(len(os.fsencode(name)) > longest for name in missing):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
     except OSError as error:
         # what /proc answers to a new file would read as if the folder were missing
         reason = "it takes no files" if isinstance(error, FileNotFoundError) else error.strerror or error
         raise UsageError(f"{path}: cannot write into this folder ({existing}: {reason})") from error
 
 
+@contextlib.contextmanager
+def writing(path):
+    """Gives what goes wrong in writing `path` as an OSError that names it, TensorFlow's errors too."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), path) from error
+    except tf.errors.OpError as error:
+        reason = one_line(error.message).rpartition("; ")[2].partition(" [Op:")[0]
+        number = next((code for code in errno.errorcode if os.strerror(code) == reason), errno.EIO)
+        raise OSError(number, reason, path) from error
+
+
+def sync(*paths):
+    """Returns when these files and folders are on the disk, as they must be to outlast a crash of the machine."""
+    for path in paths:
+        with writing(path):
+            file = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(file)
+            except OSError as error:
+                if error.errno != errno.EINVAL:  # a file system that syncs no folders
+                    raise
+            finally:
+                os.close(file)
+
+
 def write_text(path, text):
-    """Writes a file atomically: a reader, another writer, or a kill, finds the old text or the new one."""
+    """Writes a file atomically: a reader, another writer, a kill or a crash finds the old text or the new one."""
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
 def replacing(path):
     """Yields a path of this process alone, ending as `path` does; what is written there replaces `path` at once."""
-    temporary = os.path.join(os.path.dirname(path), f".{os.getpid()}.{os.path.basename(path)}")
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{os.getpid()}.{name}")
     try:
-        yield temporary
-        os.replace(temporary, path)
+        with writing(path):
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(folder or ".")
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(temporary)

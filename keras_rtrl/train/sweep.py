@@ -207,8 +207,9 @@ def _closed(run, process, lock):
 def _show(bar, runs, active, failed):
     played = sum(run.frames for run in runs if run.finished())
     for run in active:
-        rows = metrics.read(run.scratch.metrics)
-        played += min(int(rows[-1]["frames"]), run.frames) if rows else 0
+        with contextlib.suppress(UsageError):  # says what is wrong with it when it ends
+            rows = metrics.read(run.scratch.metrics)
+            played += min(int(rows[-1]["frames"]), run.frames) if rows else 0
     bar.set_postfix(running=len(active), failed=len(failed), refresh=False)
     if played != bar.n:
         bar.n = played
