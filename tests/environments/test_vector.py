@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from keras_rtrl import environments
 from keras_rtrl.environments.vector import stream_seeds
 
 
@@ -33,3 +34,15 @@ def test_bad_seeds(seeds):
     seeds = seeds.astype(np.int32) if seeds.dtype.kind == "i" else seeds
     with pytest.raises(ValueError, match="seed must be 3 int32 >= 0, all different, got"):
         stream_seeds(seeds, 3)
+
+
+def test_a_game_that_reset_cuts_short_adds_nothing_to_the_next():
+    env = environments.make("CartPole-v1", 1, seed=0)
+    env.reset()
+    for _ in range(3):
+        env.step(np.zeros(1, np.int64))
+    time_step, steps = env.reset(), 0
+    while not time_step.is_last():
+        time_step, steps = env.step(np.zeros(1, np.int64)), steps + 1
+    assert steps > 3
+    assert env.finished_games() == [(float(steps), steps, 0)]  # a reward of 1 a step

@@ -378,6 +378,14 @@ class Named(RTRLCell):
         return (0.5 * state[0] + u["u"],)
 
 
+class Gates(RTRLCell):
+    """A cell whose gates are declared as asked."""
+
+    def __init__(self, gates):
+        super().__init__(3)
+        self.gates = gates
+
+
 def parameter(name="b", role="bias", shape=(3,)):
     return Parameter(name, role, shape, tf.zeros)
 
@@ -390,6 +398,9 @@ def parameter(name="b", role="bias", shape=(3,)):
         (lambda: RTRL(Named(parameter(name="kernel"))), "different names, and none 'kernel'"),
         (lambda: RTRL(Named(parameter(name="gradient")))(X), "cannot be called 'gradient'"),
         (lambda: RTRL(RTRLCell(3)), "gates must be a tuple of different names"),
+        (lambda: RTRL(Gates(("u", "u"))), "gates must be a tuple of different names"),
+        (lambda: RTRL(Gates(["u"])), "gates must be a tuple of different names"),
+        (lambda: RTRL(Gates(("u", 1))), "gates must be a tuple of different names"),
     ],
 )
 def test_cells_that_break_the_contract_are_refused(make, message):

@@ -39,3 +39,9 @@ def test_a_long_life_loses_no_count():
     before = normalizer.variables[0].numpy()
     normalizer.update(tf.ones([1, 1]))
     assert normalizer.variables[0].numpy() == before + 1
+
+
+def test_no_optimiser_trains_its_statistics():
+    normalizer = RunningNormalizer([2])
+    assert len(normalizer.variables) == 3
+    assert not normalizer.trainable_variables

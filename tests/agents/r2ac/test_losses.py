@@ -103,3 +103,6 @@ def test_shapes_are_checked():
         losses.vtrace(three, three, two, three, tf.zeros([1]), boundary)
     with pytest.raises(ValueError, match="bootstrap_value"):
         losses.vtrace(three, three, three, three, tf.zeros([2]), boundary)
+    one = tf.zeros([3])  # without a batch
+    with pytest.raises(ValueError, match=r"expected one shape \[B, T\]"):
+        losses.vtrace(one, one, one, one, tf.zeros([1]), tf.zeros([3], tf.bool))
