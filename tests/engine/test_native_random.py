@@ -17,6 +17,7 @@ CELLS = (
 )
 WRONG = (np.nan, np.inf, -np.inf, 1e-310, 0.0)
 RTOL = {"float64": 1e-12, "float32": 2e-5}
+SMALLEST = {"float64": 1e-3, "float32": 1e-2}  # scale of the errors of terms that cancel, and of a gate's rest, 1 - f
 
 
 class Drawn:
@@ -87,7 +88,7 @@ def check(seed):
         where = f"seed {seed}, {type(case.cell).__name__} in {case.dtype}: {name}"
         finite = np.isfinite(value)
         np.testing.assert_array_equal(np.isfinite(got[name]), finite, err_msg=where)
-        scale = max(np.abs(value[finite]).max(initial=0.0), 1e-3)  # a gate's rest, 1 - f, has an error of its own
+        scale = max(np.abs(value[finite]).max(initial=0.0), SMALLEST[case.dtype])
         np.testing.assert_allclose(
             got[name][finite], value[finite], rtol=0, atol=RTOL[case.dtype] * scale, err_msg=where
         )
