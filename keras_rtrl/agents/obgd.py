@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from keras_rtrl._checks import number
+from keras_rtrl._checks import number, shown
 from keras_rtrl._keras import keras
 
 
@@ -22,6 +22,8 @@ class ObGD(keras.optimizers.SGD):
     """
 
     def __init__(self, learning_rate=1.0, critic_kappa=2.0, actor_kappa=3.0, name="ObGD", **kwargs):
+        if not isinstance(name, str):
+            raise ValueError(f"name must be a string, got {shown(name)}")
         super().__init__(learning_rate, name=name, jit_compile=False, **kwargs)
         self.critic_kappa = number("critic_kappa", critic_kappa, above=0)
         self.actor_kappa = number("actor_kappa", actor_kappa, above=0)

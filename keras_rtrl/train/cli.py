@@ -235,6 +235,7 @@ def _train(args):
     else:
         own, given = config.load(source, [*bindings, *args.gin])
         used.check("train", own, given)
+    used.check_once(bindings, given)
     used.check_set(args.resume or args.preset)
     facts = {}
     if args.resume is None:
@@ -356,6 +357,8 @@ def _print_evaluation(result, args):
 
 def _export(args):
     run = open_run(args.folder)
+    if os.path.realpath(args.target) in map(os.path.realpath, (run.path, run.checkpoints, run.events)):
+        raise UsageError(f"{args.target}: holds what the run needs; choose another folder for the policy")
     check_writable(args.target)
     from keras_rtrl.train import building, checkpoints, evaluate, export, loop  # noqa: F401
 

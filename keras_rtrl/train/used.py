@@ -49,6 +49,22 @@ def check(command, own, given):
             raise UsageError(f"{where}: nothing uses {setting} {'without --actors' if alone else f'in {name}'}")
 
 
+def check_once(flags, given):
+    """Refuses a setting that a flag sets and --gin sets too: one of them would have no effect.
+
+    Args:
+      flags: the bindings that flags stand for, as text; those of None may be replaced.
+      given: bindings of the command line, those of flags too.
+
+    Raises:
+      UsageError: names the setting.
+    """
+    for text in flags:
+        setting, _, value = text.partition(" = ")
+        if value != "None" and sum(binding.setting == setting for binding in given) > 1:
+            raise UsageError(f"{setting} is given twice, by its flag and by --gin: leave one out")
+
+
 def check_resumed(run, before, given):
     """Refuses other settings for a run that was begun; the configuration must be loaded, with the bindings.
 

@@ -249,6 +249,12 @@ def test_broken_checkpoint(error, tmaze_run, tmp_path, words, part, damage):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.parametrize("target", ["run", "run/checkpoints"])
+def test_export_over_what_the_run_needs(error, tmaze_run, tmp_path, target):
+    shutil.copytree(tmaze_run, tmp_path / "run")
+    assert "another folder" in error("export", "run", target)
+
+
 def test_resuming_with_another_network(error, tmaze_run, tmp_path):
     shutil.copytree(tmaze_run, tmp_path / "run")
     before = (tmp_path / "run" / "config.gin").read_text()
@@ -275,6 +281,7 @@ def test_gin_file_with_an_unknown_name(error, tmp_path):
         (["sweep", "td_trace_conditioning", "--report-only", "--seeds", "2"], "--seeds"),
         (["sweep", "td_trace_conditioning", "--report-only", "--jobs", "2"], "--jobs"),
         (["sweep", "td_trace_conditioning", "--report-only", "--frames", "9"], "--frames"),
+        (["train", "tmaze_r2ac", "--frames", "9", "--gin", "train.frames = 12"], "train.frames"),
         (["bench", "--quick", "env", "CartPole-v1"], "--quick"),
         (["bench", "--rounds", "3", "env", "CartPole-v1"], "--rounds"),
     ],

@@ -243,7 +243,6 @@ SWEEP --tasks ,
 SWEEP --conditions nonsense
 sweep tiny.gin --report-only
 sweep tmaze_r2ac
-sweep sweep.gin --jobs 1000000000000
 sweep sweep.gin --seeds 1000000000000
 export run run
 export run run/checkpoints
@@ -294,7 +293,13 @@ def variables():
                  '{"cluster": {"worker": ["localhost:1"]}, "task": {"type": "worker", "index": "x"}}',
                  '{"cluster": {"worker": ["localhost:1"]}, "task": {"type": "worker", "index": -1}}'):  # fmt: skip
         environment = {"TF_CONFIG": text}
-        yield _case(f"TF_CONFIG={shortened(text)}", "train", joined, names=("TF_CONFIG",), environment=environment)
+        yield _case(
+            f"TF_CONFIG={shortened(text)}",
+            "train",
+            joined,
+            names=("TF_CONFIG", "in TensorFlow"),
+            environment=environment,
+        )
     wrong = [*RIGHT["train"], "--out", "new", "--gin", "train.rollout = 0"]
     for environment in ({"COLUMNS": "1"}, {"COLUMNS": "0"}, {"COLUMNS": "x"}, {"COLUMNS": "1" * 30}, {"LINES": "x"},
     {"HOME": ""},

@@ -102,7 +102,7 @@ def widths(value):
 
 
 def label(value):
-    return None if isinstance(value, str) and value else False
+    return None if isinstance(value, str) else False
 
 
 def undecided(value):
@@ -221,11 +221,11 @@ def _case(setting, base, binding, text, expected, via_file, names):
     if setting.startswith("sweep."):
         other = "sweep.conditions" if setting == "sweep.tasks" else "sweep.tasks"
         files = {"tiny.gin": f'{base}{other} = {{"all": []}}\n{binding}\n'}
-        names = (*names, "tiny.gin, line")
+        names = (*names, "tiny.gin")
         return Case(name, ["sweep", "tiny.gin", "--report-only", "--out", "new"], "refused", names, files)
     if via_file:
         files = {"tiny.gin": f"{base}{binding}\n"}
-        names = (*names, "tiny.gin, line")
+        names = (*names, "tiny.gin")
         return Case(f"{name} in a file", ["train", "tiny.gin", "--out", "new", *START], expected, names, files)
     words = ["train", "tiny.gin", "--out", "new", *START, "--gin", binding]
     return Case(name, words, expected, names, {"tiny.gin": base})
@@ -277,7 +277,7 @@ def options():
             ("trace_dtype", "'x'"), ("bias_regularizer", 5), ("recurrent_constraint", "'²'"),
         ):  # fmt: skip
             binding = f"ActorCriticNetwork.core_options = {{{option!r}: {value}}}"
-            yield _case(f"{core} {option}", base, binding, str(value), "refused", False, (option,))
+            yield _case(f"{core} {option}", base, binding, str(value), "refused", False, (option, "core_options"))
 
 
 def _of_dict(setting, base, option, kind, cheap=True):
