@@ -207,7 +207,7 @@ TRAIN --actors 1000000000
 TRAIN --frames 9 --gin 'train.frames = 9'
 TRAIN --seed 1 --gin 'train.seed = 2'
 TRAIN --actors 2 --gin 'actors.number = 0'
-TRAIN --gin 'train.frames = 9' --gin 'train.frames = 12'
+? TRAIN --gin 'train.frames = 9' --gin 'train.frames = 12'
 TRAIN --game TMaze-v0 --gin 'environment.name = "MemoryChain-v0"'
 ? TRAIN --game MemoryChain-v0
 TRAIN --game Nonsense
