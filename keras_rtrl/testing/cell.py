@@ -45,12 +45,12 @@ def check_rtrl_cell(cell, seed=0):
         case = Case(cell, seed)
         report.append(_line(check_declarations))
         own = (check_functions, check_apart, check_derivatives)
-        for proof in (*own, proofs.check_resets, proofs.check_broken_past, proofs.check_streams):
+        for proof in (*own, proofs.check_resets, proofs.check_streams):
             proof(case)
             report.append(_line(proof))
         # Keras runs it in graphs, where much fails that eager code may do.
         _call("the cell", proofs.check_chunk, case, proofs.graph, where=" in a graph")
-        for proof in proofs.PROOFS:
+        for proof in (proofs.check_broken_past, *proofs.PROOFS):
             proof(case)
             report.append(_line(proof))
         reason = native.why_not(cell, "float64")
