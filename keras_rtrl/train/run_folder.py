@@ -165,6 +165,9 @@ def read_text(path, torn=False):
         if os.path.lexists(path) and not os.path.isfile(path):  # a pipe would have nothing to read, for ever
             raise UsageError(f"{path}: must be a file")
         with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > 2**30:  # no run leaves a text so long; reading it would fill the memory
+                raise UsageError(f"{path}: is broken: it has {size} bytes")
             content = file.read()
         text = content[: content.rfind(b"\n") + 1 if torn else None].decode()
     except FileNotFoundError:
