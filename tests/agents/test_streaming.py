@@ -75,7 +75,7 @@ def make_frames(step_type, seed=0, discount=None):
             "last_action": tf.constant(rng.integers(0, 3, shape), tf.int64),
         },
         action=tf.constant(rng.integers(0, 3, shape), tf.int64),
-        policy_info={"logits": tf.zeros((*shape, 3))},
+        policy_info={"logits": tf.zeros((*shape, 3), keras.backend.floatx())},
         next_step_type=tf.constant(after, tf.int32),
         reward=tf.constant(rng.normal(size=shape), tf.float32),
         discount=tf.constant(discount * np.ones(shape), tf.float32),
@@ -379,7 +379,7 @@ def test_wrong_arguments():
         TDLambdaAgent(spec, ACTIONS, network, keras.optimizers.SGD(0.1), 2)
     with pytest.raises(TypeError, match="config must be a TDLambdaConfig, got StreamACConfig"):
         TDLambdaAgent(spec, ACTIONS, network, keras.optimizers.SGD(0.1), 1, StreamACConfig())
-    with pytest.raises(ValueError, match=r"one transition of one stream.*got step_type of shape.*1, 3"):
+    with pytest.raises(ValueError, match=r"2 frames of each stream.*got step_type of shape.*1, 3"):
         agent.train(make_frames([MID] * 3))
     with pytest.raises(ValueError, match="takes no weights"):
         agent.train(make_frames([MID] * 2), weights=tf.ones([1]))
