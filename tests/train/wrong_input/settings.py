@@ -129,7 +129,7 @@ KINDS = {
     "actors.timeout": number(above=0),
     "ActorCriticNetwork.input_tensor_spec": supplied,
     "ActorCriticNetwork.action_spec": supplied,
-    "ActorCriticNetwork.name": label,
+    "ActorCriticNetwork.name": optional(label),  # None: TF-Agents names it
     "ActorCriticNetwork.encoder": choice,
     "ActorCriticNetwork.encoder_units": optional(widths),
     "ActorCriticNetwork.head_units": widths,
