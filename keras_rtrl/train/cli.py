@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import datetime
 import errno
+import math
 import os
 import re
 import sys
@@ -131,7 +132,7 @@ def _parser():
     sweep = commands.add_parser("sweep", help="train a preset's tasks x conditions x seeds; write a table and a figure")
     sweep.set_defaults(run=_sweep)
     sweep.add_argument("preset", type=_name, metavar="PRESET", help="a preset with a sweep, or a gin file")
-    sweep.add_argument("--seeds", type=_positive_int, metavar="K", help="seeds 1 to K (default: 3)")
+    sweep.add_argument("--seeds", type=_number_of_seeds, metavar="K", help="seeds 1 to K (default: 3)")
     sweep.add_argument("--tasks", type=_name, metavar="NAMES", help="some of its tasks, by folder (default: all)")
     sweep.add_argument("--conditions", type=_name, metavar="NAMES", help="some of its conditions (default: all)")
     sweep.add_argument("--frames", type=_positive_int, metavar="N", help="environment frames of each run")
@@ -494,12 +495,16 @@ def _positive_int(text):
     return _checked(int, text, lambda value: value >= 1, "a whole number of at least 1")
 
 
+def _number_of_seeds(text):
+    return _checked(int, text, lambda value: 1 <= value <= 10_000, "a whole number from 1 to 10000")
+
+
 def _seed(text):
     return _checked(int, text, lambda value: 0 <= value < 2**32, f"a whole number from 0 to {2**32 - 1}")
 
 
 def _positive_float(text):
-    return _checked(float, text, lambda value: value > 0, "a number above 0")
+    return _checked(float, text, lambda value: 0 < value < math.inf, "a finite number above 0")
 
 
 def _checked(kind, text, fits, expected):

@@ -107,8 +107,8 @@ def _row(columns, values, number):
     row = dict(zip(columns, values, strict=True))
     for name, value in row.items():
         try:
-            int(value) if name in ("frames", "updates") else float(value or 0)
-        except ValueError as error:
+            float(int(value)) if name in ("frames", "updates") else float(value or 0)
+        except (ValueError, OverflowError) as error:
             raise ValueError(f"line {number} must have numbers, got {name} {shown(value)}") from error
     return row
 
