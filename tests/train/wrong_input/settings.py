@@ -241,7 +241,7 @@ def values():
             if configurable == "actors" and expected != "refused":
                 expected = "either"  # the T-maze has no actors
             names = (parameter, text.strip("@%()")) if text[:1] in ("@", "%") else (parameter,)
-            if expected == "either" or configurable == "environment":
+            if expected == "either" or configurable in ("environment", "actors"):
                 names = (*names, configurable)
             yield _case(setting, base, f"{setting} = {text}", text, expected, (i + j) % 5 == 0, names)
 
