@@ -114,12 +114,12 @@ class StreamingAgent(ActorCriticAgent):
 
         def update():
             advanced = self._learner.advance(gradients, forward)
-            traces = self._accumulate(advanced, tf.equal(step.step_type[0], ts.StepType.FIRST))
+            traces = self._accumulate(advanced, tf.equal(step.step_type[0], ts.StepType.FIRST), finite)
             direction = zip(self._direction(td_error, traces), self._trained, strict=True)
             weights = (*self._trained, *self._optimizer.variables)
             keep_if(finite & ~boundary[0], lambda: self._optimizer.apply_gradients(direction), weights)
 
-        keep_if(finite, update, (*self.carry, *tf.nest.flatten(self._eligibility)), before)
+        keep_if(finite, update, self.carry, before)
         return info._replace(loss=tf.where(finite, info.loss, float("nan")))
 
     def _loss(self, experience, weights=None, training=False):
@@ -150,13 +150,14 @@ class StreamingAgent(ActorCriticAgent):
     def _reward(self, step):
         return tf.cast(step.reward, keras.backend.floatx())
 
-    def _accumulate(self, gradients, first):
+    def _accumulate(self, gradients, first, finite):
+        """The eligibility traces after `gradients`, or as they were unless `finite`."""
         if not self._eligibility:
             return gradients
         decay = self._config.gamma * self._config.trace_decay
         return [
             [
-                z.assign(tf.where(first, tf.zeros_like(z), decay * z) + gradient)
+                z.assign(tf.where(finite, tf.where(first, tf.zeros_like(z), decay * z) + gradient, z))
                 for z, gradient in zip(trace, grads, strict=True)
             ]
             for trace, grads in zip(self._eligibility, gradients, strict=True)
