@@ -71,7 +71,7 @@ OTHERS = {
     "agents/r2ac": ["tests/agents/r2ac"],
     "agents/reward_scaler": [],
     "agents": ["tests/agents/r2ac/test_agent.py", "tests/agents/ppo/test_agent.py"],
-    "agents/experience": ["tests/agents/test_not_finite.py", "tests/agents/r2ac/test_agent.py"],
+    "agents/experience": ["tests/agents/test_wrong_arguments.py", "tests/agents/test_not_finite.py", "tests/agents/r2ac"],
     "drivers": ["tests/drivers"],
     "environments": [],
     "environments/halves": ["tests/environments/test_workers.py", "tests/environments/test_atari.py", "-k", "halves"],
