@@ -5,8 +5,15 @@
 """
 
 from keras_rtrl import _keras  # noqa: F401, I001  Before TensorFlow is imported: its error comes at once.
-from keras_rtrl import callbacks, cells, engine, export, layers, testing, utils
+from keras_rtrl import cells, data, diagnostics, engine, export, layers, testing
 from keras_rtrl.engine import native
 
 __version__ = "0.1.0"
-__all__ = ["callbacks", "cells", "engine", "export", "layers", "native", "testing", "utils"]
+__all__ = ["cells", "data", "diagnostics", "engine", "export", "layers", "native", "testing"]
+
+_RENAMED = {"callbacks": "diagnostics", "utils": "data"}
+
+
+def __getattr__(name):
+    hint = f": it is keras_rtrl.{_RENAMED[name]} now" if name in _RENAMED else ""
+    raise AttributeError(f"module 'keras_rtrl' has no attribute {name!r}{hint}")

@@ -9,7 +9,7 @@ import inspect
 import numpy as np
 import pytest
 
-from keras_rtrl import callbacks, cells, export, layers, testing, utils
+from keras_rtrl import cells, data, diagnostics, export, layers, testing
 from keras_rtrl._keras import keras
 from keras_rtrl.layers.carry import KeepsCarry
 
@@ -78,13 +78,13 @@ CARRY = {
     },
 }
 TOOLS = {
-    utils.stream_chunks: {
+    data.stream_chunks: {
         "sequences": (5, "must be an array or a list of arrays, got 5"),
         "targets": (X[:1], "must have one array a sequence: got 1 for 2 sequences"),
         "batch_size": (0, "must be a whole number of at least 1, got 0"),
         "chunk": (2.5, "must be a whole number of at least 1, got 2.5"),
     },
-    callbacks.RTRLDiagnostics: {
+    diagnostics.RTRLDiagnostics: {
         "log_dir": (3, "must be a path, got 3"),
         "data": ([1], "must be the tf.data.Dataset that fit is given, or None, got list"),
         "chunks": (1, "must be a whole number of at least 2, got 1"),
@@ -141,7 +141,7 @@ def own(holder, module):
 def public():
     for module in (cells, layers, testing):
         yield from (getattr(module, name) for name in module.__all__)
-    for module in (callbacks, export, utils):
+    for module in (data, diagnostics.callback, export):
         yield from own(module, module.__name__)
     yield layers.RTRL.call
     for holder in (KeepsCarry, export.StatefulModule, testing.TwoLayerRTRL):
@@ -181,8 +181,8 @@ def sound(tmp_path_factory):
         **{function: {"self": kept} for function in CARRY},
         KeepsCarry.set_carry: {"self": kept, "values": kept.get_carry()},
         KeepsCarry.get_initial_state: {"self": kept, "batch_size": B},
-        utils.stream_chunks: {"sequences": X, "targets": X, "batch_size": B, "chunk": T},
-        callbacks.RTRLDiagnostics: {"log_dir": str(folder)},
+        data.stream_chunks: {"sequences": X, "targets": X, "batch_size": B, "chunk": T},
+        diagnostics.RTRLDiagnostics: {"log_dir": str(folder)},
         export.inference_model: {"model": keras.Sequential([keras.Input((None, D)), layers.ELSTM(N)])},
         export.StatefulModule.save: {"self": None},
         testing.check_rtrl_cell: {"cell": cells.ELSTMCell(2)},

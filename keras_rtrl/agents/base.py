@@ -7,10 +7,10 @@ from tf_agents.trajectories import time_step as ts
 
 from keras_rtrl._checks import fits_memory, shown
 from keras_rtrl._keras import keras
-from keras_rtrl._replicas import Streams, StreamVariables
 from keras_rtrl.agents.experience import checked, is_finite
 from keras_rtrl.agents.policy import ActorCriticPolicy
 from keras_rtrl.agents.reward_scaler import RewardScaler
+from keras_rtrl.distributed.replicas import Streams, StreamVariables
 from keras_rtrl.networks import ActorCriticNetwork
 
 

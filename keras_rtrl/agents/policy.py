@@ -4,7 +4,7 @@ import tensorflow as tf
 from tf_agents.policies import tf_policy
 from tf_agents.trajectories import policy_step
 
-from keras_rtrl._replicas import on_host
+from keras_rtrl.distributed.replicas import on_host
 
 
 class ActorCriticPolicy(tf_policy.TFPolicy):

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from keras_rtrl._replicas import Streams, StreamVariables
+from keras_rtrl.distributed.replicas import Streams, StreamVariables
 from keras_rtrl.networks.normalizer import RunningNormalizer, clipped
 
 

@@ -2,7 +2,8 @@
 
 import tensorflow as tf
 
-from keras_rtrl.cells.base import Local, Parameter, RTRLCell, lecun_normal, normal, zeros
+from keras_rtrl.cells.initializers import lecun_normal, normal, zeros
+from keras_rtrl.engine.cell import Local, Parameter, RTRLCell
 
 
 class EGRUCell(RTRLCell):

@@ -3,7 +3,9 @@
 import tensorflow as tf
 
 from keras_rtrl._checks import number
-from keras_rtrl.cells.base import Local, Parameter, RTRLCell, glorot_uniform, normal, product, zeros
+from keras_rtrl.cells.initializers import glorot_uniform, normal, zeros
+from keras_rtrl.engine.blocks import product
+from keras_rtrl.engine.cell import Local, Parameter, RTRLCell
 
 
 class ELSTMCell(RTRLCell):

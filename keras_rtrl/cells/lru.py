@@ -5,11 +5,10 @@ from types import MappingProxyType
 
 import tensorflow as tf
 
-from keras_rtrl._checks import number
-from keras_rtrl.cells.base import Local, Parameter, RTRLCell, lecun_normal, product
-from keras_rtrl.cells.rtu import turning
-
-_EDGE = 1e-6  # keeps the draws of u off 0 and 1, where the logarithms are infinite
+from keras_rtrl.cells import rotation
+from keras_rtrl.cells.initializers import lecun_normal
+from keras_rtrl.engine.blocks import product
+from keras_rtrl.engine.cell import Local, Parameter, RTRLCell
 
 
 class LRUCell(RTRLCell):
@@ -31,10 +30,7 @@ class LRUCell(RTRLCell):
 
     def __init__(self, units: int, r_min: float = 0.0, r_max: float = 1.0, max_phase: float = 2 * math.pi):
         super().__init__(units)
-        r_min, r_max = number("r_min", r_min), number("r_max", r_max)
-        if not 0 <= r_min < r_max <= 1:
-            raise ValueError(f"r_min and r_max must satisfy 0 <= r_min < r_max <= 1, got {r_min!r} and {r_max!r}.")
-        self.r_min, self.r_max, self.max_phase = r_min, r_max, number("max_phase", max_phase, above=0)
+        self.r_min, self.r_max, self.max_phase = rotation.checked_ring(r_min, r_max, max_phase)
 
     @staticmethod
     def kernel_initializer(shape, dtype=None):
@@ -49,47 +45,37 @@ class LRUCell(RTRLCell):
             if not seed:
                 with tf.init_scope():
                     seed.extend(tf.random.uniform([2], maxval=tf.int32.max, dtype=tf.int32).numpy())
-            u = tf.random.stateless_uniform(shape, seed, _EDGE, 1 - _EDGE, tf.as_dtype(dtype or tf.float32))
-            return -0.5 * tf.math.log(u * (self.r_max**2 - self.r_min**2) + self.r_min**2)
+            edge = rotation.EDGE
+            u = tf.random.stateless_uniform(shape, seed, edge, 1 - edge, tf.as_dtype(dtype or tf.float32))
+            return rotation.rate_on_ring(u, self.r_min, self.r_max)
 
         def nu(shape, dtype=None):
             return tf.math.log(rate(shape, dtype))
 
-        def vartheta(shape, dtype=None):
-            return tf.math.log(self.max_phase * tf.random.uniform(shape, _EDGE, 1, tf.as_dtype(dtype or tf.float32)))
-
         def gamma_log(shape, dtype=None):
             return 0.5 * tf.math.log(-tf.math.expm1(-2 * rate(shape, dtype)))
 
-        made = {"nu": nu, "vartheta": vartheta, "gamma_log": gamma_log}
+        made = {"nu": nu, "vartheta": rotation.phase_initializer(self.max_phase), "gamma_log": gamma_log}
         return tuple(Parameter(name, "recurrent", (self.units,), initial) for name, initial in made.items())
 
     def coefficients(self, rho):
-        rate, theta, d_theta = turning(rho)
-        r = tf.exp(-rate)
-        gamma = tf.exp(rho["gamma_log"])
-        return {"rate": rate, "d_theta": d_theta, "g": r * tf.cos(theta), "p": r * tf.sin(theta), "gamma": gamma}
+        return {**rotation.coefficients(rho), "gamma": tf.exp(rho["gamma_log"])}
 
     def phi(self, state, u, c):
-        turned = self._turned(state, c)
+        turned = rotation.turned(state, c)
         return (turned[0] + c["gamma"] * u["u1"], turned[1] + c["gamma"] * u["u2"])
 
     def derivatives(self, state, u, c):
-        turned, gamma = self._turned(state, c), c["gamma"]
+        turned, gamma = rotation.turned(state, c), c["gamma"]
         return Local(
-            J=((c["g"], -c["p"]), (c["p"], c["g"])),
+            J=rotation.jacobian(c),
             a={"u1": (gamma, None), "u2": (None, gamma)},
             v={
                 "nu": (-c["rate"] * turned[0], -c["rate"] * turned[1]),
-                "vartheta": (-c["d_theta"] * turned[1], c["d_theta"] * turned[0]),
+                "vartheta": rotation.phase_derivative(turned, c),
                 "gamma_log": (gamma * u["u1"], gamma * u["u2"]),
             },
         )
-
-    @staticmethod
-    def _turned(state, c):
-        a, b = state
-        return (c["g"] * a - c["p"] * b, c["g"] * b + c["p"] * a)
 
     @property
     def output_size(self):

@@ -4,8 +4,10 @@ import math
 
 import tensorflow as tf
 
-from keras_rtrl._checks import number, shown
-from keras_rtrl.cells.base import Local, Parameter, RTRLCell, lecun_normal
+from keras_rtrl._checks import shown
+from keras_rtrl.cells import rotation
+from keras_rtrl.cells.initializers import lecun_normal
+from keras_rtrl.engine.cell import Local, Parameter, RTRLCell
 
 # f and f' as functions of the pre-activation.
 _ACTIVATIONS = {
@@ -13,15 +15,6 @@ _ACTIVATIONS = {
     "tanh": (tf.tanh, lambda x: 1 - tf.tanh(x) ** 2),
     "linear": (tf.identity, tf.ones_like),
 }
-_EDGE = 1e-6  # keeps the draws of u off 0 and 1, where the logarithms are infinite
-# Past these bounds r is 0, and theta only grows until it overflows: there the derivatives are 0.
-_BOUNDS = {"nu": 5.0, "vartheta": 8.0}
-
-
-def turning(rho):
-    """-log r and theta of nu and vartheta, and what vartheta's derivatives have of theta as a factor."""
-    rate, theta = (tf.exp(tf.minimum(rho[name], bound)) for name, bound in _BOUNDS.items())
-    return rate, theta, tf.where(rho["vartheta"] > _BOUNDS["vartheta"], tf.zeros_like(theta), theta)
 
 
 class RTUCell(RTRLCell):
@@ -56,12 +49,9 @@ class RTUCell(RTRLCell):
             raise ValueError(f"recurrence must be 'linear' or 'nonlinear', got {shown(recurrence)}.")
         if activation not in tuple(_ACTIVATIONS):
             raise ValueError(f"activation must be one of {sorted(_ACTIVATIONS)}, got {shown(activation)}.")
-        r_min, r_max = number("r_min", r_min), number("r_max", r_max)
-        if not 0 <= r_min < r_max <= 1:
-            raise ValueError(f"r_min and r_max must satisfy 0 <= r_min < r_max <= 1, got {r_min!r} and {r_max!r}.")
         self.recurrence = recurrence
         self.activation = activation
-        self.r_min, self.r_max, self.max_phase = r_min, r_max, number("max_phase", max_phase, above=0)
+        self.r_min, self.r_max, self.max_phase = rotation.checked_ring(r_min, r_max, max_phase)
         if recurrence == "linear":
             self.trace_rotations = {"u2": ("u1", ((0.0, -1.0), (1.0, 0.0)))}
 
@@ -75,28 +65,19 @@ class RTUCell(RTRLCell):
 
     def unit_parameters(self):
         def nu(shape, dtype=None):
-            u = tf.random.uniform(shape, _EDGE, 1 - _EDGE, tf.as_dtype(dtype or tf.float32))
-            return tf.math.log(-0.5 * tf.math.log(u * (self.r_max**2 - self.r_min**2) + self.r_min**2))
-
-        def vartheta(shape, dtype=None):
-            return tf.math.log(self.max_phase * tf.random.uniform(shape, _EDGE, 1, tf.as_dtype(dtype or tf.float32)))
+            u = tf.random.uniform(shape, rotation.EDGE, 1 - rotation.EDGE, tf.as_dtype(dtype or tf.float32))
+            return tf.math.log(rotation.rate_on_ring(u, self.r_min, self.r_max))
 
         shape = (self.units,)
-        return (Parameter("nu", "recurrent", shape, nu), Parameter("vartheta", "recurrent", shape, vartheta))
+        return (
+            Parameter("nu", "recurrent", shape, nu),
+            Parameter("vartheta", "recurrent", shape, rotation.phase_initializer(self.max_phase)),
+        )
 
     def coefficients(self, rho):
-        rate, theta, d_theta = turning(rho)
-        r = tf.exp(-rate)
+        c = rotation.coefficients(rho)
         # expm1 keeps 1 - r^2 exact near r = 1; the floor keeps the derivative's quotient finite.
-        gamma = tf.sqrt(tf.maximum(-tf.math.expm1(-2 * rate), 1e-12))
-        return {
-            "rate": rate,
-            "d_theta": d_theta,
-            "r": r,
-            "g": r * tf.cos(theta),
-            "p": r * tf.sin(theta),
-            "gamma": gamma,
-        }
+        return {**c, "gamma": tf.sqrt(tf.maximum(-tf.math.expm1(-2 * c["rate"]), 1e-12))}
 
     def phi(self, state, u, c):
         pre = self._turn(state, u, c)
@@ -106,15 +87,13 @@ class RTUCell(RTRLCell):
         return tuple(f(x) for x in pre)
 
     def derivatives(self, state, u, c):
-        a, b = state
-        g, p, gamma = c["g"], c["p"], c["gamma"]
+        gamma, J = c["gamma"], rotation.jacobian(c)
         d_gamma = c["rate"] * c["r"] ** 2 / gamma
-        turned = (g * a - p * b, g * b + p * a)
-        J = ((g, -p), (p, g))
+        turned = rotation.turned(state, c)
         a_local = {"u1": (gamma, None), "u2": (None, gamma)}
         v = {
             "nu": (d_gamma * u["u1"] - c["rate"] * turned[0], d_gamma * u["u2"] - c["rate"] * turned[1]),
-            "vartheta": (-c["d_theta"] * turned[1], c["d_theta"] * turned[0]),
+            "vartheta": rotation.phase_derivative(turned, c),
         }
         if self.recurrence == "linear":
             return Local(J, a_local, v)
@@ -127,8 +106,8 @@ class RTUCell(RTRLCell):
         )
 
     def _turn(self, state, u, c):
-        a, b = state
-        return (c["g"] * a - c["p"] * b + c["gamma"] * u["u1"], c["g"] * b + c["p"] * a + c["gamma"] * u["u2"])
+        a, b = rotation.turned(state, c)
+        return (a + c["gamma"] * u["u1"], b + c["gamma"] * u["u2"])
 
     def output(self, x, state, w):
         y = tf.concat(state, axis=-1)

@@ -8,20 +8,10 @@ import functools
 
 import tensorflow as tf
 
-from keras_rtrl.cells.base import product, rows
 from keras_rtrl.engine import native
-from keras_rtrl.engine.carry import (
-    Carry,
-    carry_shapes,
-    dense,
-    dot,
-    kept,
-    local_derivatives,
-    matmul,
-    matvec,
-    matvec_transposed,
-    times,
-)
+from keras_rtrl.engine.blocks import dense, dot, kept, matmul, matvec, matvec_transposed, product, rows, scan, times
+from keras_rtrl.engine.carry import Carry, carry_shapes
+from keras_rtrl.engine.cell import local_derivatives
 
 GRADIENTS = ("rtrl", "tbptt", "instant")
 
@@ -274,36 +264,3 @@ def _contract_gate(cell, gate, q, S):
 
 def _or(value, default):
     return default if value is None else value
-
-
-def scan(step, initial, xs, reverse=False):
-    """Fold `step(carry, x_t) -> (carry, y_t)` over the leading dimension of the tensors in `xs` (None passes through).
-
-    `y_t` has the structure, shapes and dtypes of the carry. Returns the last carry and the y_t stacked in order of t.
-    """
-    flat = tf.nest.flatten(xs)
-    given = [x for x in flat if x is not None]
-
-    def at(values):
-        values = iter(values)
-        return tf.nest.pack_sequence_as(xs, [None if x is None else next(values) for x in flat])
-
-    length = given[0].shape[0]
-    if length == 1:  # acting and streaming: no loop
-        carry, y = step(initial, at([x[0] for x in given]))
-        return carry, tf.nest.map_structure(lambda v: v[None], y)
-    steps = tf.shape(given[0])[0] if length is None else length
-    arrays = [tf.TensorArray(x.dtype, steps, element_shape=x.shape[1:]).unstack(x) for x in given]
-    outputs = tuple(tf.TensorArray(c.dtype, steps, element_shape=c.shape) for c in tf.nest.flatten(initial))
-
-    def body(i, carry, outputs):
-        t = steps - 1 - i if reverse else i
-        new, y = step(carry, at([array.read(t) for array in arrays]))
-        new = tf.nest.map_structure(lambda n, c: tf.ensure_shape(n, c.shape), new, carry)
-        return i + 1, new, tuple(o.write(t, v) for o, v in zip(outputs, tf.nest.flatten(y), strict=True))
-
-    _, carry, outputs = tf.while_loop(lambda i, *_: i < steps, body, (0, initial, outputs))
-    stacked = [o.stack() for o in outputs]
-    for y in stacked:  # the loop forgets how many steps there are
-        y.set_shape((length, *y.shape[1:]))
-    return carry, tf.nest.pack_sequence_as(initial, stacked)

@@ -2,7 +2,9 @@
 
 import tensorflow as tf
 
-from keras_rtrl.engine.carry import Carry, dense, local_derivatives, times
+from keras_rtrl.engine.blocks import dense, times
+from keras_rtrl.engine.carry import Carry
+from keras_rtrl.engine.cell import local_derivatives
 
 
 def run(cell, kernel, rho, x, carry, reset=None, mask=None) -> list[Carry]:

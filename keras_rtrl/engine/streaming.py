@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
-from keras_rtrl.cells.base import Local
 from keras_rtrl.engine import native
-from keras_rtrl.engine.carry import Carry, dense, dot, kept, local_derivatives, matvec_transposed, times
+from keras_rtrl.engine.blocks import dense, dot, kept, matvec_transposed, times
+from keras_rtrl.engine.carry import Carry
+from keras_rtrl.engine.cell import Local, local_derivatives
 from keras_rtrl.engine.chunked import apply_block
 
 

@@ -7,8 +7,8 @@ import tensorflow as tf
 from keras_rtrl._checks import fits_memory, flag, one_of, shown
 from keras_rtrl._keras import NO_AUTOCAST, deserialize, keras, register
 from keras_rtrl.cells import EGRUCell, ELSTMCell, LRUCell, MinGRUCell, RTRLCell, RTUCell
-from keras_rtrl.cells.base import ROLES
 from keras_rtrl.engine import chunked, native
+from keras_rtrl.engine.cell import ROLES
 from keras_rtrl.layers.readout import sound_only
 from keras_rtrl.layers.recurrent import Recurrent
 

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from keras_rtrl._replicas import all_sum
+from keras_rtrl.distributed.replicas import all_sum
 
 
 class RunningNormalizer(tf.Module):

@@ -6,9 +6,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_rtrl._checks import shown, whole_number
-from keras_rtrl.cells.base import Local, RTRLCell
 from keras_rtrl.engine import autodiff_derivatives, native
-from keras_rtrl.engine.carry import dense, matmul, matvec
+from keras_rtrl.engine.blocks import dense, matmul, matvec
+from keras_rtrl.engine.cell import Local, RTRLCell
 from keras_rtrl.testing import proofs
 from keras_rtrl.testing.proofs import Case, close, require
 

@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from keras_rtrl._checks import number, whole_number
 from keras_rtrl._errors import UsageError
-from keras_rtrl._replicas import Streams
 from keras_rtrl.agents.base import RolloutAgent
 from keras_rtrl.distributed.fleet import ActorFailure
+from keras_rtrl.distributed.replicas import Streams
 from keras_rtrl.environments import registry
 from keras_rtrl.train import building, checkpoints, config, export, metrics
 from keras_rtrl.train import optimizers as _optimizers  # noqa: F401  registers them with gin

@@ -43,7 +43,7 @@ FEW = "not xla and not True and not fresh"
 CONFIG = "defaults or range or gin or argument"
 OTHERS = {
     "cells": ["tests/cells", PROOFS],
-    "cells/base": ["tests/layers/test_rtrl.py", "tests/cells", "-k", "contract or egru_is or initial or config"],
+    "engine/cell": ["tests/layers/test_rtrl.py", "tests/cells", "-k", "contract or egru_is or initial or config"],
     "cells/egru": ["tests/cells", PROOFS, "-k", "not xla and (egru or EGRU)"],
     "cells/elstm": ["tests/cells", PROOFS, "-k", "not xla and (elstm or ELSTM)"],
     "cells/lru": ["tests/cells", PROOFS, "-k", "not xla and (lru or LRU)"],
@@ -71,7 +71,7 @@ OTHERS = {
     "agents/r2ac": ["tests/agents/r2ac"],
     "agents/reward_scaler": [],
     "agents": ["tests/agents/r2ac/test_agent.py", "tests/agents/ppo/test_agent.py"],
-    "agents/experience": ["tests/agents/test_wrong_arguments.py", "tests/agents/test_not_finite.py", "tests/agents/r2ac"],
+    "agents/experience": ["tests/agents/test_wrong_arguments.py", "tests/agents/test_not_finite.py"],
     "drivers": ["tests/drivers"],
     "environments": [],
     "environments/halves": ["tests/environments/test_workers.py", "tests/environments/test_atari.py", "-k", "halves"],

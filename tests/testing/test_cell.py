@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from keras_rtrl.cells import EGRUCell, ELSTMCell, Local, Parameter, RTRLCell, RTUCell
-from keras_rtrl.cells.base import zeros
+from keras_rtrl.cells.initializers import zeros
 from keras_rtrl.testing import check_rtrl_cell
 
 

@@ -6,11 +6,11 @@ import tensorflow as tf
 from tf_agents.agents import tf_agent
 from tf_agents.trajectories import time_step as ts
 
-from keras_rtrl._replicas import all_sum, on_host
 from keras_rtrl.agents.base import RolloutAgent
 from keras_rtrl.agents.experience import is_finite, only_if, played
 from keras_rtrl.agents.ppo import losses
 from keras_rtrl.agents.ppo.config import PPOConfig
+from keras_rtrl.distributed.replicas import all_sum, on_host
 
 PPOExtra = collections.namedtuple("PPOExtra", [*losses.PPOTerms._fields, "gradient_norm"])
 

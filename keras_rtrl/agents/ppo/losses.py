@@ -9,7 +9,7 @@ import collections
 
 import tensorflow as tf
 
-from keras_rtrl._replicas import all_sum
+from keras_rtrl.distributed.replicas import all_sum
 
 PPOTerms = collections.namedtuple("PPOTerms", ["policy_loss", "value_loss", "entropy", "kl", "clip_fraction"])
 

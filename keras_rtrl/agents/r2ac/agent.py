@@ -6,11 +6,11 @@ import tensorflow as tf
 from tf_agents.agents import tf_agent
 from tf_agents.trajectories import time_step as ts
 
-from keras_rtrl._replicas import all_sum
 from keras_rtrl.agents.base import RolloutAgent
 from keras_rtrl.agents.experience import is_finite, only_if, played
 from keras_rtrl.agents.r2ac import losses
 from keras_rtrl.agents.r2ac.config import R2ACConfig
+from keras_rtrl.distributed.replicas import all_sum
 from keras_rtrl.networks.normalizer import clipped
 
 R2ACExtra = collections.namedtuple("R2ACExtra", ["policy_loss", "value_loss", "entropy", "gradient_norm"])

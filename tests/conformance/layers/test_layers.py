@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import keras_rtrl.layers
 from keras_rtrl._keras import LEGACY, keras
-from keras_rtrl.utils import stream_chunks
+from keras_rtrl.data import stream_chunks
 
 B, T, D = 2, 6, 4
 

@@ -7,9 +7,9 @@ import pytest
 import tensorflow as tf
 
 from keras_rtrl._keras import LEGACY, keras
-from keras_rtrl.callbacks import RTRLDiagnostics
+from keras_rtrl.data import stream_chunks
+from keras_rtrl.diagnostics import RTRLDiagnostics
 from keras_rtrl.layers import ELSTM, LRU, RTU, RTRLStack
-from keras_rtrl.utils import stream_chunks
 
 B, T, D, N = 2, 4, 3, 5
 stateful = {"stateful": True, "return_sequences": True}

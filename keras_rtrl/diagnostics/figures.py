@@ -3,8 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
-from keras_rtrl.cells.base import product
-from keras_rtrl.engine.carry import dense, local_derivatives, matmul
+from keras_rtrl.engine.blocks import dense, matmul, product
+from keras_rtrl.engine.cell import local_derivatives
 
 MEMORY_CAP = 1e6  # steps; float32 tells no longer memory from an endless one
 

@@ -75,7 +75,7 @@ class RTRLCell:
 
     def kernel_initializer(self, shape, dtype=None) -> tf.Tensor:
         """Initial kernel [D, G N]; Normal(0, 0.1) unless a cell says otherwise."""
-        return normal(0.1)(shape, dtype)
+        return tf.random.normal(shape, 0.0, 0.1, tf.as_dtype(dtype or tf.float32))
 
     def unit_parameters(self) -> tuple[Parameter, ...]:
         """The P parameters rho that act on each unit alone, each of shape [N]."""
@@ -168,40 +168,29 @@ class RTRLCell:
         self._refuse_keras_rnn()
 
 
-def product(x: tf.Tensor, kernel: tf.Tensor, transpose_b: bool = False) -> tf.Tensor:
-    """x [..., D] times a kernel [D, W] (or its transpose), as one GEMM.
+def local_derivatives(cell: RTRLCell, state: tuple, u: dict, rho: dict, c: dict) -> Local:
+    """J, a and v of `cell` at every leading position, in closed form or else by automatic differentiation.
 
-    `tf.matmul` would make its gradient a kernel for each leading position, and sum these.
+    Args:
+      state: the state before the step, m tensors [..., N].
+      u: pre-activations by gate, each [..., N].
+      rho: per-unit parameters by name, each [N].
+      c: the cell's coefficients of rho.
     """
-    flat = tf.matmul(rows(x), kernel, transpose_b=transpose_b)
-    leading = [tf.shape(x)[i] if n is None else n for i, n in enumerate(x.shape[:-1])]
-    return tf.reshape(flat, (*leading, flat.shape[-1]))
+    local = cell.derivatives(state, u, c)
+    return autodiff_derivatives(cell, state, u, rho) if local is None else local
 
 
-def rows(x: tf.Tensor) -> tf.Tensor:
-    """[..., W] as [rows, W]."""
-    # A reshape cannot tell how many rows of no numbers there are.
-    count = -1 if x.shape[-1] else tf.reduce_prod(tf.shape(x)[:-1])
-    return tf.reshape(x, (count, x.shape[-1]))
-
-
-def normal(stddev: float) -> Callable[..., tf.Tensor]:
-    """Normal(0, stddev) initialiser."""
-    return lambda shape, dtype=None: tf.random.normal(shape, 0.0, stddev, tf.as_dtype(dtype or tf.float32))
-
-
-def zeros(shape, dtype=None) -> tf.Tensor:
-    """Zero initialiser."""
-    return tf.zeros(shape, tf.as_dtype(dtype or tf.float32))
-
-
-def glorot_uniform(shape, dtype=None) -> tf.Tensor:
-    """Glorot uniform initialiser of a matrix."""
-    limit = (6.0 / max(shape[0] + shape[1], 1)) ** 0.5
-    return tf.random.uniform(shape, -limit, limit, tf.as_dtype(dtype or tf.float32))
-
-
-def lecun_normal(shape, dtype=None) -> tf.Tensor:
-    """LeCun normal initialiser of a kernel [D, ...]: truncated, variance 1 / D."""
-    stddev = max(shape[0], 1) ** -0.5 / 0.87962566103423978  # of a normal cut off at two deviations
-    return tf.random.truncated_normal(shape, 0.0, stddev, tf.as_dtype(dtype or tf.float32))
+def autodiff_derivatives(cell: RTRLCell, state: tuple, u: dict, rho: dict) -> Local:
+    """J, a and v by automatic differentiation of `cell.phi`."""
+    # Every position needs a derivative of its own, so the shared parameters are spread out first.
+    spread = {name: tf.broadcast_to(value, tf.shape(state[0])) for name, value in rho.items()}
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch((state, u, spread))
+        new = cell.phi(state, u, cell.coefficients(spread))
+    by_component = [tape.gradient(s, (state, u, spread)) for s in new]
+    return Local(
+        J=tuple(tuple(d_state) for d_state, _, _ in by_component),
+        a={gate: tuple(d_u[gate] for _, d_u, _ in by_component) for gate in u},
+        v={name: tuple(d_rho[name] for _, _, d_rho in by_component) for name in rho},
+    )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from keras_rtrl.utils import stream_chunks
+from keras_rtrl.data import stream_chunks
 
 
 def sequences(*lengths):

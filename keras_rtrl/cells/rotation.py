@@ -1,0 +1,58 @@
+"""What RTU and LRU share: two components of state, turned by theta = exp(vartheta), shrunk by r = exp(-exp(nu))."""
+
+import tensorflow as tf
+
+from keras_rtrl._checks import number
+
+EDGE = 1e-6  # keeps the draws of u off 0 and 1, where the logarithms are infinite
+# Past these bounds r is 0, and theta only grows until it overflows: there the derivatives are 0.
+_BOUNDS = {"nu": 5.0, "vartheta": 8.0}
+
+
+def checked_ring(r_min, r_max, max_phase):
+    """The three as floats. Raises ValueError unless 0 <= r_min < r_max <= 1 and max_phase is above 0."""
+    r_min, r_max = number("r_min", r_min), number("r_max", r_max)
+    if not 0 <= r_min < r_max <= 1:
+        raise ValueError(f"r_min and r_max must satisfy 0 <= r_min < r_max <= 1, got {r_min!r} and {r_max!r}.")
+    return r_min, r_max, number("max_phase", max_phase, above=0)
+
+
+def rate_on_ring(u, r_min, r_max):
+    """-log r of radii r on the ring between r_min and r_max, of uniform draws u in (0, 1)."""
+    return -0.5 * tf.math.log(u * (r_max**2 - r_min**2) + r_min**2)
+
+
+def phase_initializer(max_phase):
+    """Initialiser of vartheta, by which theta is uniform on (0, max_phase)."""
+
+    def vartheta(shape, dtype=None):
+        return tf.math.log(max_phase * tf.random.uniform(shape, EDGE, 1, tf.as_dtype(dtype or tf.float32)))
+
+    return vartheta
+
+
+def coefficients(rho):
+    """What the step reads of nu and vartheta.
+
+    "rate" is -log r, "g" is r cos theta, "p" is r sin theta, and "d_theta" is d theta / d vartheta.
+    """
+    rate, theta = (tf.exp(tf.minimum(rho[name], bound)) for name, bound in _BOUNDS.items())
+    r = tf.exp(-rate)
+    d_theta = tf.where(rho["vartheta"] > _BOUNDS["vartheta"], tf.zeros_like(theta), theta)
+    return {"rate": rate, "r": r, "g": r * tf.cos(theta), "p": r * tf.sin(theta), "d_theta": d_theta}
+
+
+def turned(state, c):
+    """The state (a, b), turned and shrunk."""
+    a, b = state
+    return (c["g"] * a - c["p"] * b, c["g"] * b + c["p"] * a)
+
+
+def jacobian(c):
+    """d turned / d state."""
+    return ((c["g"], -c["p"]), (c["p"], c["g"]))
+
+
+def phase_derivative(turned, c):
+    """d turned / d vartheta."""
+    return (-c["d_theta"] * turned[1], c["d_theta"] * turned[0])

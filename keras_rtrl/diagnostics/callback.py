@@ -1,0 +1,335 @@
+"""The callback for `model.fit` that writes the figures to TensorBoard."""
+
+import collections
+import contextlib
+import importlib.util
+import itertools
+import os
+import warnings
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from keras_rtrl._checks import shown, whole_number
+from keras_rtrl._keras import LEGACY, keras
+from keras_rtrl.diagnostics import figures
+from keras_rtrl.layers.recurrent import Recurrent
+
+
+class RTRLDiagnostics(keras.callbacks.Callback):
+    """Writes TensorBoard scalars about each stateful RTRL layer, also those in an `RTRLStack`, while `model.fit` runs.
+
+    Every `every` batches, before the batch under way is trained on, with its step the optimiser's:
+
+    - `<layer>/trace_norm/<gate or parameter>`: Frobenius norm of a stream's traces, averaged over streams.
+    - `<layer>/memory_length/median` and `/q90`: effective memory length in steps over the layer's units, from the J of
+      the batch (`keras_rtrl.diagnostics.memory_length`).
+    - `<layer>/staleness/cosine_over_<K>_chunks`: cosine between two gradients of the compiled loss on the last of K
+      batches, the one under way, with respect to the layer's recurrent weights: from the traces carried; and from
+      traces and a state made anew by running the K - 1 batches before under the present weights, from the state that
+      was carried when the first of them began and from zero traces. What the carried traces hold from before the K
+      batches, where no reset cut it off, is therefore a difference too. 1: nothing is stale.
+
+    Layers of a stack are named `<stack>/<number from below>`. The model runs here as in inference, but for the carry:
+    without dropout and with the moving averages of normalisation; where such layers lie below a recurrent one, its
+    staleness holds that difference too. Weights, carries, the optimiser, metrics and random seeds stay as they are.
+
+    Example:
+
+    >>> chunks = keras_rtrl.data.stream_chunks(sequences, targets, batch_size=8, chunk=50)
+    >>> model.fit(chunks, shuffle=False, callbacks=[RTRLDiagnostics("logs", data=chunks, chunks=4, every=100)])
+
+    Args:
+      log_dir: folder of the event files.
+      data: the `tf.data.Dataset` that `fit` is given, the same at every iteration: it is read a second time, in step
+        with training. None: trace norms alone are written.
+      chunks: K, at least 2. The K last batches are kept in memory.
+      every: batches between two measurements, over all calls of `fit`.
+
+    Raises:
+      TypeError: `log_dir` or `data` is of another kind.
+      ValueError: `chunks` or `every` does not fit, or `log_dir` is a file. When training begins: the model has no
+        stateful RTRL layer, or with `data` several steps are run in one execution, or on several replicas.
+      ImportError: tensorboard is not installed.
+    """
+
+    def __init__(self, log_dir, data=None, chunks=4, every=100):
+        if not isinstance(log_dir, (str, os.PathLike)) or not os.fspath(log_dir):
+            raise TypeError(f"log_dir must be a path, got {shown(log_dir)}.")
+        if os.path.exists(log_dir) and not os.path.isdir(log_dir):
+            raise ValueError(f"log_dir must be that of a folder, and {shown(log_dir)} is a file.")
+        if data is not None and not isinstance(data, tf.data.Dataset):
+            raise TypeError(f"data must be the tf.data.Dataset that fit is given, or None, got {type(data).__name__}.")
+        self.chunks = whole_number("chunks", chunks, low=2)
+        self.every = whole_number("every", every)
+        if importlib.util.find_spec("tensorboard") is None:
+            raise ImportError("RTRLDiagnostics needs tensorboard, which is not installed: pip install tensorboard")
+        super().__init__()
+        self.log_dir = os.fspath(log_dir)
+        self.data = data
+        self._seen = 0
+        self._writer = None
+
+    # What Keras calls.
+
+    def on_train_begin(self, logs=None):
+        model = self.model
+        self._layers = [x for x in model._flatten_layers() if isinstance(x, Recurrent) and x.stateful]
+        if not self._layers:
+            raise ValueError("RTRLDiagnostics: the model must have an RTRL layer with stateful=True, and has none.")
+        names = [layer.name for layer in self._layers]
+        if len(set(names)) < len(names):
+            raise ValueError(f"RTRLDiagnostics: stateful RTRL layers must have different names, got {names}.")
+        if self.data is not None:
+            executed = int(model._steps_per_execution if LEGACY else model.steps_per_execution)
+            if executed != 1 or getattr(model, "autotune_steps_per_execution", False):
+                raise ValueError("RTRLDiagnostics: the model must be compiled with steps_per_execution=1.")
+            replicas = model.distribute_strategy.num_replicas_in_sync
+            if replicas > 1:
+                raise ValueError(f"RTRLDiagnostics: data must be None where training runs on {replicas} replicas.")
+        self._window = collections.deque(maxlen=self.chunks)
+        self._batches = None
+        self._trained = True  # whether the window's last batch was
+        self._foreseen = None
+        # Made anew for each fit: the model may have been compiled anew.
+        self._advance, self._differentiate = tf.function(self._advance_chunk), tf.function(self._differentiate_chunk)
+        self._writer = tf.summary.create_file_writer(self.log_dir)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        carries = [_carry(layer) for layer in self._layers]
+        if self.data is not None:
+            # Where fit finds at the end of its data that it has no batch, it has none trained: this one is the next.
+            values = self._read() if self._trained else self._window.pop().values
+            self._window.append(_Chunk(values, [_states(carry) for carry in carries]))
+            self._trained = False
+        if self._seen and self._seen % self.every == 0 and all(carries):
+            scalars = self._trace_norms(carries)
+            if self.data is not None:
+                with _unchanged(self.model):
+                    scalars.update(self._of_chunk(carries))
+            with self._writer.as_default(), tf.summary.record_if(True):
+                for name, value in scalars.items():
+                    tf.summary.scalar(name, value, step=int(self.model.optimizer.iterations))
+            self._writer.flush()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._seen += 1
+        self._trained = True
+        foreseen, self._foreseen = self._foreseen, None
+        if foreseen is None:
+            return
+        for layer, old, new in zip(self._layers, self._window[-1].states, foreseen, strict=True):
+            got = _states(_carry(layer))
+            if any(tf.norm(got[name] - new[name]) > 0.1 * tf.norm(got[name] - old[name]) for name in got):
+                warnings.warn(
+                    f"RTRLDiagnostics: {layer.name} ended a batch in another state than that batch of data leads to. "
+                    "Unless layers below it draw at random (dropout) or the carry was set meanwhile, data does not "
+                    "repeat the batches of fit, and memory lengths and staleness are of others.",
+                    stacklevel=2,
+                )
+
+    def on_train_end(self, logs=None):
+        self._writer.close()
+        self._window.clear()
+
+    def _read(self):
+        """The next batch, beginning anew at the end of the data."""
+        self._batches = iter(self.data) if self._batches is None else self._batches
+        values = next(self._batches, None)
+        if values is None:
+            self._batches = iter(self.data)
+            values = next(self._batches, None)
+        if values is None:
+            raise ValueError("RTRLDiagnostics: data must have at least one batch, and has none.")
+        return values
+
+    # Figures by tag.
+
+    def _trace_norms(self, carries):
+        scalars = {}
+        for layer, carry in zip(self._layers, carries, strict=True):
+            for name, child, (_, S, r) in _recurrent(layer, carry):
+                if S is not None:
+                    names = (*child.cell.stored_gates, *child.cell.unit_names)
+                    norms = [*figures.trace_norms(tf.transpose(S, (0, 2, 1, 3, 4))), *figures.trace_norms(r)]
+                    scalars.update({f"{name}/trace_norm/{n}": norm for n, norm in zip(names, norms, strict=True)})
+        return scalars
+
+    def _of_chunk(self, carries):
+        """Memory lengths and staleness, of the window's last chunk."""
+        chunks, scalars = list(self._window), {}
+        carried, ratios, self._foreseen = self._differentiate(carries, chunks[-1].values)
+        for name, ratio in ratios.items():
+            lengths = figures.memory_length(ratio)
+            scalars[f"{name}/memory_length/median"] = np.median(lengths)
+            scalars[f"{name}/memory_length/q90"] = np.quantile(lengths, 0.9)
+        if carried and len(chunks) == self.chunks:
+            anew, _, _ = self._differentiate(self._replayed(chunks, carries), chunks[-1].values)
+            for name, gradient in carried.items():
+                norms = tf.norm(gradient) * tf.norm(anew[name])
+                if norms > 0:
+                    cosine = tf.reduce_sum(gradient * anew[name]) / norms
+                    scalars[f"{name}/staleness/cosine_over_{self.chunks}_chunks"] = cosine
+        return scalars
+
+    def _replayed(self, chunks, carries):
+        """The carries before the last of the chunks, made anew from the first one's state and zero traces."""
+        first = chunks[0].states
+        carries = [
+            {name: states.get(name, tf.zeros_like(value)) for name, value in carry.items()}
+            if states
+            else tf.nest.map_structure(tf.zeros_like, carry)  # the first chunk ever
+            for carry, states in zip(carries, first, strict=True)
+        ]
+        for chunk, after in itertools.pairwise(chunks):
+            carries = self._advance(carries, chunk.values)
+            # A stream whose state is zero between two chunks was reset there by hand.
+            carries = [_kept(carry, states) for carry, states in zip(carries, after.states, strict=True)]
+        return carries
+
+    # What runs the model; the carries go in and come out as values.
+
+    def _advance_chunk(self, carries, values):
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(values)
+        with _carrying(self._layers, carries) as slots:
+            self.model(x, training=False)
+        return _values(slots)
+
+    def _differentiate_chunk(self, carries, values):
+        """Gradients by name (of layers that carry traces), decay ratios by name, and the states after the chunk."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(values)
+        layers = [
+            entry for layer, carry in zip(self._layers, carries, strict=True) for entry in _recurrent(layer, carry)
+        ]
+        seen = {}
+        weights = {
+            name: [w if LEGACY else w.value for w in child.recurrent_weights().values()]
+            for name, child, carry in layers
+            if carry.S is not None and child.gradient == "rtrl"
+        }
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            with _carrying(self._layers, carries) as slots, contextlib.ExitStack() as taps:
+                for name, child, _ in layers:
+                    taps.enter_context(_tapped(child, seen, name))
+                y_pred = self.model(x, training=False)
+            loss = self.model.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight)
+            # Both gradients would have the regularisers' in common.
+            penalties = [penalty for name, child, _ in layers if name in weights for penalty in _penalties(child)]
+            loss -= tf.add_n([tf.cast(p, loss.dtype) for p in penalties]) if penalties else 0.0
+        gradients = tape.gradient(loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        gradients = {name: tf.concat([tf.reshape(g, [-1]) for g in parts], 0) for name, parts in gradients.items()}
+        return gradients, seen, [_states(carry) for carry in _values(slots)]
+
+
+class _Chunk(NamedTuple):
+    """A batch as fit gets it, and before it each layer's states by name; {} where a layer had no carry yet."""
+
+    values: tuple
+    states: list
+
+
+class _Slot:
+    """Stands for a variable of a carry while a layer is called."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __tf_tensor__(self, dtype=None, name=None):
+        return tf.convert_to_tensor(self.value, dtype, name=name)
+
+    def assign(self, value):
+        self.value = value
+
+
+def _carry(layer):
+    """The training carry of a stateful layer by name, {} where it has none yet."""
+    kept = layer._kept("training", layer._training_carry)
+    return {name: tf.convert_to_tensor(variable) for name, variable in kept.items()}
+
+
+def _states(carry):
+    return {name: value for name, value in carry.items() if name.startswith("state")}
+
+
+def _kept(carry, states):
+    """The carry with zeros for streams that are all zero in `states`."""
+    live = tf.reduce_any([tf.reduce_any(value != 0, (1, 2)) for value in states.values()], axis=0)
+    return {
+        name: tf.where(tf.reshape(live, (-1, *(1,) * (value.shape.rank - 1))), value, tf.zeros_like(value))
+        for name, value in carry.items()
+    }
+
+
+def _values(slots):
+    return [{name: slot.value for name, slot in own.items()} for own in slots]
+
+
+def _recurrent(layer, carry):
+    """Name, layer and `Carry` of each recurrent layer in a stateful layer, which is one itself or a stack."""
+    children = layer._recurrent_layers()
+    return [
+        (layer.name if child is layer else f"{layer.name}/{i}", child, own)
+        for i, (child, own) in enumerate(zip(children, layer._by_layer(carry), strict=True), 1)
+    ]
+
+
+def _penalties(layer):
+    roles = {"kernel": "kernel", **{p.name: p.role for p in layer.cell.unit_parameters()}}
+    for name, weight in layer.recurrent_weights().items():
+        regularizer = getattr(layer, f"{roles[name]}_regularizer")
+        if regularizer is not None:
+            yield regularizer(weight)
+
+
+@contextlib.contextmanager
+def _carrying(layers, carries):
+    """Stateful layers read and write these carries instead of their own, whether called for training or not."""
+    slots = [{name: _Slot(value) for name, value in carry.items()} for carry in carries]
+    with contextlib.ExitStack() as stack:
+        for layer, own in zip(layers, slots, strict=True):
+            stack.enter_context(_replaced(layer, "_own_carry", lambda batch, training, own=own: own))
+        yield slots
+
+
+@contextlib.contextmanager
+def _tapped(layer, seen, name):
+    """Puts the decay ratios of `layer` into `seen` when it is called."""
+    recur = layer.recur
+
+    def tapped(x, carry, reset, mask, traces):
+        states, new = recur(x, carry, reset, mask, traces)
+        rho = {key: tf.cast(weight, layer.trace_dtype) for key, weight in layer.recurrent_weights().items()}
+        kernel, inputs = rho.pop("kernel"), tf.cast(x, layer.trace_dtype)
+        J = figures.jacobians(layer.cell, kernel, rho, inputs, carry.state, states, reset)
+        seen[name] = figures.decay(J, mask)
+        return states, new
+
+    with _replaced(layer, "recur", tapped):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(layer, method, function):
+    # Past Keras' own __setattr__, which would track it.
+    vars(layer)[method] = tf.autograph.experimental.do_not_convert(function)
+    try:
+        yield
+    finally:
+        del vars(layer)[method]
+
+
+@contextlib.contextmanager
+def _unchanged(model):
+    """What else a model writes when it runs is put back: metrics, the states of other layers."""
+    variables = [*model.non_trainable_variables, *(v for metric in model.metrics for v in metric.variables)]
+    for layer in model._flatten_layers():
+        if getattr(layer, "stateful", False) and not isinstance(layer, Recurrent):  # Keras tracks no recurrent states
+            variables += [state for state in tf.nest.flatten(getattr(layer, "states", None)) if state is not None]
+    before = [tf.convert_to_tensor(variable) for variable in variables]
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
