@@ -1,5 +1,7 @@
 """The actor-critic network with a recurrent core."""
 
+import re
+
 import gin
 import tensorflow as tf
 from tf_agents.networks import network
@@ -15,6 +17,7 @@ from keras_rtrl.networks.encoders import make_encoder
 from keras_rtrl.networks.normalizer import RunningNormalizer, clipped
 
 _HISTORY = {"observation", "last_reward", "last_action"}
+_SCOPE = r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*"
 
 
 def _as_specs(name, specs):
@@ -94,6 +97,8 @@ class ActorCriticNetwork(network.Network):
         }
         for flag_name, value in flags.items():
             flag(flag_name, value)
+        if name is not None and not (isinstance(name, str) and re.fullmatch(_SCOPE, name)):
+            raise ValueError(f"name must be None or what TensorFlow takes for a name, {_SCOPE}, got {shown(name)}")
         head_units = widths("head_units", head_units)
         input_tensor_spec = _as_specs("input_tensor_spec", input_tensor_spec)
         if normalize_observation and isinstance(input_tensor_spec["observation"], dict):

@@ -78,6 +78,7 @@ class StackCore(tf.Module):
     def __init__(self, units, input_dim, frames=4, activation="relu"):
         super().__init__()
         self._frames = whole_number("frames", frames)
+        fits_memory(f"frames={self._frames}", 4 * self._frames * input_dim * units)
         self.layer = keras.layers.Dense(units, activation=activation)
         self.output_size = units
         self.state_spec = (tf.TensorSpec([self._frames - 1, input_dim], keras.backend.floatx(), name="features"),)

@@ -115,13 +115,28 @@ def strategy(name):
                 "describes, in each of them; it is not set"
             )
         try:
-            if not isinstance(json.loads(os.environ["TF_CONFIG"]), dict):
-                raise ValueError("it must be a JSON object with cluster and task")
+            _check_cluster(json.loads(os.environ["TF_CONFIG"]))
             print("waiting for the learning processes of TF_CONFIG", flush=True)
             return tf.distribute.MultiWorkerMirroredStrategy()
         except Exception as error:  # whatever its parts are
             raise UsageError(f"TF_CONFIG {shown(os.environ['TF_CONFIG'])}: {one_line(error)}") from error
     raise UsageError(f"train.strategy must be None, 'mirrored' or 'multi_worker_mirrored', got {shown(name)}")
+
+
+def _check_cluster(described):
+    """Checks what TensorFlow itself finds out late, or not at all. Raises ValueError."""
+    if not isinstance(described, dict) or not {"cluster", "task"} <= set(described):
+        raise ValueError("it must be a JSON object with cluster and task")
+    cluster, task = described["cluster"], described["task"]
+    if not isinstance(cluster, dict) or not all(isinstance(addresses, list) for addresses in cluster.values()):
+        raise ValueError("cluster must be a JSON object with lists of addresses")
+    for address in (address for addresses in cluster.values() for address in addresses):
+        port = str(address).rpartition(":")[2]
+        if not (port.isdecimal() and 0 < int(port[:9]) < 2**16):
+            raise ValueError(f"an address of cluster must be host:port, the port from 1 to 65535, got {shown(address)}")
+    if not isinstance(task, dict) or not cluster.get(task.get("type")):
+        raise ValueError(f"task must be a JSON object with type, one that cluster has, and index, got {shown(task)}")
+    whole_number("task's index", task.get("index"), 0, len(cluster[task["type"]]) - 1)
 
 
 def check_optimizer(value):

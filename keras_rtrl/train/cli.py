@@ -77,8 +77,8 @@ _MISPLACED = (IsADirectoryError, NotADirectoryError, FileExistsError)  # somethi
 
 def _reason(error):
     """An OSError in one line."""
-    reason = error.strerror or one_line(error)
-    return reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}"
+    reason = error.strerror or str(error)
+    return one_line(reason if error.filename is None else f"{os.fsdecode(error.filename)}: {reason}")
 
 
 class _Once(argparse.Action):
@@ -361,6 +361,9 @@ def _export(args):
     if os.path.realpath(args.target) in map(os.path.realpath, (run.path, run.checkpoints, run.events)):
         raise UsageError(f"{args.target}: holds what the run needs; choose another folder for the policy")
     check_writable(args.target)
+    held = os.listdir(args.target) if os.path.isdir(args.target) else ()
+    if held and "saved_model.pb" not in held:
+        raise UsageError(f"{args.target}: holds other things than a policy; choose another folder for it")
     from keras_rtrl.train import building, checkpoints, evaluate, export, loop  # noqa: F401
 
     checkpoints.newest(run)  # finds a broken one at once

@@ -2,6 +2,7 @@
 
 import collections
 import difflib
+import importlib.util
 import inspect
 import ipaddress
 import math
@@ -99,12 +100,28 @@ def parse(text, where, file=None, folder=None, outer=()):
             path = os.path.abspath(os.path.join(folder, statement.filename))
             if path in (*outer, file):
                 raise UsageError(f"{place}: includes {statement.filename}, which includes this file again")
-            found = parse(read(path), path, path, folder, (*outer, file)) if os.path.isfile(path) else Text([], True)
+            if os.path.isfile(path):
+                found = parse(read(path), path, path, folder, (*outer, file))
+            elif _in_package(statement.filename):
+                found = Text([], True)
+            else:
+                raise UsageError(
+                    f"{place}: includes {shown(statement.filename)}, which is neither a preset's file, nor one of a "
+                    "package, nor the whole path of a file"
+                )
             bindings += found.bindings
             imports = imports or found.imports
         elif isinstance(statement, config_parser.ImportStatement):
             imports = True
     return Text(bindings, imports)
+
+
+def _in_package(path):
+    """Whether gin may find a file, such as "package/folder/file.gin", in a package that can be imported."""
+    try:
+        return importlib.util.find_spec(os.path.dirname(path).replace("/", ".")) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def read(path):

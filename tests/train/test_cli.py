@@ -146,6 +146,8 @@ def test_bad_setting_is_named(error, tmp_path, binding, names):
         ("trian.rollout = 3", "line 2: there is no setting 'trian.rollout' (did you mean 'train.rollout'?)"),
         ("train:\n  seed = 3\n  rolout = 3", "line 4: train has no setting 'rolout'"),
         ("include '{folder}/mine.gin'", "includes this file again"),
+        ("include 'nowhere.gin'", "line 2: includes 'nowhere.gin', which is neither"),
+        ("include 'no_package/nowhere.gin'", "line 2: includes 'no_package/nowhere.gin', which is neither"),
         ("include '{folder}/other.gin'", "includes this file again"),
         ("\0", "cannot parse"),
     ],
@@ -220,11 +222,18 @@ def test_no_video_of_what_is_no_image(error, tmaze_run, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("text", ["5", "[1]", '"x"', "{", '{"cluster": 3}', '{"cluster": {"worker": 5}, "task": 3}'])
+NO_PORT = '{"cluster": {"worker": ["localhost:99999"]}, "task": {"type": "worker", "index": 0}}'
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["5", "[1]", '"x"', "{", "{}", '{"cluster": 3}', '{"cluster": {"worker": 5}, "task": 3}', NO_PORT],
+)
 def test_tf_config_of_another_form(error, monkeypatch, text):
     monkeypatch.setenv("TF_CONFIG", text)
     words = ["--gin", "train.strategy = 'multi_worker_mirrored'"]
-    assert "TF_CONFIG" in error("train", "atari_r2ac_cpu", "--out", "new", *words)
+    for preset in ("atari_r2ac_cpu", "tmaze_r2ac"):
+        assert "TF_CONFIG" in error("train", preset, "--out", "new", *words)
 
 
 @pytest.mark.parametrize("out", [[], ["--out", "new"]])

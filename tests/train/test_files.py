@@ -186,10 +186,17 @@ def test_a_disk_that_gets_full_in_training_leaves_the_checkpoint(run):
     assert checkpoints.saved_updates(RunFolder(run)) == 50
 
 
+def test_an_export_goes_into_no_folder_of_other_things(run, capsys):
+    (run.parent / "notes.txt").write_text("mine")
+    assert "holds other things than a policy" in refused(capsys, "export", run, run.parent)
+    assert sorted(path.name for path in run.parent.iterdir()) == ["notes.txt", "run"]
+
+
 def test_names_too_long_are_refused(run, capsys):
     long = str(run.parent / ("x" * 300))
     for words in (["train", "tmaze_r2ac", "--out", long], ["export", run, long]):
         assert "File name too long" in refused(capsys, *words)
+    assert len(refused(capsys, "bench", "--out", "/".join(["y" * 200] * 30))) < 1000
     assert [path.name for path in run.parent.iterdir()] == ["run"]
 
 

@@ -225,9 +225,9 @@ EVALUATE --video x.mp4
 EVALUATE --video x.txt
 EVALUATE --video x
 EVALUATE --actors 2 --video x.mp4
-EVALUATE --actors 1
+? EVALUATE --actors 1
 EVALUATE --ray-address auto
-EVALUATE --gin 'actors.number = 2'
+? EVALUATE --gin 'actors.number = 2'
 EVALUATE --gin 'train.frames = 3'
 EVALUATE --gin 'train.learning_rate = 3'
 EVALUATE --gin 'environment.name = "MemoryChain-v0"'
@@ -297,7 +297,7 @@ def variables():
             f"TF_CONFIG={shortened(text)}",
             "train",
             joined,
-            names=("TF_CONFIG", "in TensorFlow"),
+            names=("TF_CONFIG",),
             environment=environment,
         )
     wrong = [*RIGHT["train"], "--out", "new", "--gin", "train.rollout = 0"]

@@ -209,7 +209,8 @@ class Child:
             return "refused", ""
         after = self.contents()
         changed = sorted(path for path in {*after, *self.before} if after.get(path) != self.before.get(path))
-        changed += [path.name for path in self.temporary.iterdir() if "autograph" not in path.name]
+        kept = re.compile("ray$|.*autograph")  # Ray's is always left; AutoGraph's goes with the process
+        changed += [path.name for path in self.temporary.iterdir() if not kept.match(path.name)]
         if changed:
             return "litter", ", ".join(changed[:5])
         return "refused", ""

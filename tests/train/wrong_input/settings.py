@@ -150,7 +150,7 @@ KINDS = {
     "rho": undecided,
     "beta_1": undecided,
     "beta_2": undecided,
-    "epsilon": number(0),
+    "epsilon": number(above=0),
     "critic_kappa": number(above=0),
     "actor_kappa": number(above=0),
     "clip": number(above=0),
@@ -356,5 +356,6 @@ def files():
     for command in (["train"], ["sweep"], ["bench", "env", "CartPole-v1", "--preset"]):
         words = [*command, "wrong.gin", *(["--out", "new"] if command[0] != "bench" else [])]
         for name, text in texts.items():
-            yield Case(f"{command[0]}: {name} file", words, files={"wrong.gin": text})
+            expected = "either" if (command[0], name) == ("bench", "no name") else "refused"  # its operand is the name
+            yield Case(f"{command[0]}: {name} file", words, expected, files={"wrong.gin": text})
         yield Case(f"{command[0]}: file that includes itself", words, prepare=include_itself)
