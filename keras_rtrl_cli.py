@@ -23,6 +23,7 @@ _on_signals(_OWN, (_end, _end))  # there is nothing to tidy up before everything
 
 import contextlib  # noqa: E402
 import importlib.util  # noqa: E402
+import logging  # noqa: E402
 
 
 def _open_closed():
@@ -67,9 +68,15 @@ if importlib.util.find_spec("tf_agents") is None:
     sys.exit('keras-rtrl: error: TF-Agents is not installed: pip install "keras_rtrl[agents]", on Python 3.11.')
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+with contextlib.suppress(ImportError):
+    import gym_notices.notices
+
+    gym_notices.notices.notices.clear()  # three lines that gym, which TF-Agents imports, says before any other
 with _quiet():
     from keras_rtrl.train.cli import main
 
+# after a checkpoint that does not fit TensorFlow lists each of its values, line by line
+logging.getLogger("tensorflow").setLevel(logging.ERROR)
 _on_signals((_end, _end), _OWN)
 
 if __name__ == "__main__":

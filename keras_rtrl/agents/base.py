@@ -3,15 +3,13 @@
 import tensorflow as tf
 from tf_agents.agents import tf_agent
 from tf_agents.policies import greedy_policy
-from tf_agents.trajectories import time_step as ts
 
 from keras_rtrl._checks import fits_memory, shown
 from keras_rtrl._keras import keras
 from keras_rtrl.agents.experience import checked, is_finite
-from keras_rtrl.agents.policy import ActorCriticPolicy
+from keras_rtrl.agents.policy import ActorCriticPolicy, check_network
 from keras_rtrl.agents.reward_scaler import RewardScaler
 from keras_rtrl.distributed.replicas import Streams, StreamVariables
-from keras_rtrl.networks import ActorCriticNetwork
 
 
 class ActorCriticAgent(tf_agent.TFAgent):
@@ -162,31 +160,11 @@ class ActorCriticAgent(tf_agent.TFAgent):
 
 
 def _check_parts(time_step_spec, action_spec, network, optimizer, counter):
-    if not isinstance(time_step_spec, ts.TimeStep):
-        raise TypeError(f"time_step_spec must be a TimeStep of specs, got {shown(time_step_spec)}")
-    if not isinstance(network, ActorCriticNetwork):
-        raise TypeError(f"network must be a keras_rtrl.networks.ActorCriticNetwork, got {shown(network)}")
+    check_network(time_step_spec, action_spec, network)
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         raise TypeError(f"optimizer must be an optimiser of tf_keras.optimizers, got {shown(optimizer)}")
     if counter is not None and not (isinstance(counter, tf.Variable) and counter.dtype.is_integer):
         raise TypeError(f"train_step_counter must be an integer tf.Variable or None, got {shown(counter)}")
-    specs = {
-        "time_step_spec.observation": (time_step_spec.observation, network.input_tensor_spec),
-        "action_spec": (action_spec, network.actions.spec),
-    }
-    for name, (spec, own) in specs.items():
-        if not _same(spec, own):
-            raise ValueError(f"{name} must be what the network was made for, {shown(own)}, got {shown(spec)}")
-
-
-def _same(spec, own):
-    """Whether two nests of specs have the same parts, dtypes and shapes."""
-    try:
-        tf.nest.assert_same_structure(spec, own)
-    except (ValueError, TypeError):
-        return False
-    pairs = zip(tf.nest.flatten(spec), tf.nest.flatten(own), strict=True)
-    return all(getattr(a, "dtype", None) == b.dtype and a.shape == b.shape for a, b in pairs)
 
 
 class RolloutAgent(ActorCriticAgent):

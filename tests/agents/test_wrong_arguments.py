@@ -21,8 +21,13 @@ from keras_rtrl.agents import (
     TDLambdaAgent,
     TDLambdaConfig,
 )
+from keras_rtrl.agents.policy import ActorCriticPolicy
+from keras_rtrl.agents.ppo import losses as ppo_losses
+from keras_rtrl.agents.r2ac import losses as r2ac_losses
+from keras_rtrl.agents.reward_scaler import RewardScaler
 from keras_rtrl.drivers import RolloutDriver
 from keras_rtrl.networks import ActorCriticNetwork
+from keras_rtrl.networks.normalizer import RunningNormalizer
 
 ACTIONS = tensor_spec.BoundedTensorSpec([], tf.int64, 0, 2)
 HISTORY = {
@@ -173,6 +178,89 @@ def test_parts_of_an_agent(case):
     arguments, message = PARTS[case]
     with pytest.raises((ValueError, TypeError), match=message):
         make(**arguments)
+
+
+POLICIES = {
+    "network": ({"network": None}, "network must be a .*ActorCriticNetwork, got None"),
+    "spec": ({"time_step_spec": "x"}, "time_step_spec must be a TimeStep of specs, got 'x'"),
+    "observation": (
+        {"time_step_spec": ts.time_step_spec(OTHER)},
+        "time_step_spec.observation must be what the network",
+    ),
+    "action": ({"action_spec": ACTIONS.dtype}, "action_spec must be what the network was made for"),
+}
+
+
+@pytest.mark.parametrize("case", POLICIES)
+def test_parts_of_a_policy(case):
+    arguments, message = POLICIES[case]
+    network = ActorCriticNetwork(HISTORY, ACTIONS, units=3, encoder_units=())
+    parts = {"time_step_spec": ts.time_step_spec(HISTORY), "action_spec": ACTIONS, "network": network}
+    with pytest.raises((ValueError, TypeError), match=message):
+        ActorCriticPolicy(**{**parts, **arguments})
+
+
+FRAMES = np.zeros([2, 3], np.float32)
+VTRACE = {
+    **dict.fromkeys(("log_rho_t", "discount_t", "reward_t", "value_t"), FRAMES),
+    "bootstrap_value": FRAMES[:, 0],
+    "boundary_t": FRAMES > 0,
+}
+R2AC = {
+    **dict.fromkeys(("log_pi_t", "entropy_t", "value_t"), FRAMES),
+    "vtrace_t": r2ac_losses.VTrace(FRAMES, FRAMES),
+    "boundary_t": FRAMES > 0,
+}
+GAE = {name: VTRACE[name] for name in ("reward_t", "discount_t", "value_t", "bootstrap_value", "boundary_t")}
+GAE["gae_lambda"] = 0.9
+PPO = dict.fromkeys(("log_ratio_t", "entropy_t", "value_t", "old_value_t", "advantage_t", "return_t"), FRAMES)
+PPO |= {"boundary_t": FRAMES > 0, "clip": 0.2, "value_clip": None}
+LOSSES = {r2ac_losses.vtrace: VTRACE, r2ac_losses.r2ac_loss: R2AC, ppo_losses.gae: GAE, ppo_losses.ppo_terms: PPO}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses_take_arrays_and_name_what_is_wrong(loss):
+    right = LOSSES[loss]
+    assert all(np.all(np.isfinite(part)) for part in tf.nest.flatten(loss(**right)))
+    for name, value in right.items():
+        wrong = ["x", "0.5"]
+        if value is not None:
+            wrong.append(None)
+        if isinstance(value, np.ndarray):
+            wrong += [value.astype(np.int64), value.astype("U"), value[:1]]
+        for other in wrong:
+            with pytest.raises((ValueError, TypeError), match=name):
+                loss(**{**right, name: other})
+
+
+NORMALIZERS = {
+    "shape": (lambda: RunningNormalizer("x"), "shape must be that of an observation, got 'x'"),
+    "unknown shape": (lambda: RunningNormalizer([None]), "shape must be known in full"),
+    "limit": (lambda: RunningNormalizer([], limit=0), "limit must be a finite number above 0, got 0"),
+    "x": (lambda: RunningNormalizer([3])(None), "x must be a tensor of floats, got None"),
+    "dtype": (lambda: RunningNormalizer([3])(np.zeros([2, 3], int)), "x must be a tensor of floats, got int64"),
+    "width": (lambda: RunningNormalizer([3])(FRAMES[:, :2]), r"x must have a shape that ends in \(3,\), got \(2, 2\)"),
+    "update": (lambda: RunningNormalizer([3]).update("x"), "x must be a tensor of numbers, got string"),
+    "update None": (lambda: RunningNormalizer([3]).update(None), "x must be a tensor of numbers, got None"),
+    "rank": (lambda: RunningNormalizer([2, 3]).update(FRAMES[0]), "x must have a shape that ends in"),
+    "counted": (lambda: RunningNormalizer([3]).update(FRAMES, [1, 0]), "counted must be a tensor of bool, got int32"),
+    "rows": (lambda: RunningNormalizer([3]).update(FRAMES, [True]), r"counted must have the shape of .*, got \(1,\)"),
+    "gamma": (lambda: RewardScaler("0.9", 1), "gamma must be a finite number of at least 0 and at most 1, got '0.9'"),
+    "streams": (lambda: RewardScaler(0.9, 0), "num_streams must be a whole number of at least 1, got 0"),
+    "reward limit": (lambda: RewardScaler(0.9, 1, limit=np.inf), "limit must be a finite number above 0, got inf"),
+    "reward": (lambda: RewardScaler(0.9, 2)(None), "reward must be a tensor of floats, got None"),
+    "rewards": (lambda: RewardScaler(0.9, 2).update(None, FRAMES > 0), "reward must be a tensor of floats, got None"),
+    "boundary": (lambda: RewardScaler(0.9, 2).update(FRAMES, FRAMES), "boundary must be a tensor of bool, got float32"),
+    "frames": (lambda: RewardScaler(0.9, 2).update(FRAMES, FRAMES[:, 1:] > 0), "expected one shape for all of"),
+    "other streams": (lambda: RewardScaler(0.9, 3).update(FRAMES, FRAMES > 0), "with num_streams=3 rows"),
+}
+
+
+@pytest.mark.parametrize("case", NORMALIZERS)
+def test_running_statistics(case):
+    call, message = NORMALIZERS[case]
+    with pytest.raises((ValueError, TypeError), match=message):
+        call()
 
 
 NUMBER, FLAG = "must be a finite number", "must be True or False"

@@ -9,6 +9,8 @@ import collections
 
 import tensorflow as tf
 
+from keras_rtrl._checks import number
+from keras_rtrl._tensors import frames, rollouts
 from keras_rtrl.distributed.replicas import all_sum
 
 PPOTerms = collections.namedtuple("PPOTerms", ["policy_loss", "value_loss", "entropy", "kl", "clip_fraction"])
@@ -29,20 +31,19 @@ def gae(reward_t, discount_t, value_t, bootstrap_value, boundary_t, gae_lambda):
       value_t: V_t, [B, T].
       bootstrap_value: V of frame T, [B].
       boundary_t: bool [B, T].
-      gae_lambda: lambda.
+      gae_lambda: lambda, from 0 to 1.
 
     Returns:
       [B, T]; no gradient flows through it.
 
     Raises:
-      ValueError: shapes that do not fit.
+      TypeError: an argument that is no tensor or array, or of another dtype than the first.
+      ValueError: shapes that do not fit, or a lambda out of range.
     """
-    shapes = {"reward_t": reward_t, "discount_t": discount_t, "value_t": value_t, "boundary_t": boundary_t}
-    shapes = {name: tensor.shape for name, tensor in shapes.items()}
-    if any(shape.rank != 2 or not shape.is_compatible_with(reward_t.shape) for shape in shapes.values()):
-        raise ValueError(f"expected one shape [B, T] for all of {list(shapes)}, got {shapes}")
-    if not bootstrap_value.shape.is_compatible_with(value_t.shape[:1]):
-        raise ValueError(f"bootstrap_value must be [B] with B of {value_t.shape}, got {bootstrap_value.shape}")
+    gae_lambda = number("gae_lambda", gae_lambda, 0, high=1)
+    reward_t, discount_t, value_t, boundary_t, bootstrap_value = rollouts(
+        bootstrap_value, reward_t=reward_t, discount_t=discount_t, value_t=value_t, boundary_t=boundary_t
+    )
     value_t, bootstrap_value = tf.stop_gradient(value_t), tf.stop_gradient(bootstrap_value)
     next_value_t = tf.concat([value_t[:, 1:], bootstrap_value[:, tf.newaxis]], axis=1)
     delta_t = reward_t + tf.math.multiply_no_nan(next_value_t, discount_t) - value_t
@@ -81,7 +82,22 @@ def ppo_terms(log_ratio_t, entropy_t, value_t, old_value_t, advantage_t, return_
     Returns:
       PPOTerms of scalars; kl is an estimate of KL(old || new) in nats (Schulman 2020), clip_fraction the share of
       frames whose ratio is clipped. Neither has a gradient.
+
+    Raises:
+      TypeError: an argument that is no tensor or array, or of another dtype than the first.
+      ValueError: shapes that do not fit, clip or value_clip that is not above 0.
     """
+    clip = number("clip", clip, above=0)
+    value_clip = None if value_clip is None else number("value_clip", value_clip, above=0)
+    log_ratio_t, entropy_t, value_t, old_value_t, advantage_t, return_t, boundary_t = frames(
+        log_ratio_t=log_ratio_t,
+        entropy_t=entropy_t,
+        value_t=value_t,
+        old_value_t=old_value_t,
+        advantage_t=advantage_t,
+        return_t=return_t,
+        boundary_t=boundary_t,
+    )
     counted = tf.cast(~boundary_t, value_t.dtype)
 
     def played(x):

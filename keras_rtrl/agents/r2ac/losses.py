@@ -9,16 +9,11 @@ import collections
 
 import tensorflow as tf
 
+from keras_rtrl._checks import shown
+from keras_rtrl._tensors import frames, rollouts
+
 VTrace = collections.namedtuple("VTrace", ["v_t", "advantage_t"])
 LossTerms = collections.namedtuple("LossTerms", ["policy_loss", "value_loss", "entropy"])
-
-
-def _check_shapes(**tensors):
-    """Raises ValueError unless all tensors have one static shape of rank 2."""
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    first = next(iter(shapes.values()))
-    if any(shape.rank != 2 or not shape.is_compatible_with(first) for shape in shapes.values()):
-        raise ValueError(f"expected one shape [B, T] for all of {list(shapes)}, got {shapes}")
 
 
 def vtrace(log_rho_t, discount_t, reward_t, value_t, bootstrap_value, boundary_t):
@@ -44,11 +39,17 @@ def vtrace(log_rho_t, discount_t, reward_t, value_t, bootstrap_value, boundary_t
       VTrace(v_t, advantage_t), [B, T] each; no gradient flows through them.
 
     Raises:
+      TypeError: an argument that is no tensor or array, or of another dtype than the first.
       ValueError: shapes that do not fit.
     """
-    _check_shapes(log_rho_t=log_rho_t, discount_t=discount_t, reward_t=reward_t, value_t=value_t, boundary_t=boundary_t)
-    if bootstrap_value.shape.rank != 1 or not bootstrap_value.shape.is_compatible_with(value_t.shape[:1]):
-        raise ValueError(f"bootstrap_value must be [B] with B of {value_t.shape}, got {bootstrap_value.shape}")
+    log_rho_t, discount_t, reward_t, value_t, boundary_t, bootstrap_value = rollouts(
+        bootstrap_value,
+        log_rho_t=log_rho_t,
+        discount_t=discount_t,
+        reward_t=reward_t,
+        value_t=value_t,
+        boundary_t=boundary_t,
+    )
     value_t, bootstrap_value = tf.stop_gradient(value_t), tf.stop_gradient(bootstrap_value)
     rho_t = tf.exp(tf.minimum(tf.stop_gradient(log_rho_t), 0.0))
 
@@ -84,8 +85,16 @@ def r2ac_loss(log_pi_t, entropy_t, value_t, vtrace_t, boundary_t):
     Returns:
       LossTerms of scalars: policy_loss = - sum log pi(a_t) A_t, value_loss = 1/2 sum (v_t - V_t)^2,
       entropy = sum H(pi_t).
+
+    Raises:
+      TypeError: an argument that is no tensor or array, or of another dtype than the first; no VTrace.
+      ValueError: shapes that do not fit.
     """
-    _check_shapes(log_pi_t=log_pi_t, entropy_t=entropy_t, value_t=value_t, boundary_t=boundary_t, **vtrace_t._asdict())
+    if not isinstance(vtrace_t, VTrace):
+        raise TypeError(f"vtrace_t must be a VTrace, got {shown(vtrace_t)}")
+    given = {"log_pi_t": log_pi_t, "entropy_t": entropy_t, "value_t": value_t, **vtrace_t._asdict()}
+    log_pi_t, entropy_t, value_t, *targets, boundary_t = frames(**given, boundary_t=boundary_t)
+    vtrace_t = VTrace(*targets)
 
     def played(x_t):  # before anything is computed from it: the gradient of a NaN that is left out later is NaN
         return tf.where(boundary_t, tf.zeros_like(x_t), x_t)

@@ -104,5 +104,5 @@ def test_shapes_are_checked():
     with pytest.raises(ValueError, match="bootstrap_value"):
         losses.vtrace(three, three, three, three, tf.zeros([2]), boundary)
     one = tf.zeros([3])  # without a batch
-    with pytest.raises(ValueError, match=r"expected one shape \[B, T\]"):
+    with pytest.raises(ValueError, match=r"log_rho_t must be \[B, T\]"):
         losses.vtrace(one, one, one, one, tf.zeros([1]), tf.zeros([3], tf.bool))

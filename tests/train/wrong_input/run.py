@@ -94,6 +94,8 @@ class Child:
         code = 70
         try:
             os.setsid()
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background ignores it
+            signal.signal(signal.SIGQUIT, signal.SIG_DFL)
             for number, name in ((1, "stdout"), (2, "stderr")):
                 stream = os.open(self.scratch / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
                 os.dup2(stream, number)
