@@ -120,7 +120,8 @@ def fits_memory(setting, needed):
     """
     memory = machine_memory()
     if needed > memory:
+        gib = min(needed, 2**1000) / 2**30  # a float holds no more
+        figure = f"{gib:,.1f}" if gib < 1e15 else f"{gib:.0e}"
         raise ValueError(
-            f"{setting} would take at least {needed / 2**30:,.1f} GiB of memory, of which this machine has "
-            f"{memory / 2**30:,.1f} GiB"
+            f"{setting} would take at least {figure} GiB of memory, of which this machine has {memory / 2**30:,.1f} GiB"
         )

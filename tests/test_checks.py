@@ -61,3 +61,5 @@ def test_more_memory_than_there_is_is_refused():
     _checks.fits_memory("units=1", 2**20)
     with pytest.raises(ValueError, match=r"^units=10 would take at least 953,674,316.4 GiB of memory, of which "):
         _checks.fits_memory("units=10", 2**30 * 953_674_316.4)
+    with pytest.raises(ValueError, match=r"^units=10 would take at least 1e\+292 GiB of memory"):
+        _checks.fits_memory("units=10", 10**400)

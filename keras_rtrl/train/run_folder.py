@@ -82,13 +82,16 @@ class RunFolder:
             lock.release()
 
     def check_kinds(self):
-        """Raises UsageError for a folder in the place of a file, or a file in the place of a folder."""
+        """Raises UsageError for a folder in the place of a file, a file in that of a folder, or a pipe for either."""
         for path in (self.config, self.record, self.metrics, self.curve, self.evaluation):
             if os.path.lexists(path) and not os.path.isfile(path):
                 raise UsageError(f"{path}: must be a file")
         for path in (self.events, self.checkpoints, self.policy):
             if os.path.lexists(path) and not os.path.isdir(path):
                 raise UsageError(f"{path}: must be a folder")
+            for inner in (os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names):
+                if os.path.exists(inner) and not os.path.isfile(inner):  # a pipe would wait for whoever reads it
+                    raise UsageError(f"{inner}: must be a file")
 
     def scratch(self):
         """A folder for another process of this run: its checkpoints are this one's, all else goes when it goes."""
@@ -104,6 +107,7 @@ class RunFolder:
             return {}
         try:
             record = json.loads(text)
+            json.dumps(record, ensure_ascii=False).encode()  # letters that neither a figure nor the screen can show
         except (ValueError, RecursionError) as error:
             raise UsageError(f"{self.record}: is broken ({one_line(error)})") from error
         if not isinstance(record, dict):

@@ -104,12 +104,18 @@ def _folder(path):
     path.mkdir()
 
 
+def _pipe(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
         ("run.json", lambda path: path.write_text("[1]")),
         ("run.json", lambda path: path.write_text("{")),
         ("run.json", lambda path: path.write_text('{"seed": "x"}')),
+        ("run.json", lambda path: path.write_text('{"preset": "\\ud800"}')),
         ("run.json", _folder),
         ("config.gin", lambda path: path.write_text("")),
         ("config.gin", lambda path: path.write_bytes(b"\xff\0")),
@@ -118,6 +124,7 @@ def _folder(path):
         ("metrics.csv", lambda path: path.write_text(path.read_text() + path.read_text())),
         ("metrics.csv", _folder),
         ("evaluation.json", _folder),
+        ("policy/saved_model.pb", _pipe),
         ("checkpoints/checkpoint", lambda path: path.write_text("")),
         ("checkpoints/ckpt-50.index", lambda path: path.write_bytes(b"")),
         ("checkpoints/ckpt-50.index", _folder),
