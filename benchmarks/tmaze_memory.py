@@ -1,8 +1,8 @@
 """Memory beyond the rollout: the T-maze figure of the README.
 
 Trains R2AC (preset tmaze_r2ac) on T-mazes longer than the rollout of 10 steps, with the gradient by RTRL,
-by truncated BPTT, and with the recurrence left at its random start. Every run is kept under results/tmaze with its
-resolved configuration, seed and metrics; runs already there are skipped.
+by truncated BPTT, and with the recurrence left at its random start. results/tmaze keeps every run's settings and
+metrics, as a sweep's folder does; runs already there are skipped.
 
     .venv/bin/python benchmarks/tmaze_memory.py                 # corridor 40: 6 conditions x 5 seeds of 2 M steps
     .venv/bin/python benchmarks/tmaze_memory.py --long          # and corridor 1000: 2 seeds of 60 M steps
@@ -10,17 +10,19 @@ resolved configuration, seed and metrics; runs already there are skipped.
 """
 
 import argparse
-import csv
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from keras_rtrl.train.config import slug
+from keras_rtrl.train.run_folder import RunFolder
+from keras_rtrl.train.study import Study, finished_run
+
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results" / "tmaze"
+STUDY = Study(ROOT / "results" / "tmaze")
 FIGURE = ROOT / "docs" / "figures" / "tmaze_memory.png"
 
 _NETWORK = "ActorCriticNetwork."
@@ -43,15 +45,15 @@ LONG = {
 }
 
 
-def folder(condition, seed):
-    return RESULTS / condition.replace(",", "").replace(" ", "-").lower() / f"seed-{seed}"
+def folders(condition):
+    """The study's names of a condition's task, the corridor, and of the condition on it."""
+    return f"corridor-{(CONDITIONS | LONG)[condition][0]}", slug(condition.split(",")[0])
 
 
 def run(condition, seed):
     """Trains one condition with one seed, unless its result is there."""
     corridor, frames, bindings = (CONDITIONS | LONG)[condition]
-    kept = folder(condition, seed)
-    if (kept / "metrics.csv").exists():
+    if (*folders(condition), seed) in STUDY.read():
         return
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "run"
@@ -60,23 +62,15 @@ def run(condition, seed):
         for binding in [f"environment.options = {{'corridor': {corridor}}}", *bindings]:
             command += ["--gin", binding]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
-        kept.mkdir(parents=True, exist_ok=True)
-        shutil.copy(out / "config.gin", kept)
-        shutil.copy(out / "metrics.csv", kept)  # last: it marks the run as whole
-    print(f"{condition}, seed {seed}: {100 * curve(condition, seed)[1][-1]:.1f} % right", flush=True)
+        finished = finished_run(RunFolder(out))
+    STUDY.add(*folders(condition), finished)
+    print(f"{condition}, seed {seed}: {100 * curve(finished)[1][-1]:.1f} % right", flush=True)
 
 
-def curve(condition, seed):
+def curve(finished):
     """Frames, and the share of right choices over the 200 episodes before each: returns are 1 or -1."""
-    with open(folder(condition, seed) / "metrics.csv") as file:
-        rows = [row for row in csv.DictReader(file) if row["mean_return"]]
+    rows = [row for row in finished.rows if row["mean_return"]]
     return [int(r["frames"]) for r in rows], [(float(r["mean_return"]) + 1) / 2 for r in rows]
-
-
-def finished(condition):
-    """Curves by seed of the runs there are."""
-    folders = sorted(folder(condition, 0).parent.glob("seed-*/metrics.csv"))
-    return {seed: curve(condition, seed) for seed in (int(f.parent.name.split("-")[1]) for f in folders)}
 
 
 def report():
@@ -91,19 +85,20 @@ def report():
         "| condition | corridor | steps | right, last 200 episodes, by seed |",
         "|---|---|---|---|",
     ]
+    kept = STUDY.read()
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), width_ratios=(3, 2), sharey=True)
     colours = {"RTRL": "tab:blue", "TBPTT": "tab:orange", "fixed": "tab:grey"}
     for conditions, axis in ((CONDITIONS, axes[0]), (LONG, axes[1])):
         for condition, (corridor, frames, _) in conditions.items():
-            curves = finished(condition)
+            curves = [curve(finished) for (*labels, _), finished in kept.items() if tuple(labels) == folders(condition)]
             if not curves:
                 continue
-            values = ", ".join(f"{100 * right[-1]:.1f} %" for _, right in curves.values())
+            values = ", ".join(f"{100 * right[-1]:.1f} %" for _, right in curves)
             table.append(f"| {condition.split(',')[0]} | {corridor} | {frames:,} | {values} |")
             kind = condition.split(",")[0].split()[1]
             style = {"color": colours[kind], "linestyle": "-" if condition.startswith("RTU") else "--"}
-            x = np.mean([steps for steps, _ in curves.values()], axis=0) / 1e6
-            rights = 100 * np.array([right for _, right in curves.values()])
+            x = np.mean([steps for steps, _ in curves], axis=0) / 1e6
+            rights = 100 * np.array([right for _, right in curves])
             name = condition.split(",")[0]
             if len(rights) < 3:  # a median of two would show what neither did
                 axis.plot(x, rights.T, label=[name, *[None] * (len(rights) - 1)], **style)
@@ -119,7 +114,7 @@ def report():
     figure.tight_layout()
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(FIGURE, dpi=130)
-    (RESULTS / "table.md").write_text("\n".join(table) + "\n")
+    Path(STUDY.table).write_text("\n".join(table) + "\n")
     print("\n".join(table))
 
 

@@ -296,26 +296,27 @@ def _sweep(args):
             raise UsageError(f"--report-only trains nothing: leave out --{option}")
     source = config.find(args.preset)
     from keras_rtrl.train import loop, report, sweep, used  # noqa: F401  loop: its settings are in the preset
+    from keras_rtrl.train.study import Study
 
     own, _ = config.load(source)
     used.check("train", own, [])
     preset = os.path.splitext(os.path.basename(args.preset))[0]
-    out = args.out or os.path.join("results", preset)
+    study = Study(args.out or os.path.join("results", preset))
     tasks, conditions = config.sweep()
     tasks = sweep.chosen("--tasks", tasks, args.tasks)
     conditions = sweep.chosen("--conditions", conditions, args.conditions)
     code, reported = 0, args.report_only
     if not args.report_only:
-        runs = sweep.runs_of(args.preset, out, tasks, conditions, range(1, (args.seeds or 3) + 1), args.frames)
-        code = sweep.train(runs, args.preset, args.jobs or os.cpu_count(), args.trust)
-        reported = code < 128 and any(run.finished() for run in runs)
+        runs = sweep.runs_of(args.preset, study, tasks, conditions, range(1, (args.seeds or 3) + 1), args.frames)
+        code = sweep.train(study, runs, args.preset, args.jobs or os.cpu_count(), args.trust)
+        reported = code < 128 and not {run.key for run in runs}.isdisjoint(study.read())
     if reported:
         config.load(source)
         tasks, conditions = config.sweep()  # all there are: what earlier sweeps left is reported too
-        results = report.read(out, tasks, conditions)
+        results = report.read(study, tasks, conditions)
         table = report.table(results)
         print(table, end="", flush=True)  # also where it cannot be written
-        report.write(out, results, table, preset)
+        report.write(study, results, table, preset)
     return code
 
 

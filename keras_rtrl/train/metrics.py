@@ -19,6 +19,8 @@ COLUMNS = (
     "learning_rate",
 )  # then human_normalized where scores are known, errors of predictions where an agent predicts, the agent's losses
 
+WHOLE = ("frames", "updates")  # columns of whole numbers that every table has
+
 ERRORS = ("return_error", "mean_predictor_error", "floor_error")  # of a prediction, and of two references
 
 
@@ -88,26 +90,43 @@ def read(path):
     Raises:
       UsageError: the file cannot be read, or is no such table.
     """
-    text = read_text(path, torn=True) or ""
+    return parse(path, read_text(path, torn=True) or "")
+
+
+def parse(path, text, words=(), whole=WHOLE):
+    """The rows of a table, dicts of strings.
+
+    Args:
+      path: of the file, for messages.
+      text: its lines, separated by commas; none for no rows.
+      words: names of columns that hold no numbers.
+      whole: names of columns that hold whole numbers. Others hold numbers, or nothing.
+
+    Raises:
+      UsageError: there is no such table, or it lacks a column of `words` or `whole`.
+    """
     lines = csv.reader(text.splitlines())
     try:
         columns = next(lines, None)
         if columns is None:
             return []
-        if len(set(columns)) < len(columns) or not {"frames", "updates"} <= set(columns):
-            raise ValueError(f"line 1 must name columns, frames and updates among them, got {shown(','.join(columns))}")
-        return [_row(columns, values, lines.line_num) for values in lines]
+        if len(set(columns)) < len(columns) or not {*words, *whole} <= set(columns):
+            needed = " and ".join(", ".join((*words, *whole)).rsplit(", ", 1))
+            raise ValueError(f"line 1 must name columns, {needed} among them, got {shown(','.join(columns))}")
+        return [_row(columns, values, lines.line_num, words, whole) for values in lines]
     except (ValueError, csv.Error) as error:
         raise UsageError(f"{path}: is broken: {error}") from error
 
 
-def _row(columns, values, number):
+def _row(columns, values, number, words, whole):
     if len(values) != len(columns):
         raise ValueError(f"line {number} has {len(values)} values, line 1 names {len(columns)} columns")
     row = dict(zip(columns, values, strict=True))
     for name, value in row.items():
+        if name in words:
+            continue
         try:
-            float(int(value)) if name in ("frames", "updates") else float(value or 0)
+            float(int(value)) if name in whole else float(value or 0)
         except (ValueError, OverflowError) as error:
             raise ValueError(f"line {number} must have numbers, got {name} {shown(value)}") from error
     return row

@@ -1,55 +1,49 @@
 """The table and the figure of a sweep."""
 
-import glob
 import math
-import os
-import sys
 
 import numpy as np
 import tensorflow_probability as tfp
 
 from keras_rtrl._errors import UsageError
-from keras_rtrl.train import metrics
 from keras_rtrl.train.config import slug
-from keras_rtrl.train.run_folder import RunFolder, replacing, write_text
+from keras_rtrl.train.run_folder import replacing, write_text
 
 _REFERENCES = {"mean_predictor_error": "(predicting the mean)", "floor_error": "(noise floor)"}
 
 
-def read(out, tasks, conditions):
-    """The runs that are kept in the folder of a sweep.
-
-    A run with broken files is left out; a line on stderr says why.
+def read(study, tasks, conditions):
+    """The finished runs of a study.
 
     Args:
-      out: folder of a sweep.
+      study: Study.
       tasks, conditions: labels, in the order of the report.
 
     Returns:
-      dict from task to dict from condition to runs, dicts record, rows.
+      dict from task to dict from condition to FinishedRuns, by seed.
 
     Raises:
-      UsageError: no run there, or runs of one condition of different lengths.
+      UsageError: no run there, a broken table, or runs of one condition of different lengths.
     """
-    results = {}
+    kept, results = study.read(), {}
     for task in tasks:
         for condition in conditions:
-            folder = os.path.join(out, slug(task), slug(condition))
-            runs = _read(folder)
-            lengths = sorted({run["record"]["total_frames"] for run in runs})
+            key = (slug(task), slug(condition))
+            runs = [run for (*labels, _), run in kept.items() if tuple(labels) == key]
+            lengths = sorted({run.total_frames for run in runs})
             if len(lengths) > 1:
-                raise UsageError(f"{folder}: runs of different lengths, {lengths} frames")
+                raise UsageError(f"{study.runs}: runs of {'/'.join(key)} of different lengths, {lengths} frames")
             if runs:
                 results.setdefault(task, {})[condition] = runs
     if not results:
-        raise UsageError(f"{out}: no finished run to report")
+        raise UsageError(f"{study.path}: no finished run to report")
     return results
 
 
-def write(out, results, text, title):
-    """Writes <out>/table.md, whose `text` is `table(results)`, and <out>/curves.png with its `title`."""
-    write_text(os.path.join(out, "table.md"), text)
-    _plot(results, title, os.path.join(out, "curves.png"))
+def write(study, results, text, title):
+    """Writes the study's table.md, whose `text` is `table(results)`, and its curves.png with its `title`."""
+    write_text(study.table, text)
+    _plot(results, title, study.curves)
 
 
 def interval(values):
@@ -69,33 +63,8 @@ def score(rows, name):
     return float(np.mean(values)) if values else math.nan
 
 
-def _read(folder):
-    """The kept runs of a condition, by seed: dicts record, rows."""
-    runs = []
-    for path in glob.glob(os.path.join(glob.escape(folder), "seed-*", "run.json")):
-        try:
-            runs.append(_read_run(RunFolder(os.path.dirname(path))))
-        except UsageError as error:
-            print(f"keras-rtrl: left out: {error}", file=sys.stderr)
-    return sorted(runs, key=lambda run: run["record"]["seed"])
-
-
-def _read_run(run):
-    record, rows = run.read_record(), metrics.read(run.metrics)
-    for name in ("seed", "total_frames", "recurrent_parameters"):
-        if record.get(name) is None:
-            raise UsageError(f"{run.record}: lacks {name}")
-    if not rows:
-        raise UsageError(f"{run.metrics}: has no rows")
-    errors = set(_REFERENCES) if "return_error" in rows[0] else {"mean_return"}
-    missing = sorted({"seconds", *errors} - set(rows[0]))
-    if missing:
-        raise UsageError(f"{run.metrics}: lacks {', '.join(missing)}")
-    return {"record": record, "rows": rows}
-
-
 def _score_name(runs):
-    return "return_error" if "return_error" in runs[0]["rows"][0] else "mean_return"
+    return "return_error" if "return_error" in runs[0].rows[0] else "mean_return"
 
 
 def table(results):
@@ -112,23 +81,22 @@ def table(results):
     ]
     for task, by_condition in results.items():
         for condition, runs in by_condition.items():
-            seconds = np.median([float(run["rows"][-1]["seconds"]) for run in runs])
-            record = runs[0]["record"]
+            seconds = np.median([float(run.rows[-1]["seconds"]) for run in runs])
             cells = [
-                task, condition, len(runs), f"{record['total_frames']:,}", _with_interval(runs, _score_name(runs)),
-                f"{record['recurrent_parameters']:,}", f"{seconds / 60:.1f} min",
+                task, condition, len(runs), f"{runs[0].total_frames:,}", _with_interval(runs, _score_name(runs)),
+                f"{runs[0].recurrent_parameters:,}", f"{seconds / 60:.1f} min",
             ]  # fmt: skip
             lines.append(f"| {' | '.join(map(str, cells))} |")
         every = [run for runs in by_condition.values() for run in runs]
         if _score_name(every) == "return_error":
             for name, label in _REFERENCES.items():
-                level = np.mean([score(run["rows"], name) for run in every])
+                level = np.mean([score(run.rows, name) for run in every])
                 lines.append(f"| {task} | {label} | | | {level:.4g} | | |")
     return "\n".join(lines) + "\n"
 
 
 def _with_interval(runs, name):
-    mean, half = interval([score(run["rows"], name) for run in runs])
+    mean, half = interval([score(run.rows, name) for run in runs])
     if math.isnan(mean):
         return "no game finished"
     return f"{mean:.4g}" if math.isnan(half) else f"{mean:.4g} ± {float(f'{half:.2g}'):g}"
@@ -159,10 +127,10 @@ def _plot(results, title, path):
         predicts = _score_name(every) == "return_error"
         if predicts:
             for (name, label), style in zip(_REFERENCES.items(), ("--", ":"), strict=True):
-                level = np.mean([score(run["rows"], name) for run in every])
+                level = np.mean([score(run.rows, name) for run in every])
                 axis.axhline(level, color="black", linewidth=0.8, linestyle=style, label=label)
             axis.set_yscale("log")
-            axis.set_ylim(bottom=0.5 * np.mean([score(run["rows"], "floor_error") for run in every]))
+            axis.set_ylim(bottom=0.5 * np.mean([score(run.rows, "floor_error") for run in every]))
         label = "mean squared error" if predicts else "mean return"
         axis.set(title=task, xlabel="environment frames", ylabel=label)
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -180,6 +148,6 @@ def _plot(results, title, path):
 
 def _curves(runs, name):
     """Frames [X] where every run has a value, and the values [runs, X]."""
-    curves = [{int(row["frames"]): float(row[name]) for row in run["rows"] if row[name]} for run in runs]
+    curves = [{int(row["frames"]): float(row[name]) for row in run.rows if row[name]} for run in runs]
     x = sorted(set.intersection(*map(set, curves)))
     return x, np.array([[curve[frames] for frames in x] for curve in curves])

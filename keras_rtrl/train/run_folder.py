@@ -102,14 +102,7 @@ class RunFolder:
 
     def read_record(self):
         """The content of run.json, {} where there is none. Raises UsageError where it is no such record."""
-        text = read_text(self.record)
-        if text is None:
-            return {}
-        try:
-            record = json.loads(text)
-            json.dumps(record, ensure_ascii=False).encode()  # letters that neither a figure nor the screen can show
-        except (ValueError, RecursionError) as error:
-            raise UsageError(f"{self.record}: is broken ({one_line(error)})") from error
+        record = read_json(self.record, {})
         if not isinstance(record, dict):
             raise UsageError(f"{self.record}: must hold a dict, got {shown(record)}")
         for name, kind in _FIELDS.items():
@@ -160,29 +153,48 @@ def run_around(path):
     return RunFolder(folder)
 
 
-def read_text(path, torn=False):
-    """The text of a file, None where there is none; of one that may be `torn` without what follows the last line.
-
-    Raises UsageError where it cannot be read, or is no text.
-    """
+def read_bytes(path):
+    """The content of a file, None if there is none. Raises UsageError if it cannot be read."""
     try:
         if os.path.lexists(path) and not os.path.isfile(path):  # a pipe would have nothing to read, for ever
             raise UsageError(f"{path}: must be a file")
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-            if size > 2**30:  # no run leaves a text so long; reading it would fill the memory
+            if size > 2**30:  # no run leaves a file so long; reading it would fill the memory
                 raise UsageError(f"{path}: is broken: it has {size} bytes")
-            content = file.read()
-        text = content[: content.rfind(b"\n") + 1 if torn else None].decode()
+            return file.read()
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def read_text(path, torn=False):
+    """The text of a file, None where there is none; of one that may be `torn` without what follows the last line.
+
+    Raises UsageError where it cannot be read, or is no text.
+    """
+    content = read_bytes(path)
+    if content is None:
+        return None
+    try:
+        text = content[: content.rfind(b"\n") + 1 if torn else None].decode()
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: is broken: no text ({one_line(error)})") from error
     if "\0" in text:
         raise UsageError(f"{path}: is broken: no text (it has bytes of 0)")
     return text
+
+
+def read_json(path, missing):
+    """The content of a JSON file, `missing` if there is none. Raises UsageError if it cannot be read, or is no JSON."""
+    text = read_text(path)
+    try:
+        content = missing if text is None else json.loads(text)
+        json.dumps(content, ensure_ascii=False).encode()  # letters that neither a figure nor the screen can show
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: is broken ({one_line(error)})") from error
+    return content
 
 
 def check_writable(path):

@@ -16,9 +16,9 @@ from tqdm import tqdm
 from keras_rtrl._checks import whole_number
 from keras_rtrl._errors import UsageError, one_line
 from keras_rtrl.train import config, metrics, used
-from keras_rtrl.train.run_folder import RunFolder, check_writable, replacing
+from keras_rtrl.train.run_folder import RunFolder, check_writable
+from keras_rtrl.train.study import finished_run
 
-KEPT = ("config.gin", "metrics.csv", "run.json")  # the last marks a run as kept
 TAIL = 15  # lines of a failed run's output that are shown
 
 
@@ -26,43 +26,31 @@ class Run:
     """One run of a sweep.
 
     Attributes:
-      kept: RunFolder of what stays, small: <out>/<task>/<condition>/seed-<seed>.
-      scratch: RunFolder of the training itself, gone when the run is kept: the same under <out>/.runs.
+      key: (task, condition, seed), as `Study.read` has them: what labels are as folders' names, and an int.
+      name: str, <task>/<condition>/seed-<seed>.
+      folder: RunFolder of the training, <study>/.runs/<name>; gone when the run is kept in the study's table.
       bindings: list of gin bindings.
       frames: int.
-      seed: int.
     """
 
-    def __init__(self, out, task, condition, seed, frames, bindings):
-        self.name = os.path.join(config.slug(task), config.slug(condition), f"seed-{seed}")
-        self.kept = RunFolder(os.path.join(out, self.name))
-        self.scratch = RunFolder(os.path.join(out, ".runs", self.name))
-        self.output = f"{self.scratch.path}.txt"
-        self.lock = f"{self.scratch.path}.lock"
+    def __init__(self, study, task, condition, seed, frames, bindings):
+        self.key = (config.slug(task), config.slug(condition), seed)
+        self.name = os.path.join(*self.key[:2], f"seed-{seed}")
+        self.folder = RunFolder(os.path.join(study.unfinished, self.name))
+        self.output = f"{self.folder.path}.txt"
+        self.lock = f"{self.folder.path}.lock"
         self.bindings = bindings
         self.frames = frames
-        self.seed = seed
 
-    def finished(self):
-        """Whether its results are kept."""
-        return self.kept.read_record().get("status") == "finished"
-
-    def check_frames(self):
-        """Raises UsageError where the run, whole or begun, was made for another number of frames."""
-        for folder in (self.kept, self.scratch):
-            other = folder.read_record().get("total_frames", self.frames)
+    def check_frames(self, study, kept):
+        """Raises UsageError if the run, kept in the study (a FinishedRun) or begun, has another number of frames."""
+        begun = self.folder.read_record().get("total_frames", self.frames)
+        for place, other in ((study.runs, kept.total_frames if kept else self.frames), (self.folder.path, begun)):
             if other != self.frames:
                 raise UsageError(
-                    f"{folder.path}: a run of {other} frames, this sweep is of {self.frames}: choose another --out, "
-                    "or remove it"
+                    f"{place}: {self.name} is a run of {other} frames, this sweep is of {self.frames}: "
+                    "choose another --out"
                 )
-
-    def keep(self):
-        """Moves what shall stay out of the finished training's folder."""
-        os.makedirs(self.kept.path, exist_ok=True)
-        for name in KEPT:
-            with replacing(os.path.join(self.kept.path, name)) as temporary:
-                shutil.copyfile(os.path.join(self.scratch.path, name), temporary)
 
 
 def chosen(option, groups, text):
@@ -81,12 +69,12 @@ def chosen(option, groups, text):
     return {label: groups[label] for name, label in by_slug.items() if name in names}
 
 
-def runs_of(preset, out, tasks, conditions, seeds, frames=None):
+def runs_of(preset, study, tasks, conditions, seeds, frames=None):
     """The Runs of a sweep, seed by seed, so that every task and condition has its first result early.
 
     Args:
       preset: as `keras-rtrl train` takes it.
-      out: folder of the sweep.
+      study: the Study they are of.
       tasks, conditions: dicts from labels to lists of bindings.
       seeds: ints.
       frames: of each run; None for what preset and bindings say.
@@ -104,16 +92,17 @@ def runs_of(preset, out, tasks, conditions, seeds, frames=None):
             except ValueError as error:
                 raise UsageError(f"{preset}: {one_line(error)}") from error
             settings.append((task, condition, count, bindings))
-    return [Run(out, task, condition, seed, *rest) for seed in seeds for task, condition, *rest in settings]
+    return [Run(study, task, condition, seed, *rest) for seed in seeds for task, condition, *rest in settings]
 
 
-def train(runs, preset, jobs, trust=False):
-    """Trains the runs that are not finished, `jobs` processes at a time, and keeps their results.
+def train(study, runs, preset, jobs, trust=False):
+    """Trains the runs that the study does not hold, `jobs` processes at a time, and puts them into it.
 
     A run that was begun goes on from its checkpoint. A run that another sweep is training is waited for. SIGINT,
     SIGTERM and SIGHUP end the sweep after a checkpoint of each process.
 
     Args:
+      study: the Study.
       runs: list of Runs.
       preset: as `keras-rtrl train` takes it.
       jobs: int, processes at a time.
@@ -123,12 +112,13 @@ def train(runs, preset, jobs, trust=False):
       Exit code: 0, 1 where a run failed (which are printed), 128 + n after signal n.
 
     Raises:
-      UsageError: runs of other frames, or a folder that takes no files; before anything is trained.
+      UsageError: runs of other frames, a broken table, or a folder that takes no files; before anything is trained.
     """
+    kept = study.read()
     for run in runs:
-        run.check_frames()
-        check_writable(run.scratch.path)
-    waiting = collections.deque(run for run in runs if not run.finished())
+        run.check_frames(study, kept.get(run.key))
+        check_writable(run.folder.path)
+    waiting = collections.deque(run for run in runs if run.key not in kept)
     active, failed = {}, []
     with _signals() as received, tqdm(total=sum(run.frames for run in runs), unit=" frames", unit_scale=True) as bar:
         try:
@@ -136,27 +126,27 @@ def train(runs, preset, jobs, trust=False):
                 for run, (process, lock) in list(active.items()):
                     if process.poll() is not None:
                         del active[run]
-                        failed += _closed(run, process, lock)
+                        failed += _closed(study, run, process, lock)
                 for run in list(waiting):
                     if len(active) == jobs:
                         break
                     lock = _locked(run)
                     if lock is not None:
                         waiting.remove(run)
-                        if run.finished():  # by the sweep that held the lock
+                        if run.key in study.read():  # by the sweep that held the lock
                             os.close(lock)
                         else:
                             active[run] = (_started(run, preset, jobs, trust, lock), lock)
-                _show(bar, runs, active, failed)
+                _show(bar, runs, waiting, active, failed)
                 time.sleep(0.3)
         finally:
             for process, _ in active.values():
                 process.send_signal(signal.SIGINT)
             for run, (process, lock) in active.items():
                 process.wait()
-                _closed(run, process, lock)
-    for run, code in failed:
-        print(f"{run.name}: failed with exit code {code}; its last output, of {run.output}:", file=sys.stderr)
+                _closed(study, run, process, lock)
+    for run, reason in failed:
+        print(f"{run.name}: failed {reason}; its last output, of {run.output}:", file=sys.stderr)
         print("".join(f"    {line}" for line in _tail(run.output)), end="", file=sys.stderr)
     return 128 + received[0] if received else 1 if failed else 0
 
@@ -176,10 +166,10 @@ def _locked(run):
 def _started(run, preset, jobs, trust, lock):
     """A process that trains the run. It holds the lock too, so that it is alone even where this sweep is killed."""
     words = [sys.executable, "-P", "-m", "keras_rtrl_cli", "train"]  # -P: nothing is imported from the folder it is in
-    if run.scratch.holds_run():
-        words += ["--resume", run.scratch.path, *(["--trust"] if trust else [])]
+    if run.folder.holds_run():
+        words += ["--resume", run.folder.path, *(["--trust"] if trust else [])]
     else:
-        words += [preset, "--seed", str(run.seed), "--out", run.scratch.path]
+        words += [preset, "--seed", str(run.key[2]), "--out", run.folder.path]
         for binding in run.bindings:
             words += ["--gin", binding]
     threads = str(max(os.cpu_count() // jobs, 1))
@@ -191,24 +181,29 @@ def _started(run, preset, jobs, trust, lock):
         )  # fmt: skip
 
 
-def _closed(run, process, lock):
-    """Keeps the results of a process that ended; [(run, exit code)] where it failed, else []."""
+def _closed(study, run, process, lock):
+    """Keeps the results of a process that ended; [(run, reason)] if it failed, else []."""
     try:
-        if run.scratch.read_record().get("status") != "finished":
-            return [(run, process.returncode)]
-        run.keep()
-        shutil.rmtree(run.scratch.path)
+        try:
+            if run.folder.read_record().get("status") != "finished":
+                return [(run, f"with exit code {process.returncode}")]
+            finished = finished_run(run.folder)
+        except UsageError as error:
+            return [(run, f"({one_line(error)})")]
+        study.add(*run.key[:2], finished)
+        shutil.rmtree(run.folder.path)
         os.remove(run.output)
         return []
     finally:
         os.close(lock)
 
 
-def _show(bar, runs, active, failed):
-    played = sum(run.frames for run in runs if run.finished())
+def _show(bar, runs, waiting, active, failed):
+    ended = {*runs} - {*waiting} - {*active} - {run for run, _ in failed}
+    played = sum(run.frames for run in ended)
     for run in active:
         with contextlib.suppress(UsageError):  # says what is wrong with it when it ends
-            rows = metrics.read(run.scratch.metrics)
+            rows = metrics.read(run.folder.metrics)
             played += min(int(rows[-1]["frames"]), run.frames) if rows else 0
     bar.set_postfix(running=len(active), failed=len(failed), refresh=False)
     if played != bar.n:

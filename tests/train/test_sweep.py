@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from keras_rtrl.train import cli, metrics, report
+from keras_rtrl.train.study import Study
 
 PRESET = """
 environment.name = "TMaze-v0"
@@ -31,11 +33,15 @@ sweep.conditions = {
     "eLSTM, instant": ["ActorCriticNetwork.gradient = 'instant'"],
 }
 """
-FILES = {"config.gin", "metrics.csv", "run.json"}
+FILES = {"runs.csv.gz", "settings.json", "table.md", "curves.png"}
 
 
 def write_preset(folder, *lines):
     (folder / "tiny.gin").write_text("\n".join([PRESET, *lines]))
+
+
+def contents(path):
+    return {name: (path / "out" / name).read_bytes() for name in FILES}
 
 
 @pytest.fixture(scope="module")
@@ -47,23 +53,23 @@ def swept(tmp_path_factory):
     return path
 
 
-def times(out):
-    return {path: path.stat().st_mtime_ns for path in Path(out).rglob("metrics.csv")}
-
-
-def test_sweep_leaves_small_files_a_table_and_a_figure(swept):
+def test_sweep_leaves_one_table_of_all_runs_their_settings_and_a_report(swept):
     out = swept / "out"
-    for condition in ("elstm-rtrl", "elstm-instant"):
-        for seed in (1, 2):
-            folder = out / "corridor-3" / condition / f"seed-{seed}"
-            assert {path.name for path in folder.iterdir()} == FILES
-            record = json.loads((folder / "run.json").read_text())
-            assert (record["status"], record["seed"], record["total_frames"]) == ("finished", seed, 400)
-            # eLSTM: F, Z of 17 inputs and 8 + 8 of recurrence and bias each; output gate 17 + 8 inputs and bias
-            assert record["recurrent_parameters"] > 100
-            config = (folder / "config.gin").read_text()
-            assert f"train.seed = {seed}" in config
-            assert f"gradient = '{condition.split('-')[1]}'" in config
+    assert {path.name for path in out.iterdir()} == {".runs", *FILES}
+    runs = Study(out).read()
+    assert list(runs) == [("corridor-3", f"elstm-{kind}", seed) for kind in ("instant", "rtrl") for seed in (1, 2)]
+    for (_, _, seed), run in runs.items():
+        assert (run.seed, run.total_frames) == (seed, 400)
+        # eLSTM: F, Z of 17 inputs and 8 + 8 of recurrence and bias each; output gate 17 + 8 inputs and bias
+        assert run.recurrent_parameters > 100
+        assert [int(row["updates"]) for row in run.rows] == [5, 10, 15, 20]
+        assert list(run.rows[0])[: len(metrics.COLUMNS)] == list(metrics.COLUMNS)
+    instant, rtrl = json.loads((out / "settings.json").read_text())
+    assert (rtrl["task"], rtrl["condition"], rtrl["seeds"]) == ("corridor-3", "elstm-rtrl", [1, 2])
+    assert rtrl["preset"] == "tiny"
+    differ = set(instant["settings"]) ^ set(rtrl["settings"])
+    assert differ == {f"ActorCriticNetwork.gradient = '{kind}'" for kind in ("instant", "rtrl")}
+    assert not [line for line in rtrl["settings"] if "train.seed" in line]
     assert not [path for path in (out / ".runs").rglob("*") if path.suffix != ".lock" and path.is_file()]
     table = (out / "table.md").read_text().splitlines()
     assert len(table) == 4
@@ -72,12 +78,37 @@ def test_sweep_leaves_small_files_a_table_and_a_figure(swept):
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
+def test_settings_repeat_a_run(swept, tmp_path):
+    entry = json.loads((swept / "out" / "settings.json").read_text())[1]
+    (tmp_path / "again.gin").write_text("\n".join(entry["settings"]))
+    assert cli.main(["train", str(tmp_path / "again.gin"), "--seed", "2", "--out", str(tmp_path / "run")]) == 0
+    before = Study(swept / "out").read()["corridor-3", "elstm-rtrl", 2].rows
+    after = metrics.read(tmp_path / "run" / "metrics.csv")
+    timed = {"seconds", "frames_per_second"}
+    assert [{k: v for k, v in row.items() if k not in timed} for row in after] == [
+        {k: v for k, v in row.items() if k not in timed} for row in before
+    ]
+
+
 def test_sweep_skips_what_is_finished(swept):
-    before = times(swept)
-    table = (swept / "out" / "table.md").read_text()
+    before = contents(swept)
     assert cli.main(["sweep", str(swept / "tiny.gin"), "--seeds", "2", "--out", str(swept / "out")]) == 0
-    assert times(swept) == before
-    assert (swept / "out" / "table.md").read_text() == table
+    assert contents(swept) == before
+
+
+def test_sweep_goes_on_with_more_seeds(swept, tmp_path):
+    out = shutil.copytree(swept / "out", tmp_path / "out")
+    before = Study(out).read()
+    words = ["sweep", str(swept / "tiny.gin"), "--seeds", "3", "--conditions", "elstm-rtrl", "--out", str(out)]
+    assert cli.main(words) == 0
+    after = Study(out).read()
+    assert after.pop(("corridor-3", "elstm-rtrl", 3)).rows
+    assert after == before
+    assert [entry["seeds"] for entry in json.loads((out / "settings.json").read_text())] == [[1, 2], [1, 2, 3]]
+    table = (out / "table.md").read_text()
+    assert "| eLSTM, RTRL | 3 |" in table
+    assert "| eLSTM, instant | 2 |" in table
 
 
 def test_report_only_trains_nothing(swept, capsys):
@@ -95,12 +126,12 @@ def test_report_only_trains_nothing(swept, capsys):
     ],
 )
 def test_refused(swept, capsys, words, names):
-    before = times(swept)
+    before = contents(swept)
     assert cli.main(["sweep", str(swept / "tiny.gin"), "--out", str(swept / "out"), *words]) == 2
     text = capsys.readouterr().err
     assert names in text
     assert text.count("\n") == 1
-    assert times(swept) == before
+    assert contents(swept) == before
 
 
 @pytest.mark.parametrize(
@@ -140,8 +171,7 @@ def test_a_failing_run_stops_no_other(tmp_path, capfd):
     text = capfd.readouterr().err
     assert "corridor-3/bad/seed-1: failed with exit code 2" in text
     assert "units must be" in text
-    assert {path.name for path in (tmp_path / "out" / "corridor-3" / "good" / "seed-1").iterdir()} == FILES
-    assert not (tmp_path / "out" / "corridor-3" / "bad").exists()
+    assert list(Study(tmp_path / "out").read()) == [("corridor-3", "good", 1)]
     assert "| good | 1 |" in (tmp_path / "out" / "table.md").read_text()
 
 
@@ -152,7 +182,7 @@ def start(folder, frames):
     return subprocess.Popen([*words, "--out", "out"], cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -171,7 +201,6 @@ def updates(csv):
 def test_a_sweep_that_was_ended_goes_on(tmp_path, number):
     write_preset(tmp_path)
     scratch = tmp_path / "out" / ".runs" / "corridor-3" / "elstm-rtrl" / "seed-1"
-    kept = tmp_path / "out" / "corridor-3" / "elstm-rtrl" / "seed-1"
     frames = 200_000
     process = start(tmp_path, frames)
     wait_for(lambda: len(updates(scratch / "metrics.csv")) > 20)
@@ -179,7 +208,7 @@ def test_a_sweep_that_was_ended_goes_on(tmp_path, number):
         os.kill(child_of(process), number)
     process.send_signal(number)
     assert process.wait(60) == (-9 if number == signal.SIGKILL else 130)
-    assert not kept.exists()
+    assert not (tmp_path / "out" / "runs.csv.gz").exists()
     reached = json.loads((scratch / "run.json").read_text())
     if number == signal.SIGINT:
         assert reached["status"] == "stopped"
@@ -200,9 +229,9 @@ def test_two_sweeps_of_one_folder_share_their_runs(tmp_path):
     write_preset(tmp_path)
     both = [start(tmp_path, 4000) for _ in range(2)]
     assert [process.wait(300) for process in both] == [0, 0]
-    kept = tmp_path / "out" / "corridor-3" / "elstm-rtrl" / "seed-1"
-    assert {path.name for path in kept.iterdir()} == FILES
-    assert updates(kept / "metrics.csv") == list(range(5, 201, 5))
+    runs = Study(tmp_path / "out").read()
+    assert list(runs) == [("corridor-3", "elstm-rtrl", 1)]
+    assert [int(row["updates"]) for row in runs["corridor-3", "elstm-rtrl", 1].rows] == list(range(5, 201, 5))
     assert not list((tmp_path / "out" / ".runs").rglob("checkpoint"))
 
 
@@ -211,7 +240,7 @@ def test_two_reports_are_written_at_once(swept):
     words = ["sweep", str(swept / "tiny.gin"), "--report-only", "--out", str(swept / "out")]
     both = [subprocess.Popen([sys.executable, "-c", code % words], stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait(300) for process in both] == [0, 0]
-    assert {path.name for path in (swept / "out").iterdir()} == {".runs", "corridor-3", "table.md", "curves.png"}
+    assert {path.name for path in (swept / "out").iterdir()} == {".runs", *FILES}
 
 
 def test_interval_is_students():

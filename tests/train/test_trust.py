@@ -1,11 +1,12 @@
 """A run's settings are data: what else its config.gin holds is refused before any of it runs."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
-from keras_rtrl.train import cli, config
+from keras_rtrl.train import cli, config, loop  # noqa: F401  loop: its settings are in every run
 from keras_rtrl.train.checkpoints import Counters
 from keras_rtrl.train.run_folder import RunFolder
 
@@ -102,9 +103,17 @@ def test_cluster_that_a_run_names_is_not_joined_unasked(run, capsys):
     assert cli.main(["export", "run", "policy"]) == 0
 
 
-def test_settings_of_published_results_are_data():
-    for path in (Path(__file__).parents[2] / "results").rglob("config.gin"):
-        config.load_run(RunFolder(path.parent))
+def test_settings_of_published_results_are_data(tmp_path):
+    results = Path(__file__).parents[2] / "results"
+    texts = [path.read_text() for path in results.rglob("config.gin")]
+    for path in results.glob("*/settings.json"):
+        for entry in json.loads(path.read_text()):
+            if isinstance(entry["settings"], list):  # of the command line's runs; the examples' are dicts
+                texts.append("\n".join(entry["settings"]) + "\n")
+    assert len(texts) > 60
+    for text in texts:
+        (tmp_path / "config.gin").write_text(text)
+        config.load_run(RunFolder(tmp_path))
 
 
 def test_trust_is_about_a_run(capsys):

@@ -5,6 +5,9 @@ import pathlib
 import shutil
 from collections.abc import Callable
 
+from keras_rtrl.train.run_folder import RunFolder
+from keras_rtrl.train.study import Study, finished_run
+
 START = ["--minutes", "1e-9"]  # what is taken ends before its first update, with a checkpoint
 
 
@@ -15,8 +18,7 @@ class Case:
     Attributes:
       name: of the case, unique.
       words: after `keras-rtrl`.
-      expected: "refused" (one line, exit code 2, nothing left behind), "taken" (exit code 0), "either", or "told" (as
-        "either", and the error stream names what was left out).
+      expected: "refused" (one line, exit code 2, nothing left behind), "taken" (exit code 0), or "either".
       names: one of these must be in the message.
       files: of the scratch folder that it is run in, their text by name.
       prepare: called with (scratch folder, Made) before; what else there must be in the folder.
@@ -52,12 +54,10 @@ class Made:
         shutil.copytree(self.run, target, symlinks=True)
 
     def kept(self, out, seed):
-        """Puts what a sweep keeps of the run into the sweep's folder `out`, as one of t-maze/all."""
-        target = pathlib.Path(out) / "t-maze" / "all" / f"seed-{seed}"
-        target.mkdir(parents=True)
-        for name in ("config.gin", "metrics.csv", "run.json"):
-            shutil.copy(self.run / name, target)
-        return target
+        """Puts the run into the Study at `out`, as one of t-maze/all."""
+        study = Study(out)
+        study.add("t-maze", "all", dataclasses.replace(finished_run(RunFolder(self.run)), seed=seed))
+        return study
 
 
 def shortened(text):

@@ -1,7 +1,9 @@
-"""Every file of a run's folder, with every damage, and the commands that read it."""
+"""Every file of a run's folder and a study's table, with every damage, and the commands that read it."""
 
+import gzip
 import json
 import os
+import pathlib
 import random
 
 from case import START, Case
@@ -12,8 +14,8 @@ COMMANDS = {
     "evaluate": ["evaluate", "run", "--episodes", "1"],
     "export": ["export", "run", "target"],
     "encoder": ["train", "tiny.gin", "--out", "new", *START, "--gin", "train.encoder_from = 'run'"],
-    "report": ["sweep", "sweep.gin", "--report-only", "--out", "results"],
 }
+REPORT = ["sweep", "sweep.gin", "--report-only", "--out", "results"]
 # Which of them cannot do without a file that is not whole.
 NEED = {"config.gin": ("resume", "evaluate", "export"), "checkpoints": ("resume", "evaluate", "export", "encoder")}
 SWEEP = f'{TMAZE}sweep.tasks = {{"T-maze": []}}\nsweep.conditions = {{"all": []}}\n'
@@ -160,7 +162,7 @@ def damaged(made):
     for file in made.files():
         for name, damage, broken in _damages(made, file):
             readers = [command for command in COMMANDS if command in NEED.get(file.split("/")[0], ())]
-            others = [command for command in COMMANDS if command not in readers and command != "report"]
+            others = [command for command in COMMANDS if command not in readers]
             turn += 1
             if file == "run.json":
                 others = others[:1] if name in BROKEN or turn % 4 == 0 else []
@@ -173,24 +175,58 @@ def damaged(made):
                 spared = spared or (name in ("wrong value", "twice") and command != "resume")  # of what only it reads
                 must = command in readers and broken and not spared
                 yield _case(command, file, name, damage, "refused" if must else "either")
-            if "/" not in file and os.path.basename(file) in ("run.json", "metrics.csv", "config.gin"):
-                told = broken and file != "config.gin" and name != "missing"
-                yield _case("report", file, name, damage, "told" if told else "either")
 
 
 def _case(command, file, name, damage, expected):
     def prepare(folder, made):
-        if command == "report":
-            made.kept(folder / "results", 1)
-            damage(made.kept(folder / "results", 2) / file)
-        else:
-            made.copy(folder / "run")
-            damage(folder / "run" / file)
+        made.copy(folder / "run")
+        damage(folder / "run" / file)
 
-    names = (os.path.basename(file), "run", "seed-2") if command == "report" else (file, "run", "configuration", *GIN)
-    texts = {"tiny.gin": TMAZE} if command == "encoder" else {"sweep.gin": SWEEP} if command == "report" else {}
+    names = (file, "run", "configuration", *GIN)
+    texts = {"tiny.gin": TMAZE} if command == "encoder" else {}
     alone = name == "not permitted"
     return Case(f"{command}: {file} {name}", COMMANDS[command], expected, names, texts, prepare, unprivileged=alone)
+
+
+def damaged_studies():
+    """A study's table with every damage, of the file and of what is packed in it; a report and a sweep read it."""
+    sweep = ["sweep", "sweep.gin", "--seeds", "2", "--out", "results"]
+    for name, damage in BROKEN.items():
+        yield _study(REPORT, name, damage, "refused")
+        if name != "missing":
+            yield _study(sweep, name, damage, "refused")
+    for name in ("task", "condition", "seed", "total_frames", "recurrent_parameters", "frames", "seconds"):
+        yield _study(REPORT, f"no {name}", _packed(_renamed(name)), "refused")
+    for name, damage in TABLE.items():
+        yield _study(REPORT, name, _packed(damage), "either")
+
+
+def _study(words, name, damage, expected):
+    def prepare(folder, made):
+        made.kept(folder / "results", 1)
+        damage(pathlib.Path(made.kept(folder / "results", 2).runs))
+
+    what = "report" if words is REPORT else "sweep"
+    names = ("runs.csv.gz", "results: no finished run")
+    alone = name == "not permitted"
+    return Case(f"{what}: table {name}", words, expected, names, {"sweep.gin": SWEEP}, prepare, unprivileged=alone)
+
+
+def _packed(damage):
+    """A damage of a packed file: `damage` of what is in it."""
+
+    def packed(path):
+        text = path.with_name("unpacked")
+        text.write_bytes(gzip.decompress(path.read_bytes()))
+        damage(text)
+        path.write_bytes(gzip.compress(text.read_bytes()))
+        text.unlink()
+
+    return packed
+
+
+def _renamed(column):
+    return _lines(lambda lines: [",".join(f"x{c}" if c == column else c for c in lines[0].split(",")), *lines[1:]])
 
 
 def folders():
