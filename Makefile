@@ -58,7 +58,7 @@ train: $(STAMP) $(NATIVE)  ## train (an agent on Atari Breakout by default) and 
 	@exec setpriv --pdeathsig TERM $(BIN)/keras-rtrl train $(if $(RESUME),--resume "$(RESUME)",$(PRESET)) $(TRAIN_OPTIONS)
 
 bench: $(STAMP) $(NATIVE) .venv/bench/.installed  ## time the layers beside keras', torch's and JAX's; keep the machine quiet
-	@$(BIN)/keras-rtrl bench $(if $(SHAPE),--shape "$(SHAPE)") $(if $(OUT),--out "$(OUT)")
+	@$(BIN)/python -m benchmarks.speed $(if $(SHAPE),--shape "$(SHAPE)") $(if $(OUT),--out "$(OUT)")
 
 # Apart from .venv, since they need newer packages than TF-Agents allows. What to install is said in setup.cfg alone.
 $(TOOLS): .venv/%/.installed: $(STAMP)

@@ -6,8 +6,6 @@ Needs no TensorFlow: numpy, a CUDA driver, and nvcc or a library built elsewhere
 """
 
 import argparse
-import itertools
-import json
 import os
 import platform
 import sys
@@ -15,12 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.gpu import checks, jax_steps, timings
-from benchmarks.gpu.device import CudaDevice
-from benchmarks.gpu.kernels import BuildError, HostMemory, Kernels, build_cpu, build_cuda
-from benchmarks.gpu.reference import CELLS
+from benchmarks.common import ROOT, write_json
+from benchmarks.gpu import jax_steps, timings
+from custom_ops.kernels.test import checks
+from custom_ops.kernels.test.device import CudaDevice
+from custom_ops.kernels.test.kernels import BuildError, HostMemory, Kernels, build_cpu, build_cuda
 
-BUILD = Path(__file__).parents[2] / "build" / "gpu"
+BUILD = ROOT / "build" / "gpu"
 
 
 def main():
@@ -40,12 +39,12 @@ def main():
         raise SystemExit(f"error: {error}") from None
 
     try:
-        passed = run_checks(kernels, results)
+        passed = checks.run(kernels, results.setdefault("checks", []))
         if not options.cpu:
             run_timings(kernels, results)
     finally:  # what there is, whatever else went wrong
         if options.out:
-            options.out.write_text(json.dumps(results, indent=1) + "\n")
+            write_json(options.out, results)
     return not passed
 
 
@@ -77,32 +76,8 @@ def run_timings(kernels, results):
         return
     results["jax"] = found = timings.jax_step_by_step(jax)
     print(f"\nJAX {found['version']}, step by step; median us")
-    print(f"  {'chunk':20}{found['chunk']['median'] * 1e6:10.1f}")
-    print(f"  {'streaming step':20}{found['streaming']['median'] * 1e6:10.1f}")
-
-
-def run_checks(kernels, results):
-    """Every cell and dtype at every shape; the largest shape in float32 for two cells. Whether all passed."""
-    print(f"\n{'cell':14}{'dtype':9}{'B, T, D, N':20}{'largest error / tolerance':27}of")
-    checked = results["checks"] = []
-    dtypes, shapes, largest = ("float32", "float64"), checks.SMALL_SHAPES + checks.LARGE_SHAPES, checks.LARGE_SHAPES[-1]
-    for shape, name, dtype in itertools.product(shapes, CELLS, dtypes):
-        if shape == largest and (name, dtype) not in (("elstm", "float32"), ("rtu_linear", "float32")):
-            continue
-        result = {"cell": name, "dtype": dtype, "shape": shape._asdict()}
-        try:
-            errors = checks.check(kernels, name, dtype, shape)
-            worst = max(errors, key=errors.get)
-            result.update(errors_over_tolerance=errors, passed=errors[worst] <= 1)
-            text = f"{errors[worst]:<27.3g}{worst}{'' if result['passed'] else '   FAILED'}"
-        except RuntimeError as error:
-            result.update(error=str(error), passed=False)
-            text = f"FAILED: {error}"
-        print(f"{name:14}{dtype:9}{', '.join(map(str, shape[:4])):20}{text}", flush=True)
-        checked.append(result)
-    failed = sum(not result["passed"] for result in checked)
-    print(f"{failed} of {len(checked)} checks failed", file=sys.stderr if failed else sys.stdout)
-    return not failed
+    for name, label in (("chunk", "chunk"), ("streaming", "streaming step")):
+        print(f"  {label:20}{found[name]['median'] * 1e6:10.1f}")
 
 
 def print_timings(results):

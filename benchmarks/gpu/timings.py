@@ -1,11 +1,15 @@
 """Times of the kernels on a GPU beside what the same machine's copies, cuBLAS and JAX take."""
 
+import ctypes
+import ctypes.util
+import glob
+import sys
+
 import numpy as np
 
 from benchmarks.gpu import jax_steps
-from benchmarks.gpu.device import Cublas
-from benchmarks.gpu.kernels import Array
-from benchmarks.gpu.reference import CELLS
+from custom_ops.kernels.test.kernels import Array
+from custom_ops.kernels.test.reference import CELLS
 
 DMLAB = (32, 100, 257, 512)  # B, T, D, N
 # 256 MiB of traces or more in float32; JAX runs at the first.
@@ -19,15 +23,15 @@ STREAMS = (
 )
 
 
-class _Arrays:
-    """Arrays of small random numbers, float32. Large ones hold one random row again and again."""
+def _arrays(memory):
+    """Makes arrays of small random numbers, float32. Large ones hold one random row again and again."""
+    rng = np.random.default_rng(0)
 
-    def __init__(self, memory):
-        self._memory, self._rng = memory, np.random.default_rng(0)
+    def make(*shape):
+        row = rng.normal(0, 0.1, shape[1:]).astype(np.float32)
+        return Array(memory, np.broadcast_to(row, shape), np.float32)
 
-    def __call__(self, *shape):
-        row = self._rng.normal(0, 0.1, shape[1:]).astype(np.float32)
-        return Array(self._memory, np.broadcast_to(row, shape), np.float32)
+    return make
 
 
 def copy_time(device, nbytes):
@@ -41,37 +45,29 @@ def streaming(kernels):
     """The streaming step at each of STREAMS: seconds, the rate as 2 |S| bytes, and its share of the copy's rate."""
     device, results = kernels.memory, []
     for name, (B, D, N), K in STREAMS:
-        cell, arrays = CELLS[name], _Arrays(device)
+        cell, arrays = CELLS[name], _arrays(device)
         G, stored, m, P = cell[:4]
         rho, x = [arrays(N) for _ in range(P)], arrays(B, D)
         chunk = kernels.chunk(name, np.float32, B, 1, D, N, rho)
-        state, local, S, r = (
-            arrays(*shape)
-            for shape in ((B, N, m), (B, m * m + stored * m + P * m, N), (B, D, stored, N, m), (B, P, N, m))
-        )
+        state, local = arrays(B, N, m), arrays(B, m * m + stored * m + P * m, N)
+        S, r = arrays(B, D, stored, N, m), arrays(B, P, N, m)
         forward = kernels.prepare("streaming_forward", chunk, x, arrays(D, G, N), state, state, local)
         sums = arrays(K, D, G, N), arrays(K, P, N)
         update = kernels.prepare("streaming_update", chunk, K, x, local, arrays(K, B, N, m), S, r, *sums)
         forward()  # so that the update's factors are those of a step
         copy, time = copy_time(device, S.nbytes), device.time(update)
         rate = 2 * S.nbytes / time["median"]
-        result = {
-            "cell": name,
-            "shape": {"B": B, "D": D, "N": N, "K": K},
-            "trace_bytes": S.nbytes,
-            "forward": device.time(forward),
-            "update": time,
-            "bytes_per_second": rate,
-            "copy": copy,
+        results.append({
+            "cell": name, "shape": {"B": B, "D": D, "N": N, "K": K}, "trace_bytes": S.nbytes,
+            "forward": device.time(forward), "update": time, "bytes_per_second": rate, "copy": copy,
             "share_of_copy": rate / copy["bytes_per_second"],
-        }
-        results.append(result)
+        })  # fmt: skip
     return results
 
 
 def chunk(kernels):
     """Every function of the chunk at the DMLab shape, and the bound of the trace step."""
-    device, arrays = kernels.memory, _Arrays(kernels.memory)
+    device, arrays = kernels.memory, _arrays(kernels.memory)
     B, T, D, N = DMLAB
     G, stored, m, P = CELLS["elstm"][:4]
     chunk = kernels.chunk("elstm", np.float32, B, T, D, N, [arrays(N) for _ in range(P)])
@@ -89,13 +85,8 @@ def chunk(kernels):
         "contract": kernels.prepare("contract", chunk, start, S0, r0, *sums),
         "trace_contract": kernels.prepare("trace_contract", chunk, x, *before, start, S0, r0, *sums, scratch=scratch),
     }
-    result = {
-        "cell": "elstm",
-        "shape": dict(zip("BTDN", DMLAB, strict=True)),
-        "trace_bytes": S.nbytes,
-        **{name: device.time(call) for name, call in calls.items()},
-        "copy": copy_time(device, S.nbytes),
-    }
+    result = {"cell": "elstm", "shape": dict(zip("BTDN", DMLAB, strict=True)), "trace_bytes": S.nbytes}
+    result |= {name: device.time(call) for name, call in calls.items()} | {"copy": copy_time(device, S.nbytes)}
     try:
         cublas = Cublas(device.stream)
     except OSError as error:
@@ -115,3 +106,46 @@ def jax_step_by_step(jax):
     chunk = jax_steps.measure(jax, B, T, D, N)
     B, D, N = STREAMS[0][1]
     return {"version": jax.__version__, "chunk": chunk, "streaming": jax_steps.measure(jax, B, 1, D, N)}
+
+
+class Cublas:
+    """cuBLAS in plain float32: no TensorFloat-32, no emulation.
+
+    Raises:
+      OSError: there is no cuBLAS.
+    """
+
+    def __init__(self, stream):
+        self._library = ctypes.CDLL(_find_cublas())
+        self._handle = ctypes.c_void_p()
+        self._call("cublasCreate_v2", ctypes.byref(self._handle))
+        self._call("cublasSetStream_v2", self._handle, ctypes.c_void_p(stream))
+        self._call("cublasSetMathMode", self._handle, 0)  # CUBLAS_DEFAULT_MATH: float32 as it is
+
+    def _call(self, name, *arguments):
+        error = getattr(self._library, name)(*arguments)
+        if error:
+            raise RuntimeError(f"{name} failed ({error}).")
+
+    def trace_product(self, x, driven, S, batch, time, inputs, columns):
+        """S [B, D, C] = x' driven for each stream, x [B, T, D], driven [B, T, C]; cuBLAS is column-major."""
+        one, zero = ctypes.c_float(1), ctypes.c_float(0)
+        arguments = [self._handle, 0, 1, columns, inputs, time, ctypes.byref(one)]  # no transpose, transpose
+        for array, leading, stride in ((driven, columns, time * columns), (x, inputs, time * inputs)):
+            arguments += [ctypes.c_void_p(array.pointer), leading, ctypes.c_longlong(stride)]
+        stride = ctypes.c_longlong(inputs * columns)
+        arguments += [ctypes.byref(zero), ctypes.c_void_p(S.pointer), columns, stride, batch]
+        return lambda: self._call("cublasSgemmStridedBatched", *arguments)
+
+
+def _find_cublas():
+    names = [ctypes.util.find_library("cublas"), "libcublas.so.13", "libcublas.so.12"]
+    for folder in ("/usr/local/cuda/lib64", *(f"{path}/nvidia/*/lib" for path in sys.path if path)):
+        names += sorted(glob.glob(f"{folder}/libcublas.so.*"), reverse=True)
+    for name in filter(None, names):
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            continue
+        return name
+    raise OSError("no libcublas.so.12 or .13 on the loader's path, in CUDA's folder or among Python's packages")

@@ -8,11 +8,10 @@ Whatever is compared is alive all the while and measured in turn, round by round
 """
 
 import argparse
+import contextlib
 import datetime
-import functools
 import json
 import os
-import sys
 from pathlib import Path
 
 os.environ["TF_USE_LEGACY_KERAS"] = "1"
@@ -20,17 +19,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
 
+from benchmarks.common import ROOT, Process, call, in_turn, publish, say, write_json
 from benchmarks.scale import report, store, trainers
-from benchmarks.scale.processes import ROOT, Process, call
 
 RESULTS = ROOT / "results" / "scale" / "scale.json"
 PAGE = ROOT / "docs" / "scale.md"
 FIGURE = ROOT / "docs" / "figures" / "scale.png"
-FIGURE_TEXT = "Agent steps a second against actors, measured and simulated"
-MARKS = ("<!-- figures: written by python -m benchmarks.scale --publish -->\n", "<!-- end of figures -->\n")
+COMMAND = "python -m benchmarks.scale --publish"
 
 ATARI = report.PRESET
-PRESETS = ("atari_r2ac", ATARI, "dmlab_r2ac", "waiting")
 
 FULL = {
     "rounds": 3,
@@ -56,16 +53,14 @@ QUICK = FULL | {
 
 
 def measure(plan, log):
-    """All measurements of a plan such as FULL: a dict that can be written as JSON.
-
-    `log` is called after each with its name and what there is so far.
-    """
+    """All measurements of a plan such as FULL, as JSON takes them; after each, log(its name, what there is so far)."""
     found = {"when": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC", "load_before": os.getloadavg()}
     found |= {"cores": os.cpu_count(), "rounds": plan["rounds"]}
-    found["sizes"] = call(trainers.sizes, PRESETS)
+    found["sizes"] = call(trainers.sizes, ("atari_r2ac", ATARI, "dmlab_r2ac", "waiting"))
     log("sizes", found)
-    found["store"] = {"sizes": plan["sizes"], "pending": plan["pending"]}
-    found["store"] |= call(store.measure, plan["sizes"], plan["pending"], 10 * plan["rounds"])
+    found["store"] = {name: plan[name] for name in ("sizes", "pending")} | call(
+        store.measure, plan["sizes"], plan["pending"], 10 * plan["rounds"]
+    )
     log("object store", found)
     found["learner"] = {}
     for preset, batches in plan["learner"].items():
@@ -83,9 +78,10 @@ def measure(plan, log):
         contestants |= {str(n): (trainers.Trainer, "waiting", n, streams, n * streams) for n in plan["waiting"]}
         found["waiting"][str(streams)] = _in_turn(contestants, plan["rounds"], *updates)
         log(f"waiting actors of {streams} streams", found)
-    contestants = {name: (trainers.Trainer, ATARI, *fleet, size["streams"]) for name, fleet in plan["fleets"].items()}
+    batch = size["streams"]
+    contestants = {name: (trainers.Trainer, ATARI, *fleet, batch) for name, fleet in plan["fleets"].items()}
     if contestants:
-        contestants["single machine"] = (trainers.Trainer, ATARI, 0, None, size["streams"])
+        contestants["single machine"] = (trainers.Trainer, ATARI, 0, None, batch)
         contestants["learner alone"] = (trainers.Learner, ATARI)
     contestants |= {f"1 actor of {n}, nobody learns": (trainers.Player, ATARI, 1, n, n) for n in plan["playing"]}
     found["fleets"] = plan["fleets"]
@@ -95,33 +91,23 @@ def measure(plan, log):
 
 
 def _in_turn(contestants, rounds, untimed, updates):
-    """Runs all contestants in turn `rounds` times; each round begins one further."""
-    alive, rows = {}, {name: [] for name in contestants}
-    try:
-        for name, (kind, *arguments) in contestants.items():
-            alive[name] = Process(kind, *arguments)
-        for name in contestants:
-            alive[name].ask("run", untimed + 2, 1)  # functions are traced, environments made
-        names = list(contestants)
-        for round_ in range(rounds):
-            shift = round_ % max(len(names), 1)
-            for name in names[shift:] + names[:shift]:
-                rows[name].append(alive[name].ask("run", untimed, updates))
-    finally:
+    """Runs all contestants in turn `rounds` times: {name: what its runs gave}."""
+    rows = {name: [] for name in contestants}
+    with contextlib.ExitStack() as stack:
+        alive = {name: stack.enter_context(Process(*setup)) for name, setup in contestants.items()}
         for process in alive.values():
-            process.close()
+            process.ask("run", untimed + 2, 1)  # functions are traced, environments made
+        for name in in_turn(list(contestants), rounds):
+            rows[name].append(alive[name].ask("run", untimed, updates))
     return {name: _summary(found) for name, found in rows.items()}
 
 
 def _summary(rows):
     rates, own, busy, extra = zip(*rows, strict=True)
-    return {
-        "rates": list(rates),
-        "rate": float(np.median(rates)),
-        "own": float(np.median(own)),
-        "busy": float(np.median(busy)),
-        "extra": {name: float(np.median([row[name] for row in extra])) for name in extra[0]},
-    }
+    found = {"rate": rates, "own": own, "busy": busy}
+    medians = {name: float(np.median(values)) for name, values in found.items()}
+    extra = {name: float(np.median([row[name] for row in extra])) for name in extra[0]}
+    return {"rates": list(rates), **medians, "extra": extra}
 
 
 def main(argv=None):
@@ -134,30 +120,28 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.publish and (args.quick or args.out):
         parser.error("--publish keeps a whole run in its own place: leave out --quick and --out")
-    os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"  # of the actors' processes
     out = RESULTS if args.publish else args.out
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
+
+    def log(text, found):
+        say(f"measured: {text}")
+        if out:
+            write_json(out, found)
+
     if args.report:
         found = json.loads(args.report.read_text())
     else:
-        found = measure(QUICK if args.quick else FULL, functools.partial(_log, out))
+        found = measure(QUICK if args.quick else FULL, log)
     tables = report.tables(found)
     print(tables)
     if out:
-        out.write_text(json.dumps(found, indent=1) + "\n")
+        write_json(out, found)
         if found["atari"]:
             report.figure(found, FIGURE if args.publish else out.with_suffix(".png"))
     if args.publish:
-        before, _, rest = PAGE.read_text().partition(MARKS[0])
-        after = rest.partition(MARKS[1])[2]
-        PAGE.write_text(f"{before}{MARKS[0]}\n{tables}\n![{FIGURE_TEXT}](figures/scale.png)\n\n{MARKS[1]}{after}")
-
-
-def _log(out, text, found):
-    print(f"{datetime.datetime.now():%H:%M:%S} measured: {text}", file=sys.stderr, flush=True)
-    if out:
-        out.write_text(json.dumps(found, indent=1) + "\n")
+        text = "Agent steps a second against actors, measured and simulated"
+        publish(PAGE, COMMAND, f"{tables}\n![{text}](figures/scale.png)\n")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ STORE = 0.3 * MEMORY  # of it for Ray's object store, Ray's own default
 ACTORS_PER_NODE = 16  # one a core
 QUEUE = 2
 
-Load = collections.namedtuple("Load", ["learning", "process", "rollouts", "weights", "traces", "store"])
+Load = collections.namedtuple("Load", "learning process rollouts weights traces store")
 Load.__doc__ = """What is asked of one learner where no actor ever waits, each as a share of what it has.
 
 learning: the update's time.
@@ -63,17 +63,10 @@ def besides(found, size, count):
 
 
 def load(found, preset, rate, streams, actors, learners, faster=1.0):
-    """The Load of each of `learners` learners with `actors` actors in all.
+    """The Load of each of `learners` learners with actors / learners actors each, which sum their gradients.
 
-    Args:
-      found: the measurements.
-      preset: name of one whose learner was measured.
-      rate: agent steps a second of an actor that never waits.
-      streams: E, of each actor.
-      actors: their number.
-      learners: their number; each has actors / learners of them, learns from B streams, and sums its gradients with
-        the others.
-      faster: how many times as fast as the measured one a learner's update is.
+    `preset`: one whose learner was measured; `rate`: agent steps a second of an actor that never waits; `streams`: of
+    each actor; `faster`: how many times as fast as the measured one a learner's update is.
     """
     size = found["sizes"][preset]
     count = size["streams"] // streams

@@ -1,5 +1,6 @@
 """Tables and figure of the measurements."""
 
+from benchmarks import common
 from benchmarks.scale import model
 
 PRESET = "atari_r2ac_cpu"
@@ -9,7 +10,8 @@ FASTER = (1, 30)  # times as fast as the measured learner
 
 def tables(found):
     """The measurements, what the simulation makes of them, and the model, as Markdown."""
-    parts = [_header(found), _sizes(found), _learner(found), _store(found), _waiting(found)]
+    parts = [_header(found), _sizes(found), _learner(found), _store(found)]
+    parts += [_waiting(streams, rows) for streams, rows in found["waiting"].items()]
     if found["atari"]:
         parts += [_atari(found), _simulation(found), *(_model(found, faster) for faster in FASTER)]
     return "\n\n".join(parts) + "\n"
@@ -23,9 +25,8 @@ def _header(found):
     )
 
 
-def _table(head, rows):
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(x) for x in line) + " |" for line in lines)
+def _section(title, head, rows):
+    return "\n".join([f"### {title}", "", *common.table(head, rows)])
 
 
 def _kb(size):
@@ -36,12 +37,11 @@ def _sizes(found):
     rows = []
     for name, size in found["sizes"].items():
         step = model.rollout_bytes(size) / size["steps"]
-        rows.append([
-            f"{name}{', computed from shapes' if size['computed'] else ''}", size["streams"], size["steps"],
-            _kb(size["frames"]), _kb(size["else"]), _kb(step), _kb(size["weights"]), _kb(size["traces"]),
-        ])  # fmt: skip
+        sizes = map(_kb, (size["frames"], size["else"], step, size["weights"], size["traces"]))
+        computed = ", computed from shapes" if size["computed"] else ""
+        rows.append([f"{name}{computed}", size["streams"], size["steps"], *sizes])
     head = ["preset", "B", "T", "frames", "all else", "both, an agent step", "weights, all", "traces, a stream"]
-    return "### Bytes (kB; of one stream's rollout where nothing else is said)\n\n" + _table(head, rows)
+    return _section("Bytes (kB; of one stream's rollout where nothing else is said)", head, rows)
 
 
 def _learner(found):
@@ -56,7 +56,7 @@ def _learner(found):
                 f"{1e3 * fixed:.1f} + {1e3 * per_stream:.2f} B", f"{100 * error:+.0f} %",
             ])  # fmt: skip
     head = ["preset", "B", "update, ms", "cores used", "agent steps a second", "fit, ms", "its error"]
-    return "### A learner's update\n\n" + _table(head, rows)
+    return _section("A learner's update", head, rows)
 
 
 def _store(found):
@@ -66,25 +66,17 @@ def _store(found):
         for i, size in enumerate(store["sizes"])
     ]
     waits = ", ".join(f"{1e3 * s:.2f} ms on {n:,}" for n, s in zip(store["pending"], store["wait"], strict=True))
-    joins = ", ".join(
-        f"{1e3 * s:.1f} ms from {n}"
-        for n, s in zip(found["joining"]["rollouts"], found["joining"]["seconds"], strict=True)
+    joining = zip(found["joining"]["rollouts"], found["joining"]["seconds"], strict=True)
+    joins = ", ".join(f"{1e3 * s:.1f} ms from {n}" for n, s in joining)
+    head = ["kB", "`ray.put`", "call of an actor that returns as much", "`ray.get` of it"]
+    calls = (
+        f"A call of many that returns nothing: {1e6 * store['call']:.0f} µs, both sides. `ray.wait` without time-out "
+        f"over pending calls: {waits}. A batch ({_kb(found['joining']['bytes'])} kB) made of rollouts: {joins}."
     )
-    return (
-        "### Ray's objects and calls (µs)\n\n"
-        + _table(["kB", "`ray.put`", "call of an actor that returns as much", "`ray.get` of it"], rows)
-        + f"\n\nA call of many that returns nothing: {1e6 * store['call']:.0f} µs, both sides. `ray.wait` without "
-        f"time-out over pending calls: {waits}. A batch ({_kb(found['joining']['bytes'])} kB) made of "
-        f"rollouts: {joins}."
-    )
+    return _section("Ray's objects and calls (µs)", head, rows) + f"\n\n{calls}"
 
 
-def _waiting(found):
-    tables = [_waiting_of(streams, rows) for streams, rows in found["waiting"].items()]
-    return "\n\n".join(tables)
-
-
-def _waiting_of(streams, rows):
+def _waiting(streams, rows):
     first = rows["1"]["rate"]
     table = [
         [
@@ -95,10 +87,8 @@ def _waiting_of(streams, rows):
         for name, row in rows.items()
     ]  # fmt: skip
     head = ["actors", "agent steps a second", "of linear", "cores used", "busy on the machine"]
-    return (
-        f"### Actors of {streams} stream{'s, each of which' if streams != '1' else ' that'} waits 20 ms a step\n\n"
-        + _table(head, table)
-    )
+    which = f"{streams} streams, each of which" if streams != "1" else "1 stream that"
+    return _section(f"Actors of {which} waits 20 ms a step", head, table)
 
 
 def _atari(found):
@@ -112,7 +102,7 @@ def _atari(found):
             f"{extra['lag']:.2f}" if extra else "", f"{extra['queue']:.1f}" if extra else "",
         ])  # fmt: skip
     head = ["", "agent steps a second", "rounds", "of single", "cores used", "busy on the machine", "lag", "queue"]
-    return "### Breakout, `atari_r2ac_cpu`\n\n" + _table(head, rows)
+    return _section("Breakout, `atari_r2ac_cpu`", head, rows)
 
 
 def _simulation(found):
@@ -120,7 +110,7 @@ def _simulation(found):
         [name, f"{measured:,.0f}", f"{predicted:,.0f}", f"{100 * (predicted / measured - 1):+.0f} %"]
         for name, measured, predicted in model.predictions(found, PRESET)
     ]
-    return "### Simulated\n\n" + _table(["", "measured", "simulated", "error"], rows)
+    return _section("Simulated", ["", "measured", "simulated", "error"], rows)
 
 
 def _model(found, faster):
@@ -142,10 +132,8 @@ def _model(found, faster):
             ])  # fmt: skip
     head = ["actors", "learners", *load._fields, "breaks first", "agent steps a second left", "lag"]
     title = "as measured" if faster == 1 else f"{faster} times as fast (assumed)"
-    return (
-        f"### The model: a learner {title}, actors of {STREAMS} streams at {rate:,.0f} agent steps a second "
-        f"({cores:.1f} cores) each\n\n" + _table(head, rows)
-    )
+    actors = f"actors of {STREAMS} streams at {rate:,.0f} agent steps a second ({cores:.1f} cores) each"
+    return _section(f"The model: a learner {title}, {actors}", head, rows)
 
 
 def _share(x):
@@ -154,15 +142,10 @@ def _share(x):
 
 def figure(found, path):
     """Measured points, simulated points, and the predicted curves for more actors."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
-    fig, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    rows = [row for row in model.predictions(found, PRESET) if row[0].startswith("waiting")]
+    drawing, (left, right) = common.figure((10, 4), columns=2)
+    rows = model.predictions(found, PRESET)
     for streams, color in zip(found["waiting"], ("C0", "C1"), strict=False):
-        chosen = [row for row in rows if row[0].endswith(f" of {streams}")]
+        chosen = [row for row in rows if row[0].startswith("waiting") and row[0].endswith(f" of {streams}")]
         numbers = [int(name.split()[1]) for name, _, _ in chosen]
         left.plot(numbers, [chosen[0][1] * n for n in numbers], ":", color="gray")
         label = f"{streams} streams each, simulated"
@@ -179,5 +162,4 @@ def figure(found, path):
     right.loglog(*zip(*measured, strict=True), "o", label="measured, all on the learner's 2 cores")
     right.set(xlabel="actors of 16 streams, on machines of their own", title="Breakout, atari_r2ac_cpu: simulated")
     right.legend()
-    fig.savefig(path, dpi=100)
-    plt.close(fig)
+    drawing.savefig(path, dpi=100)

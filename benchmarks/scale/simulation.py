@@ -6,11 +6,8 @@ import heapq
 import itertools
 import math
 
-Costs = collections.namedtuple(
-    "Costs",
-    "steps wait act rollout learn threads update request bytes_in bytes_out actor_threads",
-    defaults=[0.0, 0.0, 0.0, 0.0, 1],
-)
+_COSTS = "steps wait act rollout learn threads update request bytes_in bytes_out actor_threads"
+Costs = collections.namedtuple("Costs", _COSTS, defaults=[0.0, 0.0, 0.0, 0.0, 1])
 Costs.__doc__ = """What an actor's rollout and a learner's update cost.
 
 steps: T, steps of a rollout.
@@ -70,10 +67,9 @@ def simulate(costs, actors, count, queue=2, cores=math.inf, bandwidth=math.inf, 
       actors: number of actors.
       count: rollouts of an update, each of another actor: those that came first.
       queue: requests of each actor that are under way or wait for the learner.
-      cores: that actors and learner share; infinity where each has its own.
+      cores: that actors and learner share; infinity if each has its own.
       bandwidth: bytes a second of the learner's network card, each way.
-      updates: that are timed.
-      warm_up: updates before them.
+      updates, warm_up: that are timed, and before them.
 
     Returns:
       (updates a second, cores busy on the average).

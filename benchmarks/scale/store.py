@@ -1,5 +1,6 @@
 """What Ray's object store and calls cost, without anything of this package."""
 
+import functools
 import os
 import time
 
@@ -24,17 +25,11 @@ class _Maker:
 
 
 def measure(sizes, pending, rounds):
-    """Seconds of each: dict.
+    """Median seconds over `rounds`: dict.
 
-    Args:
-      sizes: bytes of objects.
-      pending: numbers of calls under way.
-      rounds: of which the medians are given.
-
-    Returns:
-      {"put": of each size, "get": of each size an actor has made, "make": of such a call up to its end, "call": of one
-      call of many without a result worth naming, "wait": of `ray.wait` without time-out on each number of pending
-      calls}.
+    "put": of each of `sizes`, in bytes; "get": of each size an actor has made; "make": of such a call up to its end;
+    "call": of one call of many that return nothing; "wait": of `ray.wait` without time-out on each number of `pending`
+    calls.
     """
     os.environ.setdefault("RAY_worker_niceness", "0")  # as actors of a cluster of one machine
     ray.init("local", include_dashboard=False, logging_level="ERROR", log_to_driver=False, num_cpus=2)
@@ -44,7 +39,7 @@ def measure(sizes, pending, rounds):
         found = {"put": [], "get": [], "make": [], "wait": []}
         for size in sizes:
             array = np.ones(size, np.uint8)
-            found["put"].append(median_seconds(lambda array=array: ray.put(array), rounds))
+            found["put"].append(median_seconds(functools.partial(ray.put, array), rounds))
             make, get = [], []
             for _ in range(rounds + 1):
                 start = time.perf_counter()
@@ -61,9 +56,8 @@ def measure(sizes, pending, rounds):
         for number in pending:
             actor.wait.remote(5.0 + number / 2000)
             references = [actor.nothing.remote() for _ in range(number)]
-            found["wait"].append(
-                median_seconds(lambda refs=references: ray.wait(refs, num_returns=len(refs), timeout=0), 5)
-            )
+            wait = functools.partial(ray.wait, references, num_returns=number, timeout=0)
+            found["wait"].append(median_seconds(wait, 5))
             assert not ray.wait(references, timeout=0)[0], "the calls were to be pending"
             ray.get(references)
         return found

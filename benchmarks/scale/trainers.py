@@ -1,7 +1,9 @@
 """What runs in a process of its own: a whole training run, a fleet that only plays, the learner alone."""
 
 import functools
+import os
 import time
+from pathlib import Path
 
 import gin
 import numpy as np
@@ -9,7 +11,6 @@ import tensorflow as tf
 import tf_keras
 from tf_agents.specs import array_spec
 
-from benchmarks.scale.processes import ROOT, Usage
 from keras_rtrl import environments
 from keras_rtrl.distributed import Fleet
 from keras_rtrl.environments.halves import joined
@@ -18,7 +19,7 @@ from keras_rtrl.train import building, config, loop  # noqa: F401  loop: its set
 from keras_rtrl.train.checkpoints import Counters
 from keras_rtrl.train.runners import make_actors, make_runner
 
-WAITING = str(ROOT / "benchmarks" / "scale" / "waiting.gin")
+WAITING = str(Path(__file__).with_name("waiting.gin"))
 # Observations and number of actions where the simulator is not installed.
 SHAPES = {"dmlab_r2ac": ((72, 96, 3), 9)}
 
@@ -27,21 +28,17 @@ class Specs(VectorEnvironment):
     """An environment's specs without its simulator: uint8 images and discrete actions."""
 
     def __init__(self, shape, actions):
-        super().__init__(
-            1,
-            array_spec.BoundedArraySpec(shape, np.uint8, 0, 255, name="observation"),
-            array_spec.BoundedArraySpec((), np.int64, 0, actions - 1, name="action"),
-        )
+        observation = array_spec.BoundedArraySpec(shape, np.uint8, 0, 255, name="observation")
+        super().__init__(1, observation, array_spec.BoundedArraySpec((), np.int64, 0, actions - 1, name="action"))
 
     def _reset(self):
         raise NotImplementedError
 
-    def _step(self, action):
-        raise NotImplementedError
+    _step = _reset
 
 
 def load(preset, actors=0, streams=None, batch=None):
-    """Loads a preset, "waiting" being that of this folder, and gives an environment of one stream, for its specs.
+    """Loads a preset, "waiting" being that of this folder: (environment of one stream, for its specs, B, T).
 
     `actors` of `streams` streams are configured, and updates of `batch`; 0 and None leave the preset as it is.
     """
@@ -50,9 +47,9 @@ def load(preset, actors=0, streams=None, batch=None):
         bindings.append(f"environment.num_envs = {batch}")
     config.load(WAITING if preset == "waiting" else config.find(preset), bindings)
     tf_keras.utils.set_random_seed(0)
-    if preset in SHAPES:
-        return environments.with_history(Specs(*SHAPES[preset]))
-    return building.environment(0, streams=1)
+    specs = preset in SHAPES
+    env = environments.with_history(Specs(*SHAPES[preset])) if specs else building.environment(0, streams=1)
+    return env, config.value("environment.num_envs", 16), config.value("train.rollout", 20)
 
 
 def make_agent(env, streams):
@@ -61,9 +58,9 @@ def make_agent(env, streams):
     return building.agent(env, building.network(env), optimizer, building.agent_config(), streams)
 
 
-def made_up_rollout(agent, streams, length):
+def made_up_rollout(agent, streams):
     """A Trajectory of arrays [B, T + 1] without an episode's end; bytes are random, all else is zero."""
-    generator = np.random.default_rng(0)
+    generator, length = np.random.default_rng(0), config.value("train.rollout", 20)
 
     def array(spec):
         shape = (streams, length + 1, *spec.shape)
@@ -76,12 +73,27 @@ def made_up_rollout(agent, streams, length):
     return rollout._replace(step_type=ones, next_step_type=ones, discount=ones.astype(np.float32))
 
 
-class Trainer:
+class _Timed:
+    """What is measured, update by update."""
+
+    def run(self, untimed, updates):
+        """`untimed` updates, then `updates` that count: (agent steps a second, cores of its own, busy cores, extra)."""
+        for _ in range(untimed):
+            self._update()
+        start, extra = _now(), []
+        for _ in range(updates):
+            extra.append(self._update() or {})
+        seconds, own, busy = (after - before for after, before in zip(_now(), start, strict=True))
+        means = {name: float(np.mean([row[name] for row in extra])) for name in extra[0]}
+        return updates * self._steps / seconds, own / seconds, busy / seconds, means
+
+
+class Trainer(_Timed):
     """The training loop without logs and checkpoints; arguments as `load`."""
 
     def __init__(self, *setup):
-        env = load(*setup)
-        streams, rollout = config.value("environment.num_envs", 16), config.value("train.rollout", 20)
+        env, streams, rollout = load(*setup)
+        self._steps, self._counters = streams * rollout, Counters()
         actors = building.actors(streams)
         if actors:
             self._runner = make_actors(env, make_agent(env, streams), rollout, actors, 0, same_actions=True)
@@ -89,32 +101,20 @@ class Trainer:
             env.close()
             env = building.environment(0)
             self._runner = make_runner(env, make_agent(env, streams), rollout, 1)
-        self._steps = streams * rollout
-        self._counters = Counters()
 
-    def run(self, untimed, updates):
-        """`untimed` updates, then `updates` that count: (agent steps a second, cores of its own, busy cores, extra)."""
-        for _ in range(untimed):
-            self._runner.run(1, self._counters)
-        extra = []
-        usage = Usage()
-        for _ in range(updates):
-            self._runner.run(1, self._counters)
-            extra.append(self._runner.extra)
-        usage.stop()
-        means = {name: float(np.mean([row[name] for row in extra])) for name in extra[0]}
-        return updates * self._steps / usage.seconds, usage.own, usage.busy, means
+    def _update(self):
+        self._runner.run(1, self._counters)
+        return self._runner.extra
 
     def close(self):
         self._runner.close()
 
 
-class Player:
+class Player(_Timed):
     """Actors whose rollouts nobody learns from: what the acting alone allows; arguments as `load`."""
 
     def __init__(self, *setup):
-        env = load(*setup)
-        streams, rollout = config.value("environment.num_envs", 16), config.value("train.rollout", 20)
+        env, streams, rollout = load(*setup)
         settings = building.actors(streams)
         agent = make_agent(env, streams)
         env.close()
@@ -125,17 +125,7 @@ class Player:
         self._fleet.publish([variable.numpy() for variable in agent.network.variables])
         self._fleet.start()
 
-    def run(self, untimed, updates):
-        """As Trainer's."""
-        for _ in range(untimed):
-            self._take()
-        usage = Usage()
-        for _ in range(updates):
-            self._take()
-        usage.stop()
-        return updates * self._steps / usage.seconds, usage.own, usage.busy, {}
-
-    def _take(self):
+    def _update(self):
         deliveries, _ = self._fleet.take(self._count, lambda *_: True)
         self._fleet.request([delivery.actor for delivery in deliveries])
 
@@ -143,26 +133,40 @@ class Player:
         self._fleet.close()
 
 
-class Learner:
+class Learner(_Timed):
     """Updates alone, on one made-up rollout; arguments as `load`."""
 
     def __init__(self, *setup):
-        env = load(*setup)
-        streams, rollout = config.value("environment.num_envs", 16), config.value("train.rollout", 20)
+        env, streams, rollout = load(*setup)
         agent = make_agent(env, streams)
-        self._rollout = made_up_rollout(agent, streams, rollout)
+        self._rollout, self._steps = made_up_rollout(agent, streams), streams * rollout
         self._train = tf.function(agent.train, autograph=False)
-        self._steps = streams * rollout
 
-    def run(self, untimed, updates):
-        """As Trainer's."""
-        for _ in range(untimed):
-            float(self._train(self._rollout).loss)
-        usage = Usage()
-        for _ in range(updates):
-            float(self._train(self._rollout).loss)
-        usage.stop()
-        return updates * self._steps / usage.seconds, usage.own, usage.busy, {}
+    def _update(self):
+        float(self._train(self._rollout).loss)
+
+
+def _now():
+    """Seconds: of the clock, of cores used by this process and those below it, and by the whole machine."""
+    tick = os.sysconf("SC_CLK_TCK")
+    parents, used = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(") ")[2].split()
+            except OSError:  # it has ended meanwhile
+                continue
+            parents[int(entry.name)] = int(fields[1])
+            used[int(entry.name)] = int(fields[11]) + int(fields[12])
+
+    def is_below(pid):
+        while pid and pid != os.getpid():
+            pid = parents.get(pid)
+        return bool(pid)
+
+    own = sum(ticks for pid, ticks in used.items() if is_below(pid))
+    user, nice, system, _, _, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:])
+    return time.perf_counter(), own / tick, (user + nice + system + irq + softirq) / tick
 
 
 def sizes(presets):
@@ -171,54 +175,47 @@ def sizes(presets):
 
 
 def _sizes(preset):
-    env = load(preset)
-    batch, length = config.value("environment.num_envs", 16), config.value("train.rollout", 20)
+    env, batch, length = load(preset)
     agent = make_agent(env, 2)
-    spec = tf.nest.flatten(agent.collect_policy.trajectory_spec)
-    bytes_of = [spec_.shape.num_elements() * spec_.dtype.size * (length + 1) for spec_ in spec]
-    frames = sum(n for n, spec_ in zip(bytes_of, spec, strict=True) if spec_.dtype == tf.uint8)
-    state = sum(spec_.shape.num_elements() * spec_.dtype.size for spec_ in tf.nest.flatten(agent.network.state_spec))
-    carry = [variable.shape.num_elements() * variable.dtype.size // 2 for variable in agent.carry]
+
+    def size(specs):
+        return sum(spec.shape.num_elements() * spec.dtype.size for spec in tf.nest.flatten(specs))
+
+    specs = tf.nest.flatten(agent.collect_policy.trajectory_spec)
+    frames = size([spec for spec in specs if spec.dtype == tf.uint8]) * (length + 1)
     return {
         "streams": batch,
         "steps": length,
         "frames": frames,
-        "else": sum(bytes_of) - frames + state,
-        "weights": sum(v.shape.num_elements() * v.dtype.size for v in agent.network.variables),
-        "traces": sum(carry[1:]),
+        "else": size(specs) * (length + 1) - frames + size(agent.network.state_spec),
+        "weights": size(agent.network.variables),
+        "traces": size([*agent.carry][1:]) // 2,
         "computed": preset in SHAPES,
     }
 
 
 def learner(preset, batches, rounds):
     """Seconds of an update of B streams, alone and warm, for each B of `batches`: ([medians], [cores used])."""
-    env = load(preset)
-    length = config.value("train.rollout", 20)
+    env, _, _ = load(preset)
     contestants = []
     for batch in batches:
         agent = make_agent(env, batch)
-        rollout = made_up_rollout(agent, batch, length)
-        train = tf.function(agent.train, autograph=False)
-        contestants.append((train, rollout))
-    seconds, cores = ([[] for _ in batches] for _ in range(2))
-    for round_ in range(rounds + 1):  # the first is not counted: functions are traced
-        for i, (train, rollout) in enumerate(contestants):
-            start, used = time.perf_counter(), time.process_time()
-            float(train(rollout).loss)
-            taken = time.perf_counter() - start
-            if round_:
-                seconds[i].append(taken)
-                cores[i].append((time.process_time() - used) / taken)
-    return [float(np.median(s)) for s in seconds], [float(np.median(c)) for c in cores]
+        contestants.append((tf.function(agent.train, autograph=False), made_up_rollout(agent, batch), [], []))
+    for train, rollout, seconds, cores in contestants * (rounds + 1):
+        start, used = time.perf_counter(), time.process_time()
+        float(train(rollout).loss)
+        seconds.append(time.perf_counter() - start)
+        cores.append((time.process_time() - used) / seconds[-1])
+    # The first is not counted: functions are traced.
+    return tuple([float(np.median(row[i][1:])) for row in contestants] for i in (2, 3))
 
 
 def joining(preset, batch, numbers, rounds):
     """Seconds to make tensors of `batch` streams from so many rollouts, for each of `numbers`."""
-    agent = make_agent(load(preset), batch)
+    agent = make_agent(load(preset)[0], batch)
     seconds = []
     for parts in numbers:
-        length = config.value("train.rollout", 20)
-        rollouts = [made_up_rollout(agent, batch // parts, length) for _ in range(parts)]
+        rollouts = [made_up_rollout(agent, batch // parts) for _ in range(parts)]
         join = functools.partial(lambda rollouts: tf.nest.map_structure(tf.constant, joined(rollouts)), rollouts)
         seconds.append(median_seconds(join, rounds))
     return seconds

@@ -6,12 +6,14 @@ project's own streaming form is compared with: one jitted scan, one RTRL gradien
 pair of traces that a linear RTU needs.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from benchmarks.speed.sizes import LEARNING_RATE, OUTPUTS, STREAM_RATE, linear_rtu, streaming_problem
+from benchmarks.speed.contestants import LEARNING_RATE, OUTPUTS, STREAM_RATE, linear_rtu, streaming_problem
 
 
 def _coefficients(nu, vartheta):
@@ -42,10 +44,7 @@ def _plus(pair, other):
     return pair[0] + other[0], pair[1] + other[1]
 
 
-# The per-step form over a chunk.
-
-
-def _zero_carry(batch, inputs, units, dtype=jnp.float32):
+def zero_carry(batch, inputs, units, dtype=jnp.float32):
     """State, traces of nu and vartheta, and of either kernel; each of two components."""
 
     def pair(*shape):  # arrays of their own, as donating them needs
@@ -61,16 +60,11 @@ def _rtu_step(params, carry, x):
 
 
 def _rtu_forward(params, carry, x):
-    state, (of_nu, of_vartheta, of_w1, of_w2) = carry
     c = _coefficients(params["nu"], params["vartheta"])
-    new, d_nu, d_vartheta = _advance(c, state, x, (params["w1"], params["w2"]))
+    new, d_nu, d_vartheta = _advance(c, carry[0], x, (params["w1"], params["w2"]))
     driven = c[2] * x[:, :, None]
-    traces = (
-        _plus(_turn(c, of_nu), d_nu),
-        _plus(_turn(c, of_vartheta), d_vartheta),
-        _plus(_turn(c, of_w1), (driven, 0.0)),
-        _plus(_turn(c, of_w2), (0.0, driven)),
-    )
+    local = d_nu, d_vartheta, (driven, 0.0), (0.0, driven)
+    traces = tuple(_plus(_turn(c, trace), new) for trace, new in zip(carry[1], local, strict=True))
     return ((new, traces), new), (params, c[2], traces)
 
 
@@ -83,21 +77,16 @@ def _rtu_backward(residuals, cotangents):
 
     wide = tuple(e_i[:, None] for e_i in e)
     of_nu, of_vartheta, of_w1, of_w2 = traces
-    gradients = {
-        "nu": contract(of_nu, e),
-        "vartheta": contract(of_vartheta, e),
-        "w1": contract(of_w1, wide),
-        "w2": contract(of_w2, wide),
-    }
+    gradients = {"nu": contract(of_nu, e), "vartheta": contract(of_vartheta, e)}
+    gradients |= {"w1": contract(of_w1, wide), "w2": contract(of_w2, wide)}
     d_x = (gamma * e[0]) @ params["w1"].T + (gamma * e[1]) @ params["w2"].T
-    zero_carry = jax.tree.map(jnp.zeros_like, (e, traces))
-    return gradients, zero_carry, d_x
+    return gradients, jax.tree.map(jnp.zeros_like, (e, traces)), d_x
 
 
 _rtu_step.defvjp(_rtu_forward, _rtu_backward)
 
 
-def _chunk(params, carry, x):
+def chunk(params, carry, x):
     """Carry after the chunk, and outputs [T, B, 2 N] of inputs [T, B, D]."""
     carry, (a, b) = lax.scan(lambda carry, x_t: _rtu_step(params, carry, x_t), carry, x)
     return carry, jax.nn.relu(jnp.concatenate([a, b], axis=-1))
@@ -105,7 +94,7 @@ def _chunk(params, carry, x):
 
 def _loss(params, carry, x, target):
     """Mean square of the head's errors over a chunk, and the carry after it."""
-    carry, y = _chunk(params["rtu"], carry, x)
+    carry, y = chunk(params["rtu"], carry, x)
     return jnp.mean((y @ params["head"]["kernel"] + params["head"]["bias"] - target) ** 2), carry
 
 
@@ -130,41 +119,30 @@ def _at_each_step(params, carry, x, target):
     return loss, carry, gradients
 
 
-def _training(differentiate):
-    def build(size):
-        rng = np.random.default_rng(0)
-        kernel = rng.normal(0, size.units**-0.5, (2 * size.units, OUTPUTS))
-        params = {
-            "rtu": linear_rtu(rng, size.inputs, size.units),
-            "head": {"kernel": kernel, "bias": np.zeros(OUTPUTS)},
-        }
-        params = jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), params)
-        squares = jax.tree.map(jnp.zeros_like, params)
-        carry = _zero_carry(size.batch, size.inputs, size.units)
-        x = jnp.asarray(rng.normal(size=(size.steps, size.batch, size.inputs)), jnp.float32)
-        target = jnp.asarray(rng.normal(size=(size.steps, size.batch, OUTPUTS)), jnp.float32)
+def _training(differentiate, size):
+    rng = np.random.default_rng(0)
+    head = {"kernel": rng.normal(0, size.units**-0.5, (2 * size.units, OUTPUTS)), "bias": np.zeros(OUTPUTS)}
+    params = {"rtu": linear_rtu(rng, size.inputs, size.units), "head": head}
+    params = jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), params)
+    squares = jax.tree.map(jnp.zeros_like, params)
+    carry = zero_carry(size.batch, size.inputs, size.units)
+    x = jnp.asarray(rng.normal(size=(size.steps, size.batch, size.inputs)), jnp.float32)
+    target = jnp.asarray(rng.normal(size=(size.steps, size.batch, OUTPUTS)), jnp.float32)
 
-        def train(params, squares, carry, x, target):
-            loss, carry, gradients = differentiate(params, carry, x, target)
-            squares = jax.tree.map(lambda s, g: 0.9 * s + 0.1 * g * g, squares, gradients)
-            params = jax.tree.map(
-                lambda p, s, g: p - LEARNING_RATE * g / (jnp.sqrt(s) + 1e-7), params, squares, gradients
-            )
-            return params, squares, carry, loss
+    def train(params, squares, carry, x, target):
+        loss, carry, gradients = differentiate(params, carry, x, target)
+        squares = jax.tree.map(lambda s, g: 0.9 * s + 0.1 * g * g, squares, gradients)
+        params = jax.tree.map(lambda p, s, g: p - LEARNING_RATE * g / (jnp.sqrt(s) + 1e-7), params, squares, gradients)
+        return params, squares, carry, loss
 
-        train = jax.jit(train, donate_argnums=(0, 1, 2))
+    train = jax.jit(train, donate_argnums=(0, 1, 2))
 
-        def step():
-            nonlocal params, squares, carry
-            params, squares, carry, loss = train(params, squares, carry, x, target)
-            return float(jax.block_until_ready((params, squares, carry, loss))[-1])
+    def step():
+        nonlocal params, squares, carry
+        params, squares, carry, loss = train(params, squares, carry, x, target)
+        return float(jax.block_until_ready((params, squares, carry, loss))[-1])
 
-        return step
-
-    return build
-
-
-# The streaming loop.
+    return step
 
 
 def _streaming_loop(carried):
@@ -203,52 +181,25 @@ def _streaming_loop(carried):
     return jax.jit(loop, donate_argnums=(0, 1))
 
 
-def _streaming(carried):
-    def build(size, steps):
-        params, x, target = (jax.tree.map(jnp.asarray, value) for value in streaming_problem(size, steps))
-        state, (of_nu, of_vartheta, S, _) = _zero_carry(1, size.inputs, size.units)
-        carry = state, of_nu, of_vartheta, S
-        loop = _streaming_loop(carried)
+def _streaming(carried, size, steps):
+    params, x, target = (jax.tree.map(jnp.asarray, value) for value in streaming_problem(size, steps))
+    state, (of_nu, of_vartheta, S, _) = zero_carry(1, size.inputs, size.units)
+    carry = state, of_nu, of_vartheta, S
+    loop = _streaming_loop(carried)
 
-        def run():
-            """Runs the loop once more from where it stopped; the losses of its steps."""
-            nonlocal params, carry
-            params, carry, losses = loop(params, carry, x, target)
-            return np.asarray(losses)
+    def run():
+        """Runs the loop once more from where it stopped; the losses of its steps."""
+        nonlocal params, carry
+        params, carry, losses = loop(params, carry, x, target)
+        return np.asarray(losses)
 
-        return run
-
-    return build
+    return run
 
 
-CONTESTANTS = {"jax_rtu": _training(_at_each_step), "jax_rtu_scan": _training(_at_the_end)}
-STREAMING = {"jax_stream": _streaming(False), "jax_stream_carried": _streaming(True)}
-LIMITS = {}
+STEPS = {"jax_rtu": partial(_training, _at_each_step), "jax_rtu_scan": partial(_training, _at_the_end)}
+STREAMING = {"jax_stream": partial(_streaming, False), "jax_stream_carried": partial(_streaming, True)}
 
 
 def start():
     """Starts the runtime, so that it is part of no contestant's memory."""
     jax.block_until_ready(jnp.ones((8, 8)) @ jnp.ones((8, 8)))
-
-
-def gradients(arrays):
-    """Gradients of sum(y * cotangents) over two chunks in a row, of the per-step RTU; names as in keras_rtrl."""
-    w1, w2 = np.split(arrays["kernel"], 2, axis=1)
-    params = {"nu": arrays["nu"], "vartheta": arrays["vartheta"], "w1": w1, "w2": w2}
-    params = jax.tree.map(jnp.asarray, params)
-    batch, inputs = arrays["x"].shape[1], arrays["x"].shape[3]
-    carry = _zero_carry(batch, inputs, w1.shape[1], w1.dtype)
-
-    def weighted(params, carry, x, e):
-        carry, y = _chunk(params, carry, jnp.swapaxes(x, 0, 1))
-        return jnp.sum(jnp.swapaxes(y, 0, 1) * e), carry
-
-    total = jax.tree.map(jnp.zeros_like, params)
-    for x, e in zip(arrays["x"], arrays["cotangents"], strict=True):
-        found, carry = jax.grad(weighted, has_aux=True)(params, carry, x, e)
-        total = jax.tree.map(jnp.add, total, found)
-    return {
-        "kernel": np.concatenate([total["w1"], total["w2"]], axis=1),
-        "nu": np.asarray(total["nu"]),
-        "vartheta": np.asarray(total["vartheta"]),
-    }

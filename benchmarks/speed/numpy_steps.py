@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from benchmarks.speed.sizes import THREADS
+from benchmarks.speed.contestants import THREADS
 
 
 def start():

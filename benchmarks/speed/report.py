@@ -1,4 +1,6 @@
-"""The table, the project's goals and the figure, from what the harness measured."""
+"""The tables, the project's goals and the figure, from what the harness measured."""
+
+from benchmarks import common
 
 _NAMES = {
     "dmlab": "DMLab",
@@ -10,8 +12,9 @@ _NAMES = {
 
 
 def fastest(limits, kind):
-    """(name, median seconds, work) of the fastest way measured; None where there is none."""
-    rows = [(name, row["median"], row["work"]) for name, row in limits.items() if name.startswith(f"{kind}_")]
+    """(framework, median seconds, work) of the fastest way measured; None if there is none."""
+    found = ((name.partition("_"), row) for name, row in limits.items())
+    rows = [(name[2], row["median"], row["work"]) for name, row in found if name[0] == kind]
     return min(rows, key=lambda row: row[1]) if rows else None
 
 
@@ -19,7 +22,7 @@ def tables(results):
     """Markdown: a table for each shape, the machine's limits in it, the streaming update, and the goals."""
     parts = []
     for name, found in results["shapes"].items():
-        parts += [f"### {_title(name, found['size'])}", "", *_shape_table(name, found), ""]
+        parts += [f"### {_NAMES[name]}: {_sizes(found['size'])}", "", *_shape_table(name, found), ""]
     if "update" in results:
         parts += ["### streaming.update at the DMLab shape, K = 1", "", *_update_lines(results["update"]), ""]
     if "context" in results:
@@ -27,11 +30,12 @@ def tables(results):
         parts += [*_context_table(results["context"]), ""]
     reached = [] if results["quick"] else goals(results)
     if reached:
-        parts += ["### Goals", "", "| goal | bound | measured | |", "|---|---|---|---|"]
-        for text, value, sense, bound in reached:
-            met = value <= bound if sense == "at most" else value >= bound
-            parts.append(f"| {text} | {sense} {bound:g} | {value:.3g} | {'met' if met else 'missed'} |")
-        parts.append("")
+        met = {True: "met", False: "missed"}
+        rows = [
+            [text, f"{sense} {bound:g}", f"{value:.3g}", met[value <= bound if sense == "at most" else value >= bound]]
+            for text, value, sense, bound in reached
+        ]
+        parts += ["### Goals", "", *common.table(["goal", "bound", "measured", ""], rows), ""]
     if results["left_out"]:
         parts += ["Left out:", "", *(f"- {name}: {why}" for name, why in results["left_out"].items()), ""]
     return "\n".join(parts)
@@ -80,18 +84,12 @@ def goals(results):
 
 def figure(results, path):
     """Draws the cost of one update against the length of its context."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    drawing, axis = plt.subplots(figsize=(6.4, 4))
+    drawing, axis = common.figure((6.4, 4))
     for name, row in results["context"]["rows"].items():
         steps = [point["steps"] for point in row["contexts"]]
         low, middle, high = ([1e3 * point[key] for point in row["contexts"]] for key in ("lower", "median", "upper"))
-        (line,) = axis.plot(
-            steps, middle, marker="o", markersize=3, label=row["label"], zorder=3 if "rtrl" in name else 2
-        )
+        order = 3 if "rtrl" in name else 2
+        (line,) = axis.plot(steps, middle, marker="o", markersize=3, label=row["label"], zorder=order)
         axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     axis.set(xscale="log", yscale="log", xlabel="context of one update, steps", ylabel="one training step, ms")
     axis.set_title(_sizes(results["context"]["size"]), fontsize=10)
@@ -99,13 +97,7 @@ def figure(results, path):
     axis.minorticks_off()
     axis.legend(fontsize=8)
     axis.grid(alpha=0.3)
-    drawing.tight_layout()
     drawing.savefig(path, dpi=130)
-    plt.close(drawing)
-
-
-def _title(name, size):
-    return f"{_NAMES[name]}: {_sizes(size)}"
 
 
 def _sizes(size):
@@ -113,12 +105,7 @@ def _sizes(size):
 
 
 def _shape_table(name, found):
-    stream = name == "stream"
-    unit = "steps/s" if stream else "ms"
-    lines = [
-        f"| training step | median, {unit} | quartiles | time x keras LSTM | peak memory, MB |",
-        "|---|---|---|---|---|",
-    ]
+    stream, rows = name == "stream", []
     for row in sorted(found["rows"].values(), key=lambda row: row["median"]):
         times = [row["median"], row["lower"], row["upper"]]
         if stream:
@@ -126,15 +113,17 @@ def _shape_table(name, found):
         middle, low, high = (f"{time:,.0f}" if stream else f"{1e3 * time:.3g}" for time in times)
         ratio = f"{row['ratio']:.3g}" if "ratio" in row else ""
         peak = f"{row['peak_bytes'] / 1e6:.0f}" if "peak_bytes" in row else ""
-        lines.append(f"| {row['label']} | {middle} | {low} to {high} | {ratio} | {peak} |")
+        rows.append([row["label"], middle, f"{low} to {high}", ratio, peak])
+    median = f"median, {'steps/s' if stream else 'ms'}"
+    lines = common.table(["training step", median, "quartiles", "time x keras LSTM", "peak memory, MB"], rows)
     limits = found["limits"]
     if limits:
         copy, gemm, trace = (fastest(limits, kind) for kind in ("copy", "gemm", "trace"))
         lines += [
             "",
             f"The machine in the same run: copy of S {1e3 * copy[1]:.3g} ms ({copy[2] / copy[1] / 1e9:.1f} GB/s both "
-            f"ways, {_by(copy)}), GEMM {gemm[2] / gemm[1] / 1e9:.0f} GFLOP/s ({_by(gemm)}), trace GEMM "
-            f"{1e3 * trace[1]:.3g} ms ({trace[2] / trace[1] / 1e9:.0f} GFLOP/s, {_by(trace)}).",
+            f"ways, {copy[0]}), GEMM {gemm[2] / gemm[1] / 1e9:.0f} GFLOP/s ({gemm[0]}), trace GEMM "
+            f"{1e3 * trace[1]:.3g} ms ({trace[2] / trace[1] / 1e9:.0f} GFLOP/s, {trace[0]}).",
         ]
     gaps = [row["loss_gap"] for row in found["rows"].values() if "loss_gap" in row]
     if gaps:
@@ -145,25 +134,21 @@ def _shape_table(name, found):
     return lines
 
 
-def _by(limit):
-    return limit[0].split("_")[1]
-
-
 def _update_lines(found):
     share, growth = _update_figures(found)
-    lines = ["| | median, ms | quartiles |", "|---|---|---|"]
+    rows = []
     for row in [*found["rows"].values(), *found["limits"].values()]:
         one = 1e3 / row.get("steps_in_one", 1)
         middle, low, high = (f"{one * row[key]:.3g}" for key in ("median", "lower", "upper"))
-        lines.append(f"| {row['label']} | {middle} | {low} to {high} |")
-    size, grown = found["trace_bytes"] / 1e6, found["growth"]
-    lines += [
+        rows.append([row["label"], middle, f"{low} to {high}"])
+    grown = found["growth"]
+    return [
+        *common.table(["", "median, ms", "quartiles"], rows),
         "",
-        f"S has {size:.1f} MB. The update runs at {100 * share:.0f} % of the fastest copy. Over {grown['steps']} steps "
-        f"resident memory grew by {grown['resident'] / 1e6:.2f} MB ({growth:.3f} of S), its peak by "
-        f"{grown['peak'] / 1e6:.2f} MB.",
+        f"S has {found['trace_bytes'] / 1e6:.1f} MB. The update runs at {100 * share:.0f} % of the fastest copy. Over "
+        f"{grown['steps']} steps resident memory grew by {grown['resident'] / 1e6:.2f} MB ({growth:.3f} of S), its "
+        f"peak by {grown['peak'] / 1e6:.2f} MB.",
     ]
-    return lines
 
 
 def _update_figures(found):
@@ -174,12 +159,12 @@ def _update_figures(found):
 
 
 def _context_table(found):
-    rows = list(found["rows"].values())
-    lines = [f"| context | {' | '.join(row['label'] for row in rows)} |", "|---" * (len(rows) + 1) + "|"]
-    for points in zip(*(row["contexts"] for row in rows), strict=True):
-        times = " | ".join(f"{1e3 * point['median']:.3g} ms" for point in points)
-        lines.append(f"| {points[0]['steps']} | {times} |")
-    return lines
+    of_all = list(found["rows"].values())
+    rows = [
+        [points[0]["steps"], *(f"{1e3 * point['median']:.3g} ms" for point in points)]
+        for points in zip(*(row["contexts"] for row in of_all), strict=True)
+    ]
+    return common.table(["context", *(row["label"] for row in of_all)], rows)
 
 
 def _best(rows, way):

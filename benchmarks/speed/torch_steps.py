@@ -4,9 +4,11 @@ The second is the first paper's way, in the layout of its released code: the lea
 gradient with respect to every state, and a loop over the steps then advances every trace and contracts it.
 """
 
+from functools import partial
+
 import torch
 
-from benchmarks.speed.sizes import LEARNING_RATE, OUTPUTS
+from benchmarks.speed.contestants import LEARNING_RATE, OUTPUTS
 
 
 class LSTM(torch.nn.Module):
@@ -87,29 +89,26 @@ class PerStepELSTM(torch.nn.Module):
         self.carried = steps[-1][-1], S, r_w, r_b
 
 
-def _training(core_type):
-    def build(size):
-        torch.manual_seed(0)
-        core = core_type(size.inputs, size.units)
-        head = torch.nn.Linear(size.units, OUTPUTS)
-        optimizer = torch.optim.RMSprop([*core.parameters(), *head.parameters()], LEARNING_RATE, alpha=0.9, eps=1e-7)
-        x = torch.randn(size.batch, size.steps, size.inputs)
-        target = torch.randn(size.batch, size.steps, OUTPUTS)
+def _training(core_type, size):
+    torch.manual_seed(0)
+    core = core_type(size.inputs, size.units)
+    head = torch.nn.Linear(size.units, OUTPUTS)
+    optimizer = torch.optim.RMSprop([*core.parameters(), *head.parameters()], LEARNING_RATE, alpha=0.9, eps=1e-7)
+    x = torch.randn(size.batch, size.steps, size.inputs)
+    target = torch.randn(size.batch, size.steps, OUTPUTS)
 
-        def step():
-            optimizer.zero_grad(set_to_none=False)
-            loss = torch.mean((head(core(x)) - target) ** 2)
-            loss.backward()
-            core.finish_backward()
-            optimizer.step()
-            return loss.item()
+    def step():
+        optimizer.zero_grad(set_to_none=False)
+        loss = torch.mean((head(core(x)) - target) ** 2)
+        loss.backward()
+        core.finish_backward()
+        optimizer.step()
+        return loss.item()
 
-        return step
-
-    return build
+    return step
 
 
-CONTESTANTS = {"torch_lstm": _training(LSTM), "torch_elstm": _training(PerStepELSTM)}
+STEPS = {"torch_lstm": partial(_training, LSTM), "torch_elstm": partial(_training, PerStepELSTM)}
 
 
 def _limit_gemm(size):
@@ -134,30 +133,3 @@ LIMITS = {"gemm": _limit_gemm, "copy": _limit_copy, "trace": _limit_trace}
 def start():
     """Starts the runtime, so that it is part of no contestant's memory."""
     torch.ones(8, 8).mm(torch.ones(8, 8))
-
-
-def gradients(arrays):
-    """Gradients of sum(y * cotangents) over two chunks in a row, of the per-step eLSTM; names as in keras_rtrl."""
-    arrays = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    inputs, width = arrays["kernel"].shape
-    core = PerStepELSTM(inputs, width // 2).to(arrays["kernel"].dtype)
-    with torch.no_grad():
-        for gate, kernel in zip(core.GATES, arrays["kernel"].chunk(2, dim=1), strict=True):
-            core.kernels[gate].copy_(kernel.T)
-            core.w[gate].copy_(arrays[f"w_{gate}"])
-            core.b[gate].copy_(arrays[f"b_{gate}"])
-        core.gate.weight.copy_(torch.cat([arrays["output_kernel"], arrays["output_recurrent_kernel"]]).T)
-        core.gate.bias.copy_(arrays["output_bias"])
-    for x, e in zip(arrays["x"], arrays["cotangents"], strict=True):
-        torch.sum(core(x) * e).backward()
-        core.finish_backward()
-    of_gate = core.gate.weight.grad.T
-    found = {
-        "kernel": torch.cat([core.kernels[gate].grad.T for gate in core.GATES], dim=1),
-        "output_kernel": of_gate[:inputs],
-        "output_recurrent_kernel": of_gate[inputs:],
-        "output_bias": core.gate.bias.grad,
-    }
-    for gate in core.GATES:
-        found |= {f"w_{gate}": core.w[gate].grad, f"b_{gate}": core.b[gate].grad}
-    return {name: value.numpy() for name, value in found.items()}

@@ -38,8 +38,11 @@ def main(argv=None):
     warnings.filterwarnings("ignore", '"is( not)?" with', SyntaxWarning)
     try:
         try:
-            args = _parser().parse_args(argv)
-            args.command = ["keras-rtrl", *(sys.argv[1:] if argv is None else argv)]
+            words = sys.argv[1:] if argv is None else argv
+            if words[:1] == ["bench"] and words[1:2] not in (["env"], ["-h"], ["--help"]):
+                raise UsageError("bench takes env NAME; `python -m benchmarks.speed` times layers in a source checkout")
+            args = _parser().parse_args(words)
+            args.command = ["keras-rtrl", *words]
             return args.run(args)
         finally:
             with writing("standard output"):
@@ -167,20 +170,14 @@ def _parser():
     info = commands.add_parser("info", help="print versions, devices and what there is of the native op")
     info.set_defaults(run=_info)
 
-    bench = commands.add_parser("bench", help="time the layers beside keras', torch's and JAX's (source checkout only)")
-    bench.set_defaults(run=_bench)
-    bench.add_argument("--shape", type=_name, metavar="NAMES", help="such as dmlab,atari (default: all)")
-    bench.add_argument("--rounds", type=_positive_int, metavar="N", help="times each step is timed (default: 15)")
-    bench.add_argument("--quick", action="store_true", help="tiny shapes: only that everything runs")
-    bench.add_argument("--out", type=_name, metavar="DIR", help="folder for the results (default: runs/bench)")
-    bench.add_argument("--publish", action="store_true", help="keep them in results/speed and docs/performance.md")
-    bench_env = bench.add_subparsers(metavar="env").add_parser("env", help="time an agent's parts on an environment")
+    bench = commands.add_parser("bench", help="time an agent's parts on an environment")
+    bench_env = bench.add_subparsers(required=True, metavar="env").add_parser("env", help="of this NAME")
     bench_env.set_defaults(run=_bench_env)
     bench_env.add_argument("name", type=_name, metavar="NAME", help='environment; "Pong" means ALE/Pong-v5')
     bench_env.add_argument("--preset", type=_name, help="(default: one that has such environments)")
     bench_env.add_argument("--gin", action="append", default=[], metavar="BINDING", help='such as "train.rollout = 10"')
     bench_env.add_argument(
-        "--rounds", dest="rollouts", type=_positive_int, default=15, metavar="N", help="rollouts each part is timed"
+        "--rounds", type=_positive_int, default=15, metavar="N", help="rollouts each part is timed (default: 15)"
     )
     return parser
 
@@ -419,33 +416,7 @@ def _print_native(native):
             print(f"native op: not on {name}: {reason}")
 
 
-def _bench(args):
-    import keras_rtrl
-
-    checkout = os.path.dirname(os.path.dirname(os.path.abspath(keras_rtrl.__file__)))
-    if not os.path.isfile(os.path.join(checkout, "benchmarks", "speed", "run.py")):
-        raise UsageError("bench needs a source checkout of keras_rtrl: no installed package holds benchmarks/")
-    sys.path.insert(0, checkout)
-    from benchmarks.speed import run
-
-    try:
-        shapes = run.shapes_of(args.shape)
-    except ValueError as error:
-        raise UsageError(error) from error
-    if args.publish:
-        for option in ("shape", "quick", "out"):
-            if getattr(args, option):
-                raise UsageError(f"--publish keeps a whole run in its own place: leave out --{option}")
-    out = os.path.join(checkout, "results", "speed") if args.publish else args.out or os.path.join("runs", "bench")
-    check_writable(out)
-    run.bench(shapes, args.rounds or 15, args.quick, out, args.publish)
-    return 0
-
-
 def _bench_env(args):
-    for option in ("shape", "rounds", "quick", "out", "publish"):
-        if getattr(args, option):
-            raise UsageError(f"--{option} is of bench alone: give bench env its own after the word env")
     from keras_rtrl.environments import registry
     from keras_rtrl.train import loop, throughput, used  # noqa: F401  loop: its settings are in the preset
 
@@ -453,8 +424,8 @@ def _bench_env(args):
     preset = args.preset or _preset_of(registry.family(name))
     own, given = config.load(config.find(preset), [f"environment.name = {name!r}", *args.gin])
     used.check("bench", own, given)
-    rates = throughput.measure(args.rollouts)
-    print(f"{name}, preset {preset}: agent steps a second of all streams, medians of {args.rollouts} rollouts")
+    rates = throughput.measure(args.rounds)
+    print(f"{name}, preset {preset}: agent steps a second of all streams, medians of {args.rounds} rollouts")
     for part in ("environment", "policy", "learner"):
         rate = getattr(rates, part)
         print(f"{part:<12}{rate:9,.0f}   alone; {100 * rates.end_to_end / rate:.0f} % of end to end's time")

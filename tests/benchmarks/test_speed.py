@@ -1,6 +1,8 @@
 """The speed benchmark: a quick run leaves whole results, bad arguments say so, and the peers compute what we do."""
 
+import functools
 import json
+import os
 import pathlib
 import sys
 
@@ -9,50 +11,46 @@ import pytest
 import tensorflow as tf
 
 from keras_rtrl.layers import ELSTM, RTU
-from keras_rtrl.train import cli
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.speed import contestants, processes, report, run  # noqa: E402
-from benchmarks.speed.sizes import QUICK_SIZES, SIZES, Unavailable  # noqa: E402
+from benchmarks import common  # noqa: E402
+from benchmarks.common import Unavailable  # noqa: E402
+from benchmarks.speed import __main__ as command  # noqa: E402
+from benchmarks.speed import harness, report  # noqa: E402
+from benchmarks.speed.contestants import QUICK_SIZES, SIZES, Contestant  # noqa: E402
+from tests.benchmarks.peers import Peer  # noqa: E402
 
 
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["--shape", "dmlab,tiny"], "--shape must be a list of dmlab, atari, rtu_ppo, wide_rtu, stream, got"),
+        (["--shape", "dmlab,tiny"], "--shape: must be a list of dmlab, atari, rtu_ppo, wide_rtu, stream, got"),
         (["--shape", ""], "--shape"),
         (["--rounds", "0"], "--rounds"),
-        (["--publish", "--quick"], "leave out --quick"),
+        (["--publish", "--quick"], "leave out --shape, --quick"),
         (["--publish", "--shape", "dmlab"], "leave out --shape"),
+        (["--publish", "--out", "x"], "leave out"),
         (["--out", "/dev/null/here"], "/dev/null/here"),
     ],
 )
 def test_bad_arguments(words, named, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    try:
-        code = cli.main(["bench", *words])
-    except SystemExit as error:  # argparse's own
-        code = error.code
-    assert code == 2
+    with pytest.raises(SystemExit) as error:
+        command.main(words)
+    assert error.value.code == 2
     assert named in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_without_a_source_checkout(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("keras_rtrl.__file__", str(tmp_path / "keras_rtrl" / "__init__.py"))
-    assert cli.main(["bench", "--quick"]) == 2
-    assert "bench needs a source checkout" in capsys.readouterr().err
-
-
 def test_quick_run_without_peers(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(processes, "PEERS", tmp_path / "none")
-    monkeypatch.setitem(processes._ENVIRONMENT, "PYTHONPATH", f"{_without_peers(tmp_path)}:{ROOT}")
+    monkeypatch.setattr(harness, "PEERS", tmp_path / "none")
+    monkeypatch.setenv("PYTHONPATH", str(_without_peers(tmp_path)))
     out = tmp_path / "out"
-    assert cli.main(["bench", "--quick", "--rounds", "2", "--shape", "rtu_ppo", "--out", str(out)]) == 0
+    command.main(["--quick", "--rounds", "2", "--shape", "rtu_ppo", "--out", str(out)])
     results = json.loads((out / "speed.json").read_text())
-    assert results["schema"] == run.SCHEMA
+    assert results["schema"] == command.SCHEMA
     assert results["threads"]["OMP_NUM_THREADS"] == "2"
     assert {"tensorflow", "numpy"} == set(results["versions"])
     assert {"torch", "jax"} <= set(results["left_out"])
@@ -78,10 +76,8 @@ def _without_peers(folder):
 
 
 def test_streaming_update_and_contexts_are_measured():
-    from benchmarks.speed.harness import Harness
-
-    with Harness(rounds=1, quick=True, log=False) as harness:
-        stream, update, context = harness.stream(), harness.update(), harness.context()
+    with harness.Harness(rounds=1, quick=True) as measured:
+        stream, update, context = measured.shape("stream"), measured.update(), measured.context()
     loops = {name: row for name, row in stream["rows"].items() if "keras" not in name}
     assert {"stream_auto", "stream_twin", "stream_xla"} <= set(loops)
     # The same data and start: rounding errors apart, the same losses.
@@ -96,18 +92,28 @@ def test_streaming_update_and_contexts_are_measured():
 
 
 def test_peak_memory_is_that_of_the_contestant():
-    size = SIZES["atari"]._replace(steps=2)
     elements = 16 * 2**20
-    with processes.Process("numpy") as process:
-        process.ask("build", key="copy", table="LIMITS", name="copy", arguments=[elements])
+    with harness.start("numpy") as process:
+        process.ask("build", Contestant("copy_numpy", "copy", "numpy", "LIMITS", (elements,)))
         peak = process.ask("peak")
     assert 8 * elements <= peak < 9 * elements
-    assert contestants.trace_bytes(size) == 4 * 32 * 257 * 512
+    assert SIZES["atari"].trace_bytes == 4 * 32 * 257 * 512
 
 
 def test_a_failing_contestant_says_why():
-    with processes.Process("numpy") as process, pytest.raises(RuntimeError, match=r"(?s)numpy process ended.*KeyError"):
-        process.ask("build", key="none", table="LIMITS", name="none", arguments=[])
+    with harness.start("numpy") as process, pytest.raises(RuntimeError, match=r"(?s)Traceback.*KeyError"):
+        process.ask("build", Contestant("none", "none", "numpy", "LIMITS", ()))
+
+
+def test_a_process_that_dies_says_its_last_words():
+    dies = functools.partial(os.system, "echo last words; kill -9 $PPID")
+    with pytest.raises(RuntimeError, match=r"(?s)ended with code -9.*last words"):
+        common.Process(dies)
+
+
+def test_contestants_begin_in_turn():
+    assert list(common.in_turn(["a", "b", "c"], 2)) == ["a", "b", "c", "b", "c", "a"]
+    assert list(common.in_turn([], 2)) == []
 
 
 def test_figure(tmp_path):
@@ -131,11 +137,16 @@ def test_goals_are_met_and_missed():
     assert not any("torch" in text for text in found)
 
 
-def test_published_page_keeps_its_text():
-    page = run.PAGE.read_text()
-    before, inside, after = run._page_parts(page)
+def test_published_page_keeps_its_text(tmp_path):
+    page = tmp_path / "page.md"
+    before, _, rest = command.PAGE.read_text().partition("<!-- figures")
     assert before.startswith("# Performance")
-    assert page == before + run._MARKS[0] + inside + run._MARKS[1] + after
+    page.write_text(command.PAGE.read_text())
+    common.publish(page, command.COMMAND, "new")
+    start = f"<!-- figures: written by {command.COMMAND} -->\n"
+    assert page.read_text() == f"{before}{start}\nnew\n{common.END}{rest.partition(common.END)[2]}"
+    with pytest.raises(ValueError, match="not enough"):
+        common.publish(page, "another command", "new")
 
 
 @pytest.mark.parametrize(("framework", "layer"), [("torch", ELSTM), ("jax", RTU)])
@@ -155,13 +166,13 @@ def test_step_by_step_forms_have_the_layers_gradients(framework, layer):
         for variable, gradient in zip(variables, tape.gradient(total, variables), strict=True):
             name = variable.name.split("/")[-1].split(":")[0]
             wanted[name] = wanted.get(name, 0) + gradient.numpy()
-    arrays = {name: getattr(ours, name).numpy().tolist() for name in wanted}
+    arrays = {name: getattr(ours, name).numpy() for name in wanted}
     try:
-        process = processes.Process(framework)
+        process = harness.start(framework, Peer)
     except Unavailable as error:
         pytest.skip(str(error))
     with process:
-        found = process.ask("gradients", arrays=arrays | {"x": x.tolist(), "cotangents": e.tolist()})
+        found = process.ask("gradients", arrays | {"x": x, "cotangents": e})
     assert set(found) == set(wanted)
     for name, gradient in wanted.items():
         np.testing.assert_allclose(found[name], gradient, rtol=2e-5, atol=2e-5 * np.abs(gradient).max(), err_msg=name)

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from benchmarks.gpu.kernels import SOURCES
+from custom_ops.kernels.test.kernels import SOURCES
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")

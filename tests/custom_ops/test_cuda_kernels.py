@@ -5,9 +5,9 @@ import shutil
 import numpy as np
 import pytest
 
-from benchmarks.gpu import checks
-from benchmarks.gpu.kernels import HostMemory, Kernels, build_emulated
-from benchmarks.gpu.reference import CELLS
+from custom_ops.kernels.test import checks
+from custom_ops.kernels.test.kernels import HostMemory, Kernels, build_emulated
+from custom_ops.kernels.test.reference import CELLS
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 

@@ -89,7 +89,7 @@ def values():
         for flag, action in _flags(parser):
             for i, value in enumerate(_values(action)):
                 expected = _expected(flag, value)
-                if expected != "refused" and (command in ("bench", "sweep") or flag == "--minutes"):
+                if expected != "refused" and (command == "sweep" or flag == "--minutes"):
                     continue  # would time, report or train in earnest
                 if flag == "--ray-address" and value.strip():
                     continue  # Ray would look for it
@@ -250,12 +250,8 @@ export run run/config.gin
 ? export run run/policy
 export run tiny.gin
 export run /proc/x
-bench --publish --quick
-bench --publish --out new
-bench --shape nonsense
-bench --shape ,
+bench --quick
 bench --quick env CartPole-v1
-bench --out new env CartPole-v1
 bench --rounds 3 env CartPole-v1
 BENCH --gin 'train.rollout = 0'
 BENCH --gin 'train.optimizer = 3'

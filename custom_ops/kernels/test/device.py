@@ -1,8 +1,6 @@
-"""A CUDA device by its driver, and cuBLAS, through ctypes: nothing to install."""
+"""A CUDA device by its driver, through ctypes: nothing to install."""
 
 import ctypes
-import ctypes.util
-import glob
 import statistics
 import sys
 
@@ -125,46 +123,3 @@ class _Allocation:
 
     def __del__(self):
         self._device.free(self._pointer)
-
-
-class Cublas:
-    """cuBLAS in plain float32: no TensorFloat-32, no emulation.
-
-    Raises:
-      OSError: there is no cuBLAS.
-    """
-
-    def __init__(self, stream):
-        self._library = ctypes.CDLL(_find_cublas())
-        self._handle = ctypes.c_void_p()
-        self._call("cublasCreate_v2", ctypes.byref(self._handle))
-        self._call("cublasSetStream_v2", self._handle, ctypes.c_void_p(stream))
-        self._call("cublasSetMathMode", self._handle, 0)  # CUBLAS_DEFAULT_MATH: float32 as it is
-
-    def _call(self, name, *arguments):
-        error = getattr(self._library, name)(*arguments)
-        if error:
-            raise RuntimeError(f"{name} failed ({error}).")
-
-    def trace_product(self, x, driven, S, batch, time, inputs, columns):
-        """S [B, D, C] = x' driven for each stream, x [B, T, D], driven [B, T, C]; cuBLAS is column-major."""
-        one, zero = ctypes.c_float(1), ctypes.c_float(0)
-        arguments = [self._handle, 0, 1, columns, inputs, time, ctypes.byref(one)]  # no transpose, transpose
-        for array, leading, stride in ((driven, columns, time * columns), (x, inputs, time * inputs)):
-            arguments += [ctypes.c_void_p(array.pointer), leading, ctypes.c_longlong(stride)]
-        stride = ctypes.c_longlong(inputs * columns)
-        arguments += [ctypes.byref(zero), ctypes.c_void_p(S.pointer), columns, stride, batch]
-        return lambda: self._call("cublasSgemmStridedBatched", *arguments)
-
-
-def _find_cublas():
-    names = [ctypes.util.find_library("cublas"), "libcublas.so.13", "libcublas.so.12"]
-    for folder in ("/usr/local/cuda/lib64", *(f"{path}/nvidia/*/lib" for path in sys.path if path)):
-        names += sorted(glob.glob(f"{folder}/libcublas.so.*"), reverse=True)
-    for name in filter(None, names):
-        try:
-            ctypes.CDLL(name)
-        except OSError:
-            continue
-        return name
-    raise OSError("no libcublas.so.12 or .13 on the loader's path, in CUDA's folder or among Python's packages")

@@ -1,12 +1,14 @@
 """Checks every function of the kernels against the reference, in new arrays and in place, twice bit for bit."""
 
+import itertools
+import sys
 from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.gpu import reference
-from benchmarks.gpu.kernels import Array
-from benchmarks.gpu.reference import CELLS
+from custom_ops.kernels.test import reference
+from custom_ops.kernels.test.kernels import Array
+from custom_ops.kernels.test.reference import CELLS
 
 # Largest error over largest value.
 TOLERANCES = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-12}
@@ -98,6 +100,32 @@ class Problem:
     def _normal(self, *shape, scale=1.0):
         # Numbers of the kernels' type, so that the errors are those of the arithmetic alone.
         return self._rng.normal(0, scale, shape).astype(self.dtype).astype(np.float64)
+
+
+def run(kernels, results):
+    """Every cell and dtype at every shape, in `results` and printed; the largest shape in float32 for two cells.
+
+    Returns whether all passed.
+    """
+    print(f"\n{'cell':14}{'dtype':9}{'B, T, D, N':20}{'largest error / tolerance':27}of")
+    dtypes, shapes, largest = ("float32", "float64"), SMALL_SHAPES + LARGE_SHAPES, LARGE_SHAPES[-1]
+    for shape, name, dtype in itertools.product(shapes, CELLS, dtypes):
+        if shape == largest and (name, dtype) not in (("elstm", "float32"), ("rtu_linear", "float32")):
+            continue
+        result = {"cell": name, "dtype": dtype, "shape": shape._asdict()}
+        try:
+            errors = check(kernels, name, dtype, shape)
+            worst = max(errors, key=errors.get)
+            result.update(errors_over_tolerance=errors, passed=errors[worst] <= 1)
+            text = f"{errors[worst]:<27.3g}{worst}{'' if result['passed'] else '   FAILED'}"
+        except RuntimeError as error:
+            result.update(error=str(error), passed=False)
+            text = f"FAILED: {error}"
+        print(f"{name:14}{dtype:9}{', '.join(map(str, shape[:4])):20}{text}", flush=True)
+        results.append(result)
+    failed = sum(not result["passed"] for result in results)
+    print(f"{failed} of {len(results)} checks failed", file=sys.stderr if failed else sys.stdout)
+    return not failed
 
 
 def check(kernels, name, dtype, shape, cotangents=(1, 2, 5)):

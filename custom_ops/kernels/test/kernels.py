@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.gpu.reference import CELLS
+from custom_ops.kernels.test.reference import CELLS
 
-SOURCES = Path(__file__).parents[2] / "custom_ops" / "kernels"
+SOURCES = Path(__file__).parents[1]
 DTYPES = {np.dtype(np.float32): 0, np.dtype(np.float64): 1}
 
 
