@@ -120,9 +120,13 @@ def _plot(results, title, path):
     for axis, (task, by_condition) in zip(axes, results.items(), strict=False):
         for condition, runs in by_condition.items():
             x, values = _curves(runs, _score_name(runs))
+            color = f"C{conditions.index(condition)}"
+            if len(runs) < 3:  # the interval of two would hide both
+                axis.plot(x, values.T, color=color, label=[condition, *[None] * (len(runs) - 1)])
+                continue
             mean, half = interval(values)
-            (line,) = axis.plot(x, mean, color=f"C{conditions.index(condition)}", label=condition)
-            axis.fill_between(x, mean - half, mean + half, color=line.get_color(), alpha=0.2, linewidth=0)
+            axis.plot(x, mean, color=color, label=condition)
+            axis.fill_between(x, mean - half, mean + half, color=color, alpha=0.2, linewidth=0)
         every = [run for runs in by_condition.values() for run in runs]
         predicts = _score_name(every) == "return_error"
         if predicts:
@@ -141,7 +145,7 @@ def _plot(results, title, path):
         label: line for axis in figure.axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=legend_columns, fontsize=9)
-    figure.suptitle(f"{title}: mean over seeds and its 95 % interval")
+    figure.suptitle(f"{title}: mean over seeds and its 95 % interval; one or two seeds, each alone")
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120)
 
