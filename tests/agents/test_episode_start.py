@@ -1,11 +1,11 @@
 """Where an episode starts no part sees a last action: what the frame holds has no effect, and it is no action 0."""
 
+import made
 import numpy as np
 import pytest
 import tensorflow as tf
 from tf_agents.specs import tensor_spec
 from tf_agents.trajectories import time_step as ts
-from tf_agents.trajectories import trajectory
 
 from keras_rtrl import environments
 from keras_rtrl._keras import keras
@@ -32,49 +32,31 @@ SPECS = {
 
 def make_network(actions, core="elstm", gradient="rtrl"):
     keras.utils.set_random_seed(3)
-    history = {
-        "observation": tf.TensorSpec([2], tf.float32),
-        "last_reward": tf.TensorSpec([], tf.float32),
-        "last_action": actions,
-    }
-    network = ActorCriticNetwork(history, actions, encoder_units=(), core=core, units=4, gradient=gradient)
+    network = ActorCriticNetwork(
+        made.history(actions, 2), actions, encoder_units=(), core=core, units=4, gradient=gradient
+    )
     network.create_variables()
     return network
 
 
 def make_frames(network, step_type, last_action):
     """[1, 2]: a frame of the step type and the last action, and a MID frame after action 0, or the other way round."""
-    actions = network.actions.spec
-    last = np.zeros([1, 2, *actions.shape], np.int64)
+    actions = network.actions
+    zeros = made.experience([[step_type, MID]], network.input_tensor_spec, actions.spec, actions.info_spec())
+    frames = tf.nest.map_structure(tf.constant, zeros)
+    last = np.zeros([1, 2, *actions.spec.shape], np.int64)
     last[0, 0] = last_action
-    logits = tf.zeros([1, 2, network.actions.width])
-    return trajectory.Trajectory(
-        step_type=tf.constant([[step_type, MID]]),
-        observation={
-            "observation": tf.ones([1, 2, 2]),
-            "last_reward": tf.zeros([1, 2]),
-            "last_action": tf.constant(last),
-        },
-        action=tf.zeros([1, 2, *actions.shape], tf.int64),
-        policy_info={"logits": logits},
-        next_step_type=tf.constant([[MID, 0]]),
-        reward=tf.ones([1, 2]),
-        discount=tf.ones([1, 2]),
-    )
+    observation = {**frames.observation, "observation": tf.ones([1, 2, 2]), "last_action": tf.constant(last)}
+    return frames._replace(observation=observation, reward=tf.ones([1, 2]))
 
 
 def frame(nest, t=0):
     return tf.nest.map_structure(lambda x: x[:, t], nest)
 
 
-def make_agent(kind, network, config):
-    specs = ts.time_step_spec(network.input_tensor_spec), network.actions.spec
-    return kind(*specs, network, keras.optimizers.SGD(0.0), 1, config, tf.Variable(0, dtype=tf.int64))
-
-
 def acting(network, frames):
     time_step = ts.TimeStep(frames.step_type, frames.reward, frames.discount, frames.observation)
-    agent = make_agent(R2ACAgent, network, R2ACConfig())
+    agent = made.agent(R2ACAgent, network, R2ACConfig())
     state = agent.collect_policy.get_initial_state(1)
     return agent.collect_policy.action(frame(time_step), state).info["logits"]
 
@@ -88,7 +70,7 @@ def exported(network, frames):
 
 
 def r2ac(network, frames):
-    return make_agent(R2ACAgent, network, R2ACConfig()).train(frames).loss
+    return made.agent(R2ACAgent, network, R2ACConfig()).train(frames).loss
 
 
 def bootstrap_of_r2ac(network, frames):
@@ -98,23 +80,23 @@ def bootstrap_of_r2ac(network, frames):
 
 
 def prepared_by_ppo(network, frames):
-    agent = make_agent(RTRLPPOAgent, network, PPOConfig(chunk=1, minibatches=1))
+    agent = made.agent(RTRLPPOAgent, network, PPOConfig(chunk=1, minibatches=1))
     batch, _ = agent.prepare(frames)
     return batch.value
 
 
 def learnt_by_ppo(network, frames):
-    agent = make_agent(RTRLPPOAgent, network, PPOConfig(chunk=1, minibatches=1))
+    agent = made.agent(RTRLPPOAgent, network, PPOConfig(chunk=1, minibatches=1))
     return agent.train(frames).extra.value_loss
 
 
 def streaming_exact(network, frames):
-    return make_agent(StreamACAgent, network, StreamACConfig()).train(frames).extra.value
+    return made.agent(StreamACAgent, network, StreamACConfig()).train(frames).extra.value
 
 
 def streaming_truncated(network, frames):
     network = make_network(network.actions.spec, "gru", "tbptt")
-    agent = make_agent(TDLambdaAgent, network, TDLambdaConfig(window=3))
+    agent = made.agent(TDLambdaAgent, network, TDLambdaConfig(window=3))
     agent.train(make_frames(network, FIRST, 0))  # before the first frame there was no action either
     return agent.train(frames).extra.prediction
 
@@ -152,7 +134,7 @@ def test_drivers_collect_by_a_policy_that_sees_no_last_action_at_the_start(name,
     time_steps, actions = (tensor_spec.from_spec(spec) for spec in (env.time_step_spec(), env.action_spec()))
     keras.utils.set_random_seed(0)
     network = ActorCriticNetwork(time_steps.observation, actions, encoder_units=(), units=4)
-    agent = make_agent(R2ACAgent, network, R2ACConfig())
+    agent = made.agent(R2ACAgent, network, R2ACConfig())
     rollouts = []
     RolloutDriver(env, agent.collect_policy, 100, [rollouts.append]).run()
     (rollout,) = rollouts

@@ -1,11 +1,10 @@
 """An update that is not finite is reported and not applied; what counts for nothing may hold anything."""
 
+import made
 import numpy as np
 import pytest
 import tensorflow as tf
 from tf_agents.specs import tensor_spec
-from tf_agents.trajectories import time_step as ts
-from tf_agents.trajectories import trajectory
 
 from keras_rtrl._keras import keras
 from keras_rtrl.agents import (
@@ -26,11 +25,7 @@ from keras_rtrl.networks.normalizer import RunningNormalizer
 
 FIRST, MID, LAST = 0, 1, 2
 ACTIONS = tensor_spec.BoundedTensorSpec([], tf.int64, 0, 2)
-HISTORY = {
-    "observation": tf.TensorSpec([3], tf.float32),
-    "last_reward": tf.TensorSpec([], tf.float32),
-    "last_action": ACTIONS,
-}
+HISTORY, LOGITS = made.history(ACTIONS), {"logits": tf.TensorSpec([3], tf.float32)}
 AGENTS = {
     "r2ac": (R2ACAgent, R2ACConfig(), 2, 5, "rtrl"),
     "ppo": (RTRLPPOAgent, PPOConfig(chunk=2, minibatches=3, epochs=2), 2, 6, "rtrl"),
@@ -47,33 +42,22 @@ def make_agent(kind):
     network = ActorCriticNetwork(
         HISTORY, ACTIONS, core="rtu", units=4, gradient=gradient, encoder_units=(5,), normalize_observation=True
     )
-    optimizer = keras.optimizers.Adam(0.01)
-    specs = ts.time_step_spec(HISTORY), ACTIONS
-    return agent_class(*specs, network, optimizer, streams, config, tf.Variable(0, dtype=tf.int64))
+    return made.agent(agent_class, network, config, streams, optimizer=keras.optimizers.Adam(0.01))
 
 
 def make_experience(kind, seed, step_type=None):
+    """Of random numbers."""
     _, _, streams, steps, _ = AGENTS[kind]
+    step_type = np.full([streams, steps + 1], MID) if step_type is None else step_type
+    zeros = made.experience(step_type, HISTORY, ACTIONS, LOGITS)
     rng = np.random.default_rng(seed)
-    shape = (streams, steps + 1)
 
-    def normal(*shape):
-        return rng.normal(size=shape).astype(np.float32)
+    def drawn(part):
+        whole = np.issubdtype(part.dtype, np.integer)
+        return rng.integers(0, 3, part.shape) if whole else rng.normal(size=part.shape).astype(np.float32)
 
-    step_type = np.full(shape, MID, np.int32) if step_type is None else np.array(step_type, np.int32)
-    return trajectory.Trajectory(
-        step_type=step_type,
-        observation={
-            "observation": normal(*shape, 3),
-            "last_reward": normal(*shape),
-            "last_action": rng.integers(0, 3, shape),
-        },
-        action=rng.integers(0, 3, shape),
-        policy_info={"logits": normal(*shape, 3)},
-        next_step_type=np.roll(step_type, -1, 1),
-        reward=normal(*shape),
-        discount=np.ones(shape, np.float32),
-    )
+    kept = {name: getattr(zeros, name) for name in ("step_type", "next_step_type", "discount")}
+    return tf.nest.map_structure(drawn, zeros)._replace(**kept)
 
 
 def part(experience, field):

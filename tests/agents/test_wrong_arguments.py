@@ -2,12 +2,12 @@
 
 import functools
 
+import made
 import numpy as np
 import pytest
 import tensorflow as tf
 from tf_agents.specs import tensor_spec
 from tf_agents.trajectories import time_step as ts
-from tf_agents.trajectories import trajectory
 
 from keras_rtrl import environments
 from keras_rtrl._keras import keras
@@ -30,11 +30,7 @@ from keras_rtrl.networks import ActorCriticNetwork
 from keras_rtrl.networks.normalizer import RunningNormalizer
 
 ACTIONS = tensor_spec.BoundedTensorSpec([], tf.int64, 0, 2)
-HISTORY = {
-    "observation": tf.TensorSpec([3], tf.float32),
-    "last_reward": tf.TensorSpec([], tf.float32),
-    "last_action": ACTIONS,
-}
+HISTORY = made.history(ACTIONS)
 AGENTS = {
     R2ACAgent: (R2ACConfig(), 2, 4),
     RTRLPPOAgent: (PPOConfig(chunk=2, minibatches=2), 2, 4),
@@ -48,39 +44,18 @@ def agent_of(kind):
     return make(kind)
 
 
+def network():
+    return ActorCriticNetwork(HISTORY, ACTIONS, units=3, encoder_units=())
+
+
 def make(kind=R2ACAgent, **arguments):
     config, streams, _ = AGENTS[kind]
-    arguments = {
-        "time_step_spec": ts.time_step_spec(HISTORY),
-        "action_spec": ACTIONS,
-        "num_streams": streams,
-        "config": config,
-        "train_step_counter": tf.Variable(0, dtype=tf.int64),
-        **arguments,
-    }
-    if "network" not in arguments:
-        arguments["network"] = ActorCriticNetwork(HISTORY, ACTIONS, units=3, encoder_units=())
-    if "optimizer" not in arguments:
-        arguments["optimizer"] = keras.optimizers.SGD(0.0)
-    return kind(**arguments)
+    return made.agent(kind, network(), config, streams, **arguments)
 
 
 def experience_of(kind):
     _, streams, steps = AGENTS[kind]
-    shape = (streams, steps + 1)
-    return trajectory.Trajectory(
-        step_type=np.ones(shape, np.int32),
-        observation={
-            "observation": np.zeros((*shape, 3), np.float32),
-            "last_reward": np.zeros(shape, np.float32),
-            "last_action": np.zeros(shape, np.int64),
-        },
-        action=np.zeros(shape, np.int64),
-        policy_info={"logits": np.zeros((*shape, 3), np.float32)},
-        next_step_type=np.ones(shape, np.int32),
-        reward=np.zeros(shape, np.float32),
-        discount=np.ones(shape, np.float32),
-    )
+    return made.experience(np.ones([streams, steps + 1]), HISTORY, ACTIONS, {"logits": tf.TensorSpec([3], tf.float32)})
 
 
 def changed(experience, field, change):
@@ -194,8 +169,7 @@ POLICIES = {
 @pytest.mark.parametrize("case", POLICIES)
 def test_parts_of_a_policy(case):
     arguments, message = POLICIES[case]
-    network = ActorCriticNetwork(HISTORY, ACTIONS, units=3, encoder_units=())
-    parts = {"time_step_spec": ts.time_step_spec(HISTORY), "action_spec": ACTIONS, "network": network}
+    parts = {"time_step_spec": ts.time_step_spec(HISTORY), "action_spec": ACTIONS, "network": network()}
     with pytest.raises((ValueError, TypeError), match=message):
         ActorCriticPolicy(**{**parts, **arguments})
 

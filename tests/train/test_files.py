@@ -193,6 +193,17 @@ def test_a_disk_that_gets_full_in_training_leaves_the_checkpoint(run):
     assert checkpoints.saved_updates(RunFolder(run)) == 50
 
 
+def test_a_film_on_a_full_disk_loses_no_result(breakout_run, tmp_path):
+    run = shutil.copytree(breakout_run, tmp_path / "run")
+    words = ["evaluate", run, "--episodes", "1", "--video", tmp_path / "film.mp4"]
+    done = limited(2000, *words)
+    assert done.returncode == 1
+    assert "mean " in done.stdout
+    assert "film.mp4: the film is not whole; is the disk full?" in done.stderr
+    assert json.loads((run / "evaluation.json").read_text())["lengths"] == [10]
+    assert os.listdir(tmp_path) == ["run"]
+
+
 def test_an_export_goes_into_no_folder_of_other_things(run, capsys):
     (run.parent / "notes.txt").write_text("mine")
     assert "holds other things than a policy" in refused(capsys, "export", run, run.parent)

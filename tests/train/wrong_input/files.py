@@ -265,7 +265,7 @@ def folders():
         texts = {"tiny.gin": TMAZE} if command == "encoder" else {}
         for kind in (*kinds, "not permitted", "read only"):
             alone = kind in ("not permitted", "read only")
-            expected = "either" if kind == "read only" and command in ("export", "encoder") else "refused"
+            expected = "either" if kind == "read only" and command != "resume" else "refused"
             yield Case(
                 f"{command}: folder {kind}",
                 COMMANDS[command],
