@@ -91,6 +91,8 @@ def values():
                 expected = _expected(flag, value)
                 if expected != "refused" and (command == "sweep" or flag == "--minutes"):
                     continue  # would time, report or train in earnest
+                if (flag, value) == ("--out", "/"):
+                    continue  # a run there would take all that is below for its own
                 if flag == "--ray-address" and value.strip():
                     continue  # Ray would look for it
                 words = ["train", *START] if flag == "--resume" else _without(RIGHT[command], flag)
