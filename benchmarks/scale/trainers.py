@@ -5,7 +5,6 @@ import os
 import time
 from pathlib import Path
 
-import gin
 import numpy as np
 import tensorflow as tf
 import tf_keras
@@ -15,7 +14,7 @@ from keras_rtrl import environments
 from keras_rtrl.distributed import Fleet
 from keras_rtrl.environments.halves import joined
 from keras_rtrl.environments.vector import VectorEnvironment
-from keras_rtrl.train import building, config, loop  # noqa: F401  loop: its settings are in the presets
+from keras_rtrl.train import actors, building, config
 from keras_rtrl.train.checkpoints import Counters
 from keras_rtrl.train.runners import make_actors, make_runner
 
@@ -94,9 +93,9 @@ class Trainer(_Timed):
     def __init__(self, *setup):
         env, streams, rollout = load(*setup)
         self._steps, self._counters = streams * rollout, Counters()
-        actors = building.actors(streams)
-        if actors:
-            self._runner = make_actors(env, make_agent(env, streams), rollout, actors, 0, same_actions=True)
+        options = building.actors(streams)
+        if options:
+            self._runner = make_actors(env, make_agent(env, streams), rollout, options, 0, same_actions=True)
         else:
             env.close()
             env = building.environment(0)
@@ -115,13 +114,22 @@ class Player(_Timed):
 
     def __init__(self, *setup):
         env, streams, rollout = load(*setup)
-        settings = building.actors(streams)
+        options = building.actors(streams)
         agent = make_agent(env, streams)
         env.close()
-        self._count = streams // settings["streams"]
+        self._count = streams // options.streams
         self._steps = streams * rollout
         generator = agent.collect_policy.generator.state.numpy()
-        self._fleet = Fleet(gin.config_str(), 0, generator, num_steps=rollout, **settings)
+        arguments = (*actors.common_arguments(options), options.number, 0, options.streams, rollout, generator)
+        self._fleet = Fleet(
+            actors.RolloutActor,
+            arguments,
+            options.number,
+            options.address,
+            options.queue,
+            options.cpus,
+            options.timeout,
+        )
         self._fleet.publish([variable.numpy() for variable in agent.network.variables])
         self._fleet.start()
 

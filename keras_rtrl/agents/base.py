@@ -28,6 +28,7 @@ class ActorCriticAgent(tf_agent.TFAgent):
     config_class = None
     extra_class = None
     frames_needed = None  # frames of every experience, None for any number
+    predicts = False  # returns of a task without games, by `prediction` in a LossInfo's `extra`
 
     def __init__(
         self, time_step_spec, action_spec, network, optimizer, num_streams, config=None, train_step_counter=None

@@ -6,11 +6,6 @@ import os
 import socket
 import time
 
-import gin
-
-import keras_rtrl
-from keras_rtrl._checks import number as checked_number
-from keras_rtrl._checks import whole_number
 from keras_rtrl._errors import one_line
 
 Delivery = collections.namedtuple("Delivery", ["actor", "rollout"])
@@ -23,56 +18,6 @@ _ENVIRONMENT = {"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_V
 
 class ActorFailure(RuntimeError):
     """Actors that cannot be had, or that have sent nothing for longer than the time-out."""
-
-
-@gin.configurable("actors", module="keras_rtrl")
-def settings(number=0, address=None, streams=None, queue=2, cpus=1, timeout=300.0):
-    """The configured actors.
-
-    Args:
-      number: of actors, 0 for none: the environment runs beside the learner.
-      address: of a Ray cluster ("auto": the one this machine is part of); None begins one of this machine alone, for
-        as long as the run lasts.
-      streams: E, streams of each actor, a divisor of B = environment.num_envs with number E >= B. The learner takes the
-        rollouts of B / E actors for each update, those that came first. None for the smallest E.
-      queue: rollouts of each actor that are under way or wait for the learner. With 1 an actor waits for the weights
-        that its last rollout has led to; with 2 it acts while the learner learns.
-      cpus: CPUs that Ray reserves for each actor, and threads of its TensorFlow.
-      timeout: seconds that an update waits for the next of its rollouts, before training ends with an error.
-
-    Returns:
-      dict of the arguments, checked.
-
-    Raises:
-      ValueError: an argument out of range.
-    """
-    if address is not None and (not isinstance(address, str) or not address):
-        raise ValueError(f"actors.address must be None or a string such as 'auto', got {address!r}")
-    return {
-        "number": whole_number("actors.number", number, 0),
-        "address": address,
-        "streams": None if streams is None else whole_number("actors.streams", streams),
-        "queue": whole_number("actors.queue", queue),
-        "cpus": whole_number("actors.cpus", cpus),
-        "timeout": checked_number("actors.timeout", timeout, above=0),
-    }
-
-
-def streams_of_each(batch, number, streams=None):
-    """E, the streams of each actor: the smallest divisor of `batch` (B) of which all actors together have B or more.
-
-    Raises:
-      ValueError: `streams` that are no such divisor.
-    """
-    fitting = [size for size in range(1, batch + 1) if batch % size == 0 and size * number >= batch]
-    if streams is None:
-        return fitting[0]
-    if streams not in fitting:
-        raise ValueError(
-            f"actors.streams must be one of {', '.join(map(str, fitting))} for environment.num_envs={batch} and "
-            f"{number} actors, got {streams}"
-        )
-    return streams
 
 
 @contextlib.contextmanager
@@ -98,12 +43,14 @@ class Fleet:
     that it had; its streams begin new episodes.
 
     Args:
-      configuration: gin configuration of environment and network, as text.
-      seed: the run's.
-      generator: state of the generator that the first actor draws its first actions from, int64 array.
-      streams: E, streams of each actor.
-      num_steps: T of a rollout.
-      number, address, queue, cpus, timeout: as `settings`.
+      actor: class of what makes rollouts in its own process, with a method rollout(request, version, weights); made by
+        actor(i, *arguments), i being the number of the actor from 0.
+      arguments: what each is made with beside its number, a tuple.
+      number: of actors.
+      address: of a Ray cluster ("auto": the one this machine is part of); None begins one of this machine alone.
+      queue: rollouts of each actor that are under way or wait for the learner.
+      cpus: that Ray reserves for each actor.
+      timeout: seconds that `take` waits for the next of its rollouts.
 
     Raises:
       ImportError: if Ray is not installed.
@@ -111,13 +58,10 @@ class Fleet:
     """
 
     @_ray_answers()
-    def __init__(self, configuration, seed, generator, streams, num_steps, number, address, queue, cpus, timeout):
+    def __init__(self, actor, arguments, number, address, queue, cpus, timeout):
         self._number, self._queue, self._timeout = number, queue, timeout
         self._ray = _connect(address, number * cpus)
-        self._actors = [
-            _start("RolloutActor", i, configuration, cpus, number, seed, streams, num_steps, generator)
-            for i in range(number)
-        ]
+        self._actors = [_start(actor, cpus, i, *arguments) for i in range(number)]
         self._requests = [0] * number
         self._pending = {}  # in the order of asking
         self._version, self._weights = -1, None
@@ -205,18 +149,18 @@ class Fleet:
 
 
 @_ray_answers()
-def play_games(configuration, weights, quotas, seeds, max_steps, address, cpus, timeout, progress):
+def play_games(actor, arguments, weights, quotas, address, cpus, timeout, progress):
     """Whole games, played greedily by actors.
 
     An actor that dies plays its games again from the first, by the same seed.
 
     Args:
-      configuration: gin configuration of environment and network, as text.
+      actor: class of what plays games in its own process, with a method play(weights, steps); made by
+        actor(i, *arguments[i]).
+      arguments: for each actor what it is made with beside its number, a tuple.
       weights: list of arrays, as the network's variables.
       quotas: for each actor the number of games of each of its streams.
-      seeds: of the actors' environments.
-      max_steps: agent steps after which a game is cut off.
-      address, cpus, timeout: as `settings`.
+      address, cpus, timeout: as Fleet's.
       progress: called with what is returned, as far as it has come; None for an actor that has sent nothing yet.
 
     Returns:
@@ -230,10 +174,7 @@ def play_games(configuration, weights, quotas, seeds, max_steps, address, cpus, 
     ray = _connect(address, len(quotas) * cpus)
     try:
         weights = ray.put(weights)
-        actors = [
-            _start("GameActor", i, configuration, cpus, seed, quota, max_steps)
-            for i, (quota, seed) in enumerate(zip(quotas, seeds, strict=True))
-        ]
+        actors = [_start(actor, cpus, i, *own) for i, own in enumerate(arguments)]
         games = [None] * len(quotas)
         pending = {actor.play.remote(weights, _STEPS): i for i, actor in enumerate(actors)}
         while pending:
@@ -277,14 +218,11 @@ def _connect(address, cpus):
     return ray
 
 
-def _start(kind, number, configuration, cpus, *args):
+def _start(actor, cpus, number, *args):
     import ray
 
-    from keras_rtrl.distributed import actor
-
     remote = ray.remote(num_cpus=cpus, max_restarts=-1, max_task_retries=-1, runtime_env={"env_vars": _ENVIRONMENT})
-    named = remote(getattr(actor, kind)).options(name=f"actor {number}")  # as Ray's dashboard lists it
-    return named.remote(number, keras_rtrl.__version__, configuration, cpus, *args)
+    return remote(actor).options(name=f"actor {number}").remote(number, *args)  # as Ray's dashboard lists it
 
 
 def _fetch(ray, reference, actor, timeout):

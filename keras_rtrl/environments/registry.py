@@ -71,7 +71,7 @@ def make(name, num_envs=1, seed=None, workers=None, **options):
     num_envs = whole_number("num_envs", num_envs)
     seed = None if seed is None else whole_number("seed", seed, low=0)
     workers = None if workers is None else whole_number("workers", workers, low=0, high=num_envs)
-    if workers and family(name) in _IN_GRAPH:
+    if workers and in_graph(name):
         raise ValueError(f"workers must be None or 0 for {name}, which runs inside TensorFlow's graph, got {workers}.")
     module = importlib.import_module(f"keras_rtrl.environments.{family(name)}")
     fits_memory(f"num_envs={num_envs}", num_envs * getattr(module, "STREAM_BYTES", _STREAM_BYTES))
@@ -100,6 +100,11 @@ def family(name):
         if name.startswith(prefix) and (spec is None or _package(spec) == package):
             return module
     return "gymnasium_vector"
+
+
+def in_graph(name):
+    """Whether the environment `name` runs inside TensorFlow's graph: a TFEnvironment."""
+    return family(name) in _IN_GRAPH
 
 
 def _package(spec):

@@ -16,11 +16,12 @@ from keras_rtrl import agents, environments
 from keras_rtrl._checks import fits_memory, shown, whole_number
 from keras_rtrl._errors import UsageError, one_line
 from keras_rtrl.agents.reward_scaler import RewardScaler
-from keras_rtrl.distributed import fleet
 from keras_rtrl.environments import atari
 from keras_rtrl.networks import ActorCriticNetwork
+from keras_rtrl.train import optimizers as _optimizers  # noqa: F401  registers them with gin
 from keras_rtrl.train import settings
 from keras_rtrl.train.config import value as _config_value
+from keras_rtrl.train.options import ActorOptions, TrainingOptions
 
 gin.constant("ATARI_57", atari.ATARI_57)
 
@@ -249,20 +250,26 @@ def actors(batch=None):
       batch: number of streams of an update, by which their `streams` are decided; None where they do not learn.
 
     Returns:
-      dict, as `fleet.settings` gives it, or None.
+      ActorOptions or None.
 
     Raises:
       UsageError: settings out of range, or that do not fit the environment.
     """
     try:
-        made = fleet.settings()
-        if not made["number"]:
+        made = ActorOptions()
+        if not made.number:
             return None
-        if batch is not None:
-            made["streams"] = fleet.streams_of_each(batch, made["number"], made["streams"])
+        return made if batch is None else made.for_batch(batch)
     except ValueError as error:
-        raise UsageError(str(error)) from error
-    return made
+        raise UsageError(one_line(error)) from error
+
+
+def training():
+    """The configured TrainingOptions. Raises UsageError for one out of range."""
+    try:
+        return TrainingOptions()
+    except ValueError as error:
+        raise UsageError(one_line(error)) from error
 
 
 def agent(env, network, optimizer, config, num_streams=None):

@@ -210,7 +210,7 @@ def _train(args):
             raise UsageError(f"name a preset ({', '.join(config.presets())}) or a gin file, or --resume a run")
         source = config.find(args.preset)
     from keras_rtrl.environments import registry
-    from keras_rtrl.train import loop, used
+    from keras_rtrl.train import building, loop, used
 
     bindings = []
     if args.game is not None:
@@ -254,7 +254,7 @@ def _train(args):
         facts = {"command": args.command, "preset": preset}
     print(f"run folder: {run.path}", flush=True)
     try:
-        result = loop.train(run, resume=args.resume is not None, minutes=args.minutes, facts=facts)
+        result = loop.train(run, building.training(), args.resume is not None, args.minutes, facts)
     except OSError as error:
         if error.filename is None:  # the standard output
             raise
@@ -292,7 +292,7 @@ def _sweep(args):
         if args.report_only and getattr(args, option):
             raise UsageError(f"--report-only trains nothing: leave out --{option}")
     source = config.find(args.preset)
-    from keras_rtrl.train import loop, report, sweep, used  # noqa: F401  loop: its settings are in the preset
+    from keras_rtrl.train import report, sweep, used
     from keras_rtrl.train.study import Study
 
     own, _ = config.load(source)
@@ -320,7 +320,7 @@ def _sweep(args):
 def _evaluate(args):
     run = open_run(args.folder)
     _actor_bindings(args)  # checks them
-    from keras_rtrl.train import checkpoints, evaluate, loop, used  # noqa: F401  loop: its settings are in the run's gin file
+    from keras_rtrl.train import checkpoints, evaluate, used
 
     checkpoints.newest(run)  # finds a broken one at once
 
@@ -362,7 +362,7 @@ def _export(args):
     held = os.listdir(args.target) if os.path.isdir(args.target) else ()
     if held and "saved_model.pb" not in held:
         raise UsageError(f"{args.target}: holds other things than a policy; choose another folder for it")
-    from keras_rtrl.train import building, checkpoints, evaluate, export, loop  # noqa: F401
+    from keras_rtrl.train import building, checkpoints, evaluate, export
 
     checkpoints.newest(run)  # finds a broken one at once
     with contextlib.closing(run_around(args.target)) as written:
@@ -418,7 +418,7 @@ def _print_native(native):
 
 def _bench_env(args):
     from keras_rtrl.environments import registry
-    from keras_rtrl.train import loop, throughput, used  # noqa: F401  loop: its settings are in the preset
+    from keras_rtrl.train import throughput, used
 
     name = _environment_name(args.name)
     preset = args.preset or _preset_of(registry.family(name))

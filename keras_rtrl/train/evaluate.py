@@ -1,20 +1,20 @@
-"""Whole games, played greedily."""
+"""What a run's policy reaches: whole games, played greedily, and a film of the first."""
 
 import contextlib
 import errno
 import os
 
-import gin
 import numpy as np
 import tensorflow as tf
-from tf_agents.environments import py_environment, tf_environment
+from tf_agents.environments import py_environment
 from tqdm import tqdm
 
+from keras_rtrl import distributed
 from keras_rtrl._checks import shown
 from keras_rtrl._errors import UsageError
 from keras_rtrl.environments import registry
-from keras_rtrl.train import building, checkpoints, config
-from keras_rtrl.train.export import PolicyModule, flat
+from keras_rtrl.train import actors, building, checkpoints, config, games
+from keras_rtrl.train.export import PolicyModule
 from keras_rtrl.train.run_folder import replacing
 
 _VIDEO_FORMATS = (".mp4", ".avi")
@@ -59,16 +59,16 @@ def evaluate(run, episodes=30, seed=1, video=None, repeats=1, max_steps=100_000)
             raise UsageError(f"{name} must be at least 1, got {value}")
     streams = min(episodes, 16)
     quota = [episodes // streams + (stream < episodes % streams) for stream in range(streams)]
-    seeds, settings = [seed + repeat for repeat in range(repeats)], building.actors()
-    if settings and video is not None:
+    seeds, options = [seed + repeat for repeat in range(repeats)], building.actors()
+    if options and video is not None:
         raise UsageError(f"a video is of a game played here: leave out --video {video} or --actors")
     film = None
     with _Progress(episodes * repeats) as bar:
-        if settings:
-            games, updates = _played_by_actors(run, quota, seeds, max_steps, settings, bar)
+        if options:
+            played, updates = _played_by_actors(run, quota, seeds, max_steps, options, bar)
         else:
-            games, updates, film = _played_here(run, quota, seeds, max_steps, video, bar)
-    returns = [game_return for game_return, _, _ in games]
+            played, updates, film = _played_here(run, quota, seeds, max_steps, video, bar)
+    returns = [game_return for game_return, _, _ in played]
     means = np.reshape(returns, [repeats, episodes]).mean(axis=1)
     environment = config.value("environment.name", None)
     result = {
@@ -85,8 +85,8 @@ def evaluate(run, episodes=30, seed=1, video=None, repeats=1, max_steps=100_000)
         "std_of_means": float(np.std(means)) if repeats > 1 else None,
         "human_normalized": registry.normalized_score(environment, float(np.mean(returns))),
         "returns": returns,
-        "lengths": [length for _, length, _ in games],
-        "cut_off": [cut for _, _, cut in games],
+        "lengths": [length for _, length, _ in played],
+        "cut_off": [cut for _, _, cut in played],
     }
     return result, film
 
@@ -100,8 +100,8 @@ class _Progress(tqdm):
 
     def show(self, played, quota, steps=0):
         """Adds `steps`; `played` are the games of this repeat."""
-        games = sum(min(len(games or ()), wanted) for games, wanted in zip(played, quota, strict=True))
-        self.set_postfix_str(f"{self._before + games} of {self._wanted} games", refresh=not steps)
+        over = sum(min(len(own or ()), wanted) for own, wanted in zip(played, quota, strict=True))
+        self.set_postfix_str(f"{self._before + over} of {self._wanted} games", refresh=not steps)
         self.update(steps)
 
     def next_repeat(self, quota):
@@ -130,36 +130,36 @@ def _played_here(run, quota, seeds, max_steps, video, bar):
                 network = building.network(env)
                 updates = checkpoints.restore_network(run, network)
                 policy = PolicyModule(network)
-            for played in whole_games(env, policy, quota, max_steps, film if seed == seeds[0] else None):
+            for played in games.whole_games(env, policy, quota, max_steps, film if seed == seeds[0] else None):
                 bar.show(played, quota, len(quota))
             bar.next_repeat(quota)
             result += _wanted(played, quota)
     return result, updates, film
 
 
-def _played_by_actors(run, quota, seeds, max_steps, settings, bar):
+def _played_by_actors(run, quota, seeds, max_steps, options, bar):
     """As _played_here, without a film: actor i of N has every N-th stream from the i-th on."""
-    from keras_rtrl import distributed
-    from keras_rtrl.distributed.actor import environment_seed
-
     with _environment(seeds[0], 1) as env:
         _check_games(run, env)
         network = building.network(env)
         updates = checkpoints.restore_network(run, network)
         weights = [variable.numpy() for variable in network.variables]
-    number = min(settings["number"], len(quota))
+    number = min(options.number, len(quota))
     result = []
     try:
         for seed in seeds:
+            quotas = [quota[i::number] for i in range(number)]
             parts = distributed.play_games(
-                gin.config_str(),
+                actors.GameActor,
+                [
+                    (*actors.common_arguments(options), actors.environment_seed(seed, i, 0), quotas[i], max_steps)
+                    for i in range(number)
+                ],
                 weights,
-                [quota[i::number] for i in range(number)],
-                [environment_seed(seed, i, 0) for i in range(number)],
-                max_steps,
-                settings["address"],
-                settings["cpus"],
-                settings["timeout"],
+                quotas,
+                options.address,
+                options.cpus,
+                options.timeout,
                 lambda parts: bar.show(_by_stream(parts, len(quota)), quota),
             )
             bar.next_repeat(quota)
@@ -182,64 +182,7 @@ def _check_games(run, env):
 
 def _wanted(played, quota):
     """The first `quota[i]` games of each stream i in one list."""
-    return [game for games, wanted in zip(played, quota, strict=True) for game in games[:wanted]]
-
-
-def whole_games(env, policy, quota, max_steps, recorder=None):
-    """Plays until each stream i has played `quota[i]` games.
-
-    A game that goes on after `max_steps` agent steps is cut off and counts as it is. Its stream waits for the others to
-    play theirs or to be cut off, then all begin new games.
-
-    Yields after each step the games so far, a list of (return, length in agent steps, whether it was cut off) a stream,
-    always the same list.
-    """
-    played = [[] for _ in quota]
-    while any(len(games) < wanted for games, wanted in zip(played, quota, strict=True)):
-        waiting = set()
-        for observation, finished, returns, lengths in _play(env, policy):
-            if recorder and not played[0]:
-                recorder.add(observation)
-            over = [(*game, False) for game in finished]
-            over += [(float(returns[i]), int(lengths[i]), int(i), True) for i in np.flatnonzero(lengths >= max_steps)]
-            for game_return, length, stream, cut in over:
-                if stream not in waiting:
-                    played[stream].append((game_return, length, cut))
-                    waiting |= {stream} if cut else set()
-            yield played
-            if all(i in waiting or len(played[i]) >= wanted for i, wanted in enumerate(quota)):
-                break
-
-
-def _play(env, policy):
-    """Begins new games. Yields after each step, for ever, the observation array, the games finished as (return, length,
-    stream), and returns and lengths [B] of those under way."""
-    in_graph = isinstance(env, tf_environment.TFEnvironment)
-    step = tf.function(env.step) if in_graph else env.step
-    time_step = env.reset()
-    state = policy.initial_state(batch_size=tf.constant(env.batch_size))
-    returns, lengths = np.zeros(env.batch_size), np.zeros(env.batch_size, int)
-    while True:
-        inputs = {name: tf.convert_to_tensor(value) for name, value in flat(time_step.observation).items()}
-        outputs = policy.action(step_type=tf.convert_to_tensor(time_step.step_type), **inputs, **state)
-        state = {name: value for name, value in outputs.items() if name.startswith("state_")}
-        time_step = step(outputs["action"] if in_graph else outputs["action"].numpy())
-        step_type = np.asarray(time_step.step_type)
-        returns += np.asarray(time_step.reward)
-        lengths += step_type != 0
-        if in_graph:  # an episode is a game
-            finished = [(float(returns[i]), int(lengths[i]), int(i)) for i in np.flatnonzero(step_type == 2)]
-        else:
-            finished = env.finished_games()
-        for _, _, stream in finished:
-            returns[stream] = lengths[stream] = 0
-        yield np.asarray(_seen(time_step.observation)), finished, returns, lengths
-
-
-def _seen(observation):
-    """The environment's own observation, or of one of parts the image."""
-    observation = observation["observation"]
-    return observation.get("rgb", observation) if isinstance(observation, dict) else observation
+    return [game for own, wanted in zip(played, quota, strict=True) for game in own[:wanted]]
 
 
 class Video:
@@ -247,7 +190,7 @@ class Video:
 
     def __init__(self, path, env):
         suffix = os.path.splitext(path)[1].lower()
-        spec = _seen(env.time_step_spec().observation)
+        spec = games.seen(env.time_step_spec().observation)
         if suffix not in _VIDEO_FORMATS:
             raise UsageError(f"{path}: a video ends in {', '.join(_VIDEO_FORMATS)}")
         if isinstance(spec, dict) or tf.as_dtype(spec.dtype) != tf.uint8 or len(spec.shape) != 3:

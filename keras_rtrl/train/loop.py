@@ -2,28 +2,18 @@
 
 import collections
 import contextlib
-import functools
 import os
 import signal
 import time
 
-import gin
 import numpy as np
 import tensorflow as tf
-import tf_keras
-from tf_agents.environments import py_environment
 from tqdm import tqdm
 
-from keras_rtrl._checks import number, whole_number
 from keras_rtrl._errors import UsageError
-from keras_rtrl.agents.base import RolloutAgent
-from keras_rtrl.distributed.fleet import ActorFailure
-from keras_rtrl.distributed.replicas import Streams
+from keras_rtrl.distributed import ActorFailure
 from keras_rtrl.environments import registry
-from keras_rtrl.train import building, checkpoints, config, export, metrics
-from keras_rtrl.train import optimizers as _optimizers  # noqa: F401  registers them with gin
-from keras_rtrl.train.run_folder import open_run
-from keras_rtrl.train.runners import make_actors, make_runner
+from keras_rtrl.train import checkpoints, config, export, metrics, setup
 
 Result = collections.namedtuple(
     "Result", ["frames", "updates", "games", "mean_return", "seconds", "signal", "done", "errors", "human_normalized"]
@@ -38,77 +28,17 @@ class ProcessLost(RuntimeError):
     """One of several learning processes has died or does not answer; the last checkpoint stands."""
 
 
-@contextlib.contextmanager
-def _others():
-    """Says that another learning process is lost where TensorFlow says that it cannot be reached."""
-    try:
-        yield
-    except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError) as error:
-        if config.value("train.strategy", None) != "multi_worker_mirrored":
-            raise
-        raise ProcessLost("another process of train.strategy has died, or does not answer") from error
-
-
-def _closing_run(train):
-    """Releases the run's lock when `train` ends."""
-
-    @functools.wraps(train)
-    def wrapped(run, *args, **kwargs):
-        with contextlib.closing(run):
-            try:
-                return train(run, *args, **kwargs)
-            except OSError as error:
-                told = error.__context__  # gin raises a copy that has lost the name of the file
-                raise told if error.errno is None and isinstance(told, OSError) else error from None
-
-    return wrapped
-
-
-@_closing_run
-@_others()
-@gin.configurable("train", module="keras_rtrl", denylist=["run", "resume", "minutes", "facts"])
-def train(
-    run,
-    resume=False,
-    minutes=None,
-    facts=None,
-    frames=gin.REQUIRED,
-    rollout=20,
-    optimizer=gin.REQUIRED,
-    learning_rate=6e-4,
-    final_learning_rate=0.0,
-    seed=0,
-    log_updates=10,
-    checkpoint_minutes=3.0,
-    return_window=100,
-    encoder_from=None,
-    strategy=None,
-):
+def train(run, options, resume=False, minutes=None, facts=None):
     """Trains an agent as the gin configuration says and leaves all of a run's files in its folder.
 
-    The learning rate goes linearly from `learning_rate` to `final_learning_rate` at the run's end. SIGINT and SIGTERM
-    end the loop after the update under way, with a checkpoint; a second signal acts as usual.
+    SIGINT and SIGTERM end the loop after the update under way, with a checkpoint; a second signal acts as usual.
 
     Args:
       run: RunFolder to write to.
+      options: TrainingOptions.
       resume: whether to go on from its newest checkpoint.
       minutes: wall-clock limit of this call, None for none.
       facts: dict, what else run.json shall hold, None for nothing.
-      frames: environment frames of the whole run (Atari: 4 an agent step).
-      rollout: T, agent steps of a stream between two updates.
-      optimizer: class of tf-keras optimiser, called with the schedule of the learning rate.
-      learning_rate: at the start.
-      final_learning_rate: at the end.
-      seed: int, of the weights, the actions and the environment.
-      log_updates: updates between two rows of metrics.csv; an in-graph task makes as many in one compiled call.
-      checkpoint_minutes: minutes between two checkpoints.
-      return_window: number of last games that mean_return is over.
-      encoder_from: folder of a run whose encoder, as its newest checkpoint has it, a new run begins with; None for a
-        fresh one. ActorCriticNetwork.train_encoder says whether it goes on learning.
-      strategy: "mirrored" spreads the streams over this machine's GPUs (its CPUs, where several are configured),
-        "multi_worker_mirrored" over the processes that TF_CONFIG describes, each of which runs this with the same
-        settings on its part of the streams; the chief alone leaves files, and counts its own games only. Checkpoints
-        must lie where all processes read them. None for one device.
 
     Returns:
       Result: frames, updates and games of the whole run, mean return of the last games (None before the first), seconds
@@ -122,217 +52,216 @@ def train(
       ActorFailure: actors that sent nothing for longer than their time-out; a checkpoint was made first.
       ProcessLost: another learning process that has died, or that TensorFlow has not heard of for some seconds.
     """
-    try:
-        frames = whole_number("train.frames", frames)
-        rollout = whole_number("train.rollout", rollout)
-        log_updates = whole_number("train.log_updates", log_updates)
-        return_window = whole_number("train.return_window", return_window)
-        seed = whole_number("train.seed", seed, 0, 2**32 - 1)
-        learning_rate = number("train.learning_rate", learning_rate, low=0)
-        final_learning_rate = number("train.final_learning_rate", final_learning_rate, low=0)
-        checkpoint_minutes = number("train.checkpoint_minutes", checkpoint_minutes, above=0)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    building.check_optimizer(optimizer)
     started = time.monotonic()
-    strategy_name, strategy = strategy, building.strategy(strategy)
-    tf_keras.utils.set_random_seed(seed)
-    scope = strategy.scope if strategy else contextlib.nullcontext
+    with contextlib.closing(run), _other_processes(options.strategy):
+        parts = setup.make(run, options, resume)
+        with contextlib.closing(parts.runner):
+            loop = Loop(parts, options, started, None if minutes is None else started + 60 * minutes)
+            loop.begin(resume, facts or {})
+            loop.run()
+            return loop.end()
+
+
+@contextlib.contextmanager
+def _other_processes(strategy):
+    """Says that another learning process is lost if TensorFlow says that it cannot be reached."""
     try:
-        with scope():
-            streams = Streams(building.num_envs())
-    except ValueError as error:
-        raise UsageError(str(error).replace("num_streams", "environment.num_envs")) from error
-    apart = building.actors(streams.worker)
-    _lock(run, resume, streams)
-    run = run if streams.is_chief else run.scratch()
-    building.check_memory(streams.worker, rollout, min(log_updates, frames))
-    env = building.environment(seed, streams=1 if apart else streams.worker if strategy else None)
-    simulator = isinstance(env, py_environment.PyEnvironment)
-    game_seed = _game_seed(seed, streams, checkpoints.saved_updates(run) if resume else None)
-    if simulator and game_seed != seed and not apart:  # its streams begin anew: other games, please
-        env.close()
-        env = building.environment(game_seed, streams=streams.worker if strategy else None)
-    if strategy and not simulator:
-        raise UsageError(f"train.strategy must be None for a task inside TensorFlow's graph, got {strategy_name!r}")
-    frames_per_update = streams.count * rollout * getattr(env, "frames_per_step", 1)
-    total_updates = -(-frames // frames_per_update)
-    agent_config = building.agent_config()
-    schedule = tf_keras.optimizers.schedules.PolynomialDecay(
-        learning_rate, float(total_updates) * agent_config.optimizer_steps, final_learning_rate
-    )
-    with scope():
-        optimizer = building.optimizer(optimizer, schedule)
-        network = building.network(env)
-        if encoder_from is not None and not resume:
-            _load_encoder(encoder_from, network)
-        agent = building.agent(env, network, optimizer, agent_config, streams.count)
-    if strategy and not isinstance(agent, RolloutAgent):
-        raise UsageError(f"train.strategy must be None for a {type(agent).__name__}, got {strategy_name!r}")
-    counters = checkpoints.Counters()
-    with building.named("environment"):
-        if apart:
-            runner = make_actors(env, agent, rollout, apart, game_seed, same_actions=game_seed == seed)
-        else:
-            runner = make_runner(env, agent, rollout, min(log_updates, total_updates))
-    with contextlib.closing(runner):
-        facts = {**(facts or {}), **_memory(agent, runner, rollout)}
-        saver = checkpoints.Checkpoints(run, counters, agent, runner.state)
+        yield
+    except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError) as error:
+        if strategy != "multi_worker_mirrored":
+            raise
+        raise ProcessLost("another process of train.strategy has died, or does not answer") from error
+
+
+class Loop:
+    """Updates, with rows of metrics and checkpoints, until the run's end, a time limit, a signal or a failure.
+
+    Args:
+      parts: setup.Parts.
+      options: TrainingOptions.
+      started: time.monotonic() at which this call's seconds begin.
+      deadline: time.monotonic() after which no update begins, None for no limit.
+    """
+
+    def __init__(self, parts, options, started, deadline):
+        self._run, self._streams, self._agent, self._runner = parts.run, parts.streams, parts.agent, parts.runner
+        self._schedule, self._frames_per_update, self._updates = parts.schedule, parts.frames_per_update, parts.updates
+        self._options, self._started, self._deadline = options, started, deadline
+        self._counters = checkpoints.Counters()
+        self._saver = checkpoints.Checkpoints(parts.run, self._counters, parts.agent, parts.runner.state)
+        self._environment = config.text("environment.name", "")
+        self._score_names = () if self._normalized(0.0) is None else ("human_normalized",)
+        self._columns = (
+            *metrics.COLUMNS, *self._score_names, *parts.runner.error_names, *parts.agent.loss_names,
+            *parts.runner.extra_names,
+        )  # fmt: skip
+        self._losses, self._errors, self._last_errors = [], [], {}
+        self._diverged = self._failure = self._signal = None
+
+    def begin(self, resume, facts):
+        """Goes back to the newest checkpoint if `resume`, and writes what a run begins with."""
+        counters, run = self._counters, self._run
+        facts = {**facts, **self._memory()}
         if resume:
-            saver.restore()
-            if total_updates < counters.updates:
-                raise UsageError(f"train.frames must be at least {counters.frames}, what is done, got {frames}")
-            if simulator:
-                agent.reset_carry()
+            self._saver.restore()
+            if self._updates < counters.updates:
+                raise UsageError(
+                    f"train.frames must be at least {counters.frames}, what is done, got {self._options.frames}"
+                )
+            if not self._runner.keeps_streams:  # they begin new episodes
+                self._agent.reset_carry()
         os.makedirs(run.path, exist_ok=True)
         config.save(run.config)
-        saver.save()
+        self._saver.save()
         run.write_record(
-            **facts, status="running", seed=seed, total_frames=frames,
+            **facts, status="running", seed=self._options.seed, total_frames=self._options.frames,
             frames=counters.frames, updates=counters.updates,
-            recurrent_parameters=sum(variable.shape.num_elements() for variable in agent.network.core_variables),
+            recurrent_parameters=sum(v.shape.num_elements() for v in self._agent.network.core_variables),
         )  # fmt: skip
-        normalized = functools.partial(registry.normalized_score, config.value("environment.name", ""))
-        score_names = () if normalized(0.0) is None else ("human_normalized",)
-        columns = (*metrics.COLUMNS, *score_names, *runner.error_names, *agent.loss_names, *runner.extra_names)
-        log = metrics.Metrics(run, columns, counters.updates)
-        earlier, last_saved, last_errors = counters.seconds, time.monotonic(), {}
-        diverged = failure = None
-        losses, errors, row_started = [], [], (time.monotonic(), counters.frames)
-        with _signals() as received, _progress(frames, counters, streams.is_chief) as bar:
-            while counters.updates < total_updates:
-                late = minutes is not None and time.monotonic() - started > 60 * minutes
-                if streams.any(received or late):
+        self._log = metrics.Metrics(run, self._columns, counters.updates)
+        self._earlier = counters.seconds
+        self._last_saved, self._row_started = time.monotonic(), (time.monotonic(), counters.frames)
+
+    def run(self):
+        """The updates."""
+        with _signals() as received, _progress(self._options.frames, self._counters, self._streams.is_chief) as bar:
+            while self._counters.updates < self._updates and not self._stops(received):
+                to_row = self._options.log_updates - self._counters.updates % self._options.log_updates
+                updates = min(self._runner.max_updates, to_row, self._updates - self._counters.updates)
+                outcome = self._update(updates)
+                if outcome is None:
                     break
-                to_row = log_updates - counters.updates % log_updates
-                updates = min(runner.max_updates, to_row, total_updates - counters.updates)
-                try:
-                    new_losses, returns, new_errors = runner.run(updates, counters)
-                except ActorFailure as error:
-                    if streams.worker < streams.count:  # the other processes wait inside the update, and save nothing
-                        raise
-                    failure = error
+                self._count(updates, outcome)
+                self._show(bar, updates)
+                if updates == to_row or self._counters.updates == self._updates:
+                    self._write_row()
+                late = time.monotonic() - self._last_saved > 60 * self._options.checkpoint_minutes
+                if self._streams.any(late) and not self._save():
                     break
-                bad = np.flatnonzero(~np.isfinite(new_losses).all(axis=1))
-                if bad.size:
-                    diverged = _reason(agent.loss_names, new_losses[bad[0]], counters.updates + int(bad[0]) + 1)
-                    break
-                counters.updates += updates
-                counters.frames += updates * frames_per_update
-                counters.games += len(returns)
-                counters.recent_returns = (counters.recent_returns + returns)[-return_window:]
-                counters.seconds = earlier + time.monotonic() - started
-                mean_return = _mean(counters.recent_returns)
-                losses.extend(new_losses)
-                errors.extend(new_errors)
-                bar.update(updates * frames_per_update)
-                score = ("mean_return", mean_return)
-                if runner.error_names:
-                    score = next(iter(_means(runner.error_names, errors).items()))
-                bar.set_postfix({score[0]: "-" if score[1] is None else f"{score[1]:.4g}"}, refresh=False)
-                if updates == to_row or counters.updates == total_updates:
-                    now, last_errors = time.monotonic(), _means(runner.error_names, errors)
-                    log.write(
-                        frames=counters.frames,
-                        updates=counters.updates,
-                        games=None if runner.error_names else counters.games,
-                        mean_return=mean_return,
-                        seconds=counters.seconds,
-                        frames_per_second=(counters.frames - row_started[1]) / (now - row_started[0]),
-                        learning_rate=float(schedule(agent.optimizer.iterations)),
-                        **{name: normalized(mean_return) for name in score_names},
-                        **last_errors,
-                        **_means(agent.loss_names, losses),
-                        **runner.extra,
-                    )
-                    losses, errors, row_started = [], [], (now, counters.frames)
-                if streams.any(time.monotonic() - last_saved > 60 * checkpoint_minutes):
-                    log.sync()
-                    try:
-                        saver.save()
-                    except ArithmeticError as error:
-                        diverged = f"{error} after update {counters.updates}"
-                        break
-                    metrics.plot(run, _title(run))
-                    last_saved = time.monotonic()
-            if diverged is None:
-                log.sync()
-                try:
-                    saver.save()
-                except ArithmeticError as error:
-                    diverged = f"{error} after update {counters.updates}"
-            if diverged is not None:
-                saver.restore()
-            log.close()
-            metrics.trim(run, columns, counters.updates)
-            metrics.plot(run, _title(run))
-            export.save(agent.network, run.policy, agent.reward_scaler)
-            done = diverged is None and counters.updates >= total_updates
-            status = "diverged" if diverged else "finished" if done else "stopped"
-            run.write_record(status=status, frames=counters.frames, updates=counters.updates)
-        if diverged:
-            raise Diverged(f"{diverged}; the checkpoint of update {counters.updates} stands")
-        if failure:
-            raise failure
+            self._signal = received[0] if received else None
+            self._close()
+
+    def end(self):
+        """The Result; or raises what ended the run."""
+        counters = self._counters
+        if self._diverged:
+            raise Diverged(f"{self._diverged}; the checkpoint of update {counters.updates} stands")
+        if self._failure:
+            raise self._failure
         mean_return = _mean(counters.recent_returns)
         return Result(
             counters.frames, counters.updates, counters.games, mean_return, counters.seconds,
-            received[0] if received else None, done, last_errors, normalized(mean_return),
+            self._signal, counters.updates >= self._updates, self._last_errors, self._normalized(mean_return),
         )  # fmt: skip
 
+    # One round of the loop.
 
-def _lock(run, resume, streams):
-    """Locks a run in the first of its processes; what all of them then find wrong ends each.
+    def _stops(self, received):
+        late = self._deadline is not None and time.monotonic() > self._deadline
+        return self._streams.any(received or late)
 
-    Raises UsageError: another process holds the lock, or the run cannot be gone on with, or begun.
-    """
-    wrong = None
-    if streams.is_chief:
+    def _update(self, updates):
+        """The runner's Outcome; None if it failed or is not finite, which ends the loop."""
         try:
-            run.lock()
-            if resume:  # as it is now: the process that held the lock may have gone on with it meanwhile
-                open_run(run.path)
-                checkpoints.newest(run)
-                metrics.read(run.metrics)
-            elif run.holds_run():
-                raise UsageError(f"{run.path}: holds a run already; go on with it by --resume, or choose another --out")
-        except UsageError as error:
-            wrong = error
-    if streams.any(wrong is not None):
-        raise wrong or UsageError(f"{run.path}: the first process of this run cannot begin, see there")
+            outcome = self._runner.run(updates, self._counters)
+        except ActorFailure as error:
+            if self._streams.worker < self._streams.count:  # the other processes wait inside the update: save nothing
+                raise
+            self._failure = error
+            return None
+        bad = np.flatnonzero(~np.isfinite(outcome.losses).all(axis=1))
+        if bad.size:
+            update = self._counters.updates + int(bad[0]) + 1
+            self._diverged = _reason(self._agent.loss_names, outcome.losses[bad[0]], update)
+            return None
+        return outcome
 
+    def _count(self, updates, outcome):
+        counters = self._counters
+        counters.updates += updates
+        counters.frames += updates * self._frames_per_update
+        counters.games += len(outcome.returns)
+        counters.recent_returns = (counters.recent_returns + outcome.returns)[-self._options.return_window :]
+        counters.seconds = self._earlier + time.monotonic() - self._started
+        self._losses.extend(outcome.losses)
+        self._errors.extend(outcome.errors)
 
-def _game_seed(seed, streams, updates):
-    """The seed of a process' environment: `seed` for the first process of a new run, else one of its own.
+    def _show(self, bar, updates):
+        name, score = "mean_return", _mean(self._counters.recent_returns)
+        if self._runner.error_names:
+            name, score = next(iter(_means(self._runner.error_names, self._errors).items()))
+        bar.update(updates * self._frames_per_update)
+        bar.set_postfix({name: "-" if score is None else f"{score:.4g}"}, refresh=False)
 
-    `updates` are those before the checkpoint that is resumed, None for a new run.
-    """
-    words = [seed] if updates is None else [seed, updates]
-    words += [streams.worker_index] if streams.worker_index else []
-    return seed if words == [seed] else int(np.random.SeedSequence(words).generate_state(1)[0])
+    def _write_row(self):
+        counters, now = self._counters, time.monotonic()
+        began, frames = self._row_started
+        mean_return = _mean(counters.recent_returns)
+        self._last_errors = _means(self._runner.error_names, self._errors)
+        self._log.write(
+            frames=counters.frames,
+            updates=counters.updates,
+            games=None if self._runner.error_names else counters.games,
+            mean_return=mean_return,
+            seconds=counters.seconds,
+            frames_per_second=(counters.frames - frames) / (now - began),
+            learning_rate=float(self._schedule(self._agent.optimizer.iterations)),
+            **{name: self._normalized(mean_return) for name in self._score_names},
+            **self._last_errors,
+            **_means(self._agent.loss_names, self._losses),
+            **self._runner.extra,
+        )
+        self._losses, self._errors, self._row_started = [], [], (now, counters.frames)
 
+    def _save(self):
+        """A checkpoint and the curves; false if a weight is not finite."""
+        if not self._save_checkpoint():
+            return False
+        metrics.plot(self._run, self._title())
+        self._last_saved = time.monotonic()
+        return True
 
-def _load_encoder(path, network):
-    if not isinstance(path, str):
-        raise UsageError(f"train.encoder_from must be the folder of a run, got {path!r}")
-    try:
-        checkpoints.restore_encoder(open_run(path), network)
-    except UsageError as error:
-        raise UsageError(f"train.encoder_from: {error}") from error
-
-
-def _memory(agent, runner, rollout):
-    """Says how much memory the learner's carry takes, and what an agent stores of a rollout; facts for run.json."""
-    variables = (*agent.carry, *runner.carry)
-    facts = {"carry_bytes": sum(variable.shape.num_elements() * variable.dtype.size for variable in variables)}
-    print(f"the learner's carry: {facts['carry_bytes'] / 2**20:.2f} MiB", flush=True)
-    if hasattr(agent, "store_bytes"):
+    def _save_checkpoint(self):
+        self._log.sync()
         try:
-            facts["store_bytes"] = agent.store_bytes(rollout)
-        except ValueError as error:
-            raise UsageError(f"agent: {error}") from error
-        print(f"carries stored of each rollout: {facts['store_bytes'] / 2**20:.2f} MiB", flush=True)
-    return facts
+            self._saver.save()
+        except ArithmeticError as error:
+            self._diverged = f"{error} after update {self._counters.updates}"
+        return self._diverged is None
+
+    def _close(self):
+        """Leaves the run's files as a run leaves them that is over, or waits to be gone on with."""
+        counters = self._counters
+        if self._diverged is not None or not self._save_checkpoint():
+            self._saver.restore()
+        self._log.close()
+        metrics.trim(self._run, self._columns, counters.updates)
+        metrics.plot(self._run, self._title())
+        export.save(self._agent.network, self._run.policy, self._agent.reward_scaler)
+        done = counters.updates >= self._updates
+        status = "diverged" if self._diverged else "finished" if done else "stopped"
+        self._run.write_record(status=status, frames=counters.frames, updates=counters.updates)
+
+    # What it says.
+
+    def _memory(self):
+        """Says how much memory the learner's carry takes, and what an agent stores of a rollout; facts for run.json."""
+        variables = (*self._agent.carry, *self._runner.carry)
+        facts = {"carry_bytes": sum(variable.shape.num_elements() * variable.dtype.size for variable in variables)}
+        print(f"the learner's carry: {facts['carry_bytes'] / 2**20:.2f} MiB", flush=True)
+        if hasattr(self._agent, "store_bytes"):
+            try:
+                facts["store_bytes"] = self._agent.store_bytes(self._options.rollout)
+            except ValueError as error:
+                raise UsageError(f"agent: {error}") from error
+            print(f"carries stored of each rollout: {facts['store_bytes'] / 2**20:.2f} MiB", flush=True)
+        return facts
+
+    def _normalized(self, mean_return):
+        return registry.normalized_score(self._environment, mean_return)
+
+    def _title(self):
+        return f"{self._run.read_record().get('preset') or 'training'}, {self._environment}"
 
 
 def _reason(names, losses, update):
@@ -348,10 +277,6 @@ def _means(names, rows):
 
 def _mean(returns):
     return float(np.mean(returns)) if returns else None
-
-
-def _title(run):
-    return f"{run.read_record().get('preset') or 'training'}, {config.text('environment.name', '')}"
 
 
 def _progress(frames, counters, shown):

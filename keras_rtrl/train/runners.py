@@ -2,7 +2,6 @@
 
 import collections
 
-import gin
 import numpy as np
 import tensorflow as tf
 from tf_agents.environments import tf_environment
@@ -12,7 +11,7 @@ from keras_rtrl._errors import UsageError
 from keras_rtrl.agents.base import RolloutAgent
 from keras_rtrl.drivers import RolloutDriver
 from keras_rtrl.environments.halves import joined
-from keras_rtrl.train import config
+from keras_rtrl.train import actors, config
 from keras_rtrl.train.metrics import ERRORS
 
 HORIZON = 200  # cumulants that a return is summed from, and steps that its error comes late
@@ -34,7 +33,7 @@ def make_runner(env, agent, rollout, max_updates):
         that it cannot be scored with.
     """
     _check_rollout(agent, rollout)
-    if "prediction" in agent.loss_names:
+    if agent.predicts:
         return Prediction(env, agent, rollout, max_updates)
     if isinstance(env, tf_environment.TFEnvironment):
         return InGraph(env, agent, rollout, max_updates)
@@ -47,7 +46,7 @@ def _check_rollout(agent, rollout):
         raise UsageError(f"train.rollout must be {length - 1} for a {type(agent).__name__}, got {rollout}")
 
 
-def make_actors(env, agent, rollout, settings, seed, same_actions):
+def make_actors(env, agent, rollout, options, seed, same_actions):
     """The runner of actors on Ray; `env` is one of their environments.
 
     `same_actions`: the first actor draws the actions that the agent's own policy would draw.
@@ -58,14 +57,14 @@ def make_actors(env, agent, rollout, settings, seed, same_actions):
     if isinstance(env, tf_environment.TFEnvironment):
         raise UsageError(
             f"actors.number: {config.text('environment.name', '')} runs inside TensorFlow's graph, beside the learner, "
-            f"and has no use for actors; got {settings['number']}"
+            f"and has no use for actors; got {options.number}"
         )
     if not isinstance(agent, RolloutAgent):
         raise UsageError(f"actors.number must be 0 for a {type(agent).__name__}, which learns at every step")
     _check_rollout(agent, rollout)
     env.close()
     generator = agent.collect_policy.generator if same_actions else tf.random.Generator.from_seed(seed)
-    return Actors(agent, settings, rollout, seed, generator.state.numpy())
+    return Actors(agent, options, rollout, seed, generator.state.numpy())
 
 
 class Simulator:
@@ -75,6 +74,7 @@ class Simulator:
     """
 
     max_updates = 1
+    keeps_streams = False  # a restore does not bring them back
     error_names = extra_names = ()
     carry = ()  # of streams, kept beside the agent's
 
@@ -108,16 +108,26 @@ class Actors:
     """
 
     max_updates = 1
+    keeps_streams = False
     error_names = ()
     extra_names = ("lag", "queue", "object_bytes", "restarts", "gaps")
 
-    def __init__(self, agent, settings, rollout, seed, generator):
+    def __init__(self, agent, options, rollout, seed, generator):
         self._agent = agent
-        self._count = agent.streams.worker // settings["streams"]
+        self._count = agent.streams.worker // options.streams
         self._train = tf.function(agent.train, autograph=False)
-        self._bank = distributed.StreamBank(agent, settings["number"], settings["streams"], rollout)
+        self._bank = distributed.StreamBank(agent, options.number, options.streams, rollout)
+        arguments = (*actors.common_arguments(options), options.number, seed, options.streams, rollout, generator)
         try:
-            self._fleet = distributed.Fleet(gin.config_str(), seed, generator, num_steps=rollout, **settings)
+            self._fleet = distributed.Fleet(
+                actors.RolloutActor,
+                arguments,
+                options.number,
+                options.address,
+                options.queue,
+                options.cpus,
+                options.timeout,
+            )
         except (ImportError, distributed.ActorFailure) as error:
             raise UsageError(str(error)) from error
         self.carry = self._bank.variables
@@ -135,16 +145,16 @@ class Actors:
             self._fleet.start()
             self._started = True
         deliveries, waiting = self._fleet.take(self._count, self._bank.fits)
-        actors = [delivery.actor for delivery in deliveries]
+        numbers = [delivery.actor for delivery in deliveries]
         rollouts = [delivery.rollout for delivery in deliveries]
-        self._bank.load(actors, rollouts)
+        self._bank.load(numbers, rollouts)
         loss_info = self._train(joined([rollout.frames for rollout in rollouts]))
-        self._bank.store(actors, rollouts)
+        self._bank.store(numbers, rollouts)
         losses = np.array([[loss_info.loss, *loss_info.extra]], np.float32)
         lag = self._fleet.version - np.mean([rollout.version for rollout in rollouts])
         try:
             self._publish()
-            self._fleet.request(actors)
+            self._fleet.request(numbers)
         except distributed.ActorFailure as error:  # this update counts, there will be no other
             self._failure = error
         sent = [x.nbytes for rollout in rollouts for x in tf.nest.flatten((rollout.frames, rollout.state))]
@@ -170,6 +180,7 @@ class Actors:
 class InGraph:
     """Runs up to `max_updates` rollouts and updates of a TFEnvironment in one compiled function."""
 
+    keeps_streams = True
     error_names = extra_names = carry = ()
 
     def __init__(self, env, agent, rollout, max_updates):

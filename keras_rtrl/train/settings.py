@@ -21,7 +21,7 @@ _TRUST = "a run's settings are read as data; if it is your own run, or of someon
 
 # What may be set, by the names that gin knows: each with those of its arguments that the program gives itself.
 CONFIGURABLES = {
-    "train": ("run", "resume", "minutes", "facts"),
+    "train": (),
     "environment": ("seed", "streams", "evaluation"),
     "agent": (),
     "actors": (),

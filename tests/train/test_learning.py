@@ -2,7 +2,7 @@
 
 import pytest
 
-from keras_rtrl.train import config, loop
+from keras_rtrl.train import building, config, loop
 from keras_rtrl.train.run_folder import new_run
 
 
@@ -16,7 +16,7 @@ def right_choices(tmp_path, core, options, gradient, frames=2_000_000):
         f"ActorCriticNetwork.gradient = {gradient!r}",
     ]
     config.load(config.find("tmaze_r2ac"), bindings)
-    return (loop.train(new_run(str(tmp_path / gradient))).mean_return + 1) / 2
+    return (loop.train(new_run(str(tmp_path / gradient)), building.training()).mean_return + 1) / 2
 
 
 @pytest.mark.slow

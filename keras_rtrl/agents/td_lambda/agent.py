@@ -21,6 +21,7 @@ class TDLambdaAgent(StreamingAgent):
     extra_class = TDLambdaExtra
     config_class = TDLambdaConfig
     objectives = ("critic",)
+    predicts = True
 
     def _objectives(self, forward, action, td_error):
         del action, td_error

@@ -1,4 +1,4 @@
-"""What runs in an actor's process: some streams of an environment, and the network that acts for them."""
+"""The program of an actor's process: some streams of an environment, and the network that acts for them."""
 
 import collections
 import itertools
@@ -12,7 +12,8 @@ import tf_keras
 import keras_rtrl
 from keras_rtrl.agents.policy import ActorCriticPolicy
 from keras_rtrl.drivers import RolloutDriver
-from keras_rtrl.train import building, evaluate, loop  # noqa: F401  loop: its settings are in the configuration
+from keras_rtrl.train import building, games
+from keras_rtrl.train.export import PolicyModule
 
 Rollout = collections.namedtuple("Rollout", ["life", "start", "version", "state", "frames", "games"])
 Rollout.__doc__ = """What an actor sends.
@@ -33,6 +34,11 @@ def environment_seed(seed, number, request):
     if number == request == 0:
         return seed
     return int(np.random.SeedSequence([seed, number, request]).generate_state(1)[0])
+
+
+def common_arguments(options):
+    """What every actor is made with beside its number: this version, the loaded configuration, and its threads."""
+    return keras_rtrl.__version__, gin.config_str(), options.cpus
 
 
 class Actor:
@@ -150,7 +156,7 @@ class GameActor(Actor):
             network = building.network(self._env)
             for variable, value in zip(network.variables, weights, strict=True):
                 variable.assign(value)
-            self._games = evaluate.whole_games(self._env, evaluate.PolicyModule(network), self._quota, self._max_steps)
+            self._games = games.whole_games(self._env, PolicyModule(network), self._quota, self._max_steps)
         for played in itertools.islice(self._games, steps):
             self._played = played
         return self._played

@@ -1,0 +1,114 @@
+"""The settings of training and of actors: what a gin configuration fills."""
+
+import dataclasses
+
+import gin
+
+from keras_rtrl._checks import number, whole_number
+
+
+def _keep(options, name, value):
+    object.__setattr__(options, name, value)  # whole numbers come as floats too
+
+
+@gin.configurable("train", module="keras_rtrl")
+@dataclasses.dataclass(frozen=True)
+class TrainingOptions:
+    """Settings of training.
+
+    The learning rate goes linearly from `learning_rate` to `final_learning_rate` at the run's end.
+
+    Attributes:
+      frames: environment frames of the whole run (Atari: 4 an agent step).
+      rollout: T, agent steps of a stream between two updates.
+      optimizer: class of tf-keras optimiser, called with the schedule of the learning rate.
+      learning_rate: at the start.
+      final_learning_rate: at the end.
+      seed: int, of the weights, the actions and the environment.
+      log_updates: updates between two rows of metrics.csv; an in-graph task makes as many in one compiled call.
+      checkpoint_minutes: minutes between two checkpoints.
+      return_window: number of last games that mean_return is over.
+      encoder_from: folder of a run whose encoder, as its newest checkpoint has it, a new run begins with; None for a
+        fresh one. ActorCriticNetwork.train_encoder says whether it goes on learning.
+      strategy: "mirrored" spreads the streams over this machine's GPUs (its CPUs, where several are configured),
+        "multi_worker_mirrored" over the processes that TF_CONFIG describes, each of which runs this with the same
+        settings on its part of the streams; the chief alone leaves files, and counts its own games only. Checkpoints
+        must lie where all processes read them. None for one device.
+
+    Raises:
+      ValueError: a number out of its range.
+    """
+
+    frames: int = gin.REQUIRED
+    rollout: int = 20
+    optimizer: type = gin.REQUIRED
+    learning_rate: float = 6e-4
+    final_learning_rate: float = 0.0
+    seed: int = 0
+    log_updates: int = 10
+    checkpoint_minutes: float = 3.0
+    return_window: int = 100
+    encoder_from: str | None = None
+    strategy: str | None = None
+
+    def __post_init__(self):
+        for name in ("frames", "rollout", "log_updates", "return_window"):
+            _keep(self, name, whole_number(f"train.{name}", getattr(self, name)))
+        _keep(self, "seed", whole_number("train.seed", self.seed, 0, 2**32 - 1))
+        for name in ("learning_rate", "final_learning_rate"):
+            _keep(self, name, number(f"train.{name}", getattr(self, name), low=0))
+        _keep(self, "checkpoint_minutes", number("train.checkpoint_minutes", self.checkpoint_minutes, above=0))
+
+
+@gin.configurable("actors", module="keras_rtrl")
+@dataclasses.dataclass(frozen=True)
+class ActorOptions:
+    """Settings of the actors on Ray.
+
+    Attributes:
+      number: of actors, 0 for none: the environment runs beside the learner.
+      address: of a Ray cluster ("auto": the one this machine is part of); None begins one of this machine alone, for
+        as long as the run lasts.
+      streams: E, streams of each actor, a divisor of B = environment.num_envs with number E >= B. The learner takes the
+        rollouts of B / E actors for each update, those that came first. None for the smallest E.
+      queue: rollouts of each actor that are under way or wait for the learner. With 1 an actor waits for the weights
+        that its last rollout has led to; with 2 it acts while the learner learns.
+      cpus: CPUs that Ray reserves for each actor, and threads of its TensorFlow.
+      timeout: seconds that an update waits for the next of its rollouts, before training ends with an error.
+
+    Raises:
+      ValueError: a setting out of its range.
+    """
+
+    number: int = 0
+    address: str | None = None
+    streams: int | None = None
+    queue: int = 2
+    cpus: int = 1
+    timeout: float = 300.0
+
+    def __post_init__(self):
+        if self.address is not None and (not isinstance(self.address, str) or not self.address):
+            raise ValueError(f"actors.address must be None or a string such as 'auto', got {self.address!r}")
+        _keep(self, "number", whole_number("actors.number", self.number, 0))
+        if self.streams is not None:
+            _keep(self, "streams", whole_number("actors.streams", self.streams))
+        for name in ("queue", "cpus"):
+            _keep(self, name, whole_number(f"actors.{name}", getattr(self, name)))
+        _keep(self, "timeout", number("actors.timeout", self.timeout, above=0))
+
+    def for_batch(self, batch):
+        """These settings with `streams` decided for a batch of B streams.
+
+        Without a number of its own it is the smallest divisor of B of which all actors together have B or more.
+
+        Raises:
+          ValueError: `streams` that are no such divisor.
+        """
+        fitting = [size for size in range(1, batch + 1) if batch % size == 0 and size * self.number >= batch]
+        if self.streams is not None and self.streams not in fitting:
+            raise ValueError(
+                f"actors.streams must be one of {', '.join(map(str, fitting))} for environment.num_envs={batch} and "
+                f"{self.number} actors, got {self.streams}"
+            )
+        return dataclasses.replace(self, streams=self.streams or fitting[0])
