@@ -115,9 +115,10 @@ dist: .venv/tox/.installed  ## build the sdist, and from it the wheel, without t
 docs: .venv/docs/.installed  ## build the site of docs/ in build/docs
 	NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build --quiet --strict
 
-lint: $(STAMP)  ## check the style with ruff
+lint: $(STAMP)  ## check the style with ruff, and the imports against the drawing in CONTRIBUTING.md
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
+	$(BIN)/lint-imports
 
 bazel: $(STAMP)  ## build and test with Bazel, offline
 	@command -v bazel >/dev/null && test -d /usr/share/bazel/platforms \

@@ -1,5 +1,7 @@
 """The command `keras-rtrl`: chooses tf-keras, on which TF-Agents lives, before anything imports TensorFlow."""
 
+import contextlib
+import importlib.util
 import os
 import signal
 import sys
@@ -16,14 +18,6 @@ def _on_signals(before, after):
         for number, own, other in zip((signal.SIGINT, signal.SIGTERM), before, after, strict=True):
             if signal.getsignal(number) == own:
                 signal.signal(number, other)
-
-
-_OWN = (signal.default_int_handler, signal.SIG_DFL)
-_on_signals(_OWN, (_end, _end))  # there is nothing to tidy up before everything is imported
-
-import contextlib  # noqa: E402
-import importlib.util  # noqa: E402
-import logging  # noqa: E402
 
 
 def _open_closed():
@@ -45,7 +39,7 @@ def _open_closed():
 
 
 @contextlib.contextmanager
-def _quiet():
+def quiet():
     """Keeps the notices that TensorFlow and gym print while imported off the screen, unless importing fails."""
     screen = os.dup(2)
     with open(os.memfd_create("notices"), "r+b", buffering=0) as notices:
@@ -63,21 +57,20 @@ def _quiet():
             os.close(screen)
 
 
-_open_closed()
-if importlib.util.find_spec("tf_agents") is None:
-    sys.exit('keras-rtrl: error: TF-Agents is not installed: pip install "keras_rtrl[agents]", on Python 3.11.')
-os.environ["TF_USE_LEGACY_KERAS"] = "1"
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-with contextlib.suppress(ImportError):
-    import gym_notices.notices
+def main(argv=None):
+    """Runs one command and returns its exit code; see `keras_rtrl.train.cli.main`."""
+    own = (signal.default_int_handler, signal.SIG_DFL)
+    _on_signals(own, (_end, _end))  # there is nothing to tidy up before everything is imported
+    _open_closed()
+    if importlib.util.find_spec("tf_agents") is None:
+        sys.exit('keras-rtrl: error: TF-Agents is not installed: pip install "keras_rtrl[agents]", on Python 3.11.')
+    os.environ["TF_USE_LEGACY_KERAS"] = "1"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with quiet():
+        from keras_rtrl.train import cli
+    _on_signals((_end, _end), own)
+    return cli.main(argv)
 
-    gym_notices.notices.notices.clear()  # three lines that gym, which TF-Agents imports, says before any other
-with _quiet():
-    from keras_rtrl.train.cli import main
-
-# after a checkpoint that does not fit TensorFlow lists each of its values, line by line
-logging.getLogger("tensorflow").setLevel(logging.ERROR)
-_on_signals((_end, _end), _OWN)
 
 if __name__ == "__main__":
     sys.exit(main())

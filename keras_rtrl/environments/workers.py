@@ -27,9 +27,9 @@ from keras_rtrl.environments.halves import HalvedEnvironment
 from keras_rtrl.environments.vector import VectorEnvironment, stream_seeds
 
 # Workers are forked by a server process that has imported all they need and runs nothing: the parent is full of
-# TensorFlow's threads, and a fresh interpreter would take seconds to import it. The command's module imports quietly.
+# TensorFlow's threads, and a fresh interpreter would take seconds to import it.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PRELOAD = ["keras_rtrl_cli", "keras_rtrl.environments.workers"]
+_PRELOAD = ["keras_rtrl_worker"]
 
 _TRIES = 3  # of a replacement, before it is taken that no worker can live
 

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import datetime
 import errno
+import logging
 import math
 import os
 import re
@@ -36,6 +37,8 @@ def main(argv=None):
     """
     # TF-Agents compares with () and [] by "is"; AutoGraph's copy of it makes Python say so over the progress bar.
     warnings.filterwarnings("ignore", '"is( not)?" with', SyntaxWarning)
+    # after a checkpoint that does not fit TensorFlow lists each of its values, line by line
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:
         try:
             words = sys.argv[1:] if argv is None else argv

@@ -28,7 +28,7 @@ def test_agents_say_so():
 
 
 def test_the_command_says_so():
-    done = without("tf_agents", "import keras_rtrl_cli")
+    done = without("tf_agents", "import keras_rtrl_cli; keras_rtrl_cli.main()")
     assert done.returncode == 1
     assert done.stderr == f"keras-rtrl: error: TF-Agents is not installed: {INSTALL}, on Python 3.11.\n"
 

@@ -26,6 +26,15 @@ def test_sdist_holds_the_sources(tmp_path):
     for pattern in ("h", "cc", "cu", "cuh", "txt"):
         sources += ROOT.glob(f"custom_ops/**/*.{pattern}")
     wanted = {str(path.relative_to(ROOT)) for path in sources}
-    wanted |= {"setup.py", "setup.cfg", "pyproject.toml", "keras_rtrl_cli.py", "README.md", "LICENSE", "CHANGELOG.md"}
+    wanted |= {
+        "setup.py",
+        "setup.cfg",
+        "pyproject.toml",
+        "keras_rtrl_cli.py",
+        "keras_rtrl_worker.py",
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+    }
     assert wanted <= held, wanted - held
     assert not [name for name in held if name.endswith((".so", ".pyc")) or name.startswith(("tests", "build"))]

@@ -161,7 +161,8 @@ def test_half_a_row_at_the_end_is_dropped(run):
 FULL = """
 import resource, sys
 import keras_rtrl_cli
-import keras_rtrl.train.evaluate, keras_rtrl.train.loop
+with keras_rtrl_cli.quiet():
+    import keras_rtrl.train.evaluate, keras_rtrl.train.loop
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
 sys.exit(keras_rtrl_cli.main(sys.argv[2:]))
 """

@@ -32,7 +32,7 @@ os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # no t
 
 import keras_rtrl_cli
 
-with keras_rtrl_cli._quiet():
+with keras_rtrl_cli.quiet():
     import files
     import flags
     import matplotlib.backends.backend_agg  # noqa: F401  imported once, not in every case
