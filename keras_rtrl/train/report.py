@@ -145,7 +145,9 @@ def _plot(results, title, path):
         label: line for axis in figure.axes for line, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=legend_columns, fontsize=9)
-    figure.suptitle(f"{title}: mean over seeds and its 95 % interval; one or two seeds, each alone")
+    few = any(len(runs) < 3 for by_condition in results.values() for runs in by_condition.values())
+    alone = "\n(of one or two seeds, each alone)" if few else ""
+    figure.suptitle(f"{title}: mean over seeds and its 95 % interval{alone}")
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120)
 
