@@ -9,11 +9,11 @@ from tf_agents.networks import utils as network_utils
 from tf_agents.specs import tensor_spec
 from tf_agents.trajectories import time_step as ts
 
-from keras_rtrl._checks import flag, shown, widths
+from keras_rtrl._checks import flag, one_of, shown, widths
 from keras_rtrl._keras import keras
 from keras_rtrl.networks.actions import make_actions
 from keras_rtrl.networks.cores import make_core, units_for
-from keras_rtrl.networks.encoders import make_encoder
+from keras_rtrl.networks.encoders import make_encoder, to_floats
 from keras_rtrl.networks.normalizer import RunningNormalizer, clipped
 
 _HISTORY = {"observation", "last_reward", "last_action"}
@@ -27,11 +27,21 @@ def _as_specs(name, specs):
         raise ValueError(f"{name} must be of TensorSpecs, got {shown(specs)}") from error
 
 
+def _with_history(spec, extra):
+    """The spec of an observation with `extra` numbers of history beside it."""
+    if isinstance(spec, dict) or spec.shape.rank > 1:
+        raise ValueError(
+            f"history='before_encoder' takes an observation that is a number or a vector, got {shown(spec)}"
+        )
+    return tf.TensorSpec([spec.shape.num_elements() + extra], keras.backend.floatx())
+
+
 @gin.configurable(module="keras_rtrl")
 class ActorCriticNetwork(network.Network):
-    """Encoder -> concat last reward clipped to [-1, 1], last action -> recurrent core -> policy, value.
+    """Encoder -> recurrent core -> policy, value; last reward, clipped to [-1, 1], and last action beside the features.
 
-    With its defaults the R2AC network of Irie et al. (ICLR 2024). As a TF-Agents network it acts: called with the state
+    With its defaults the R2AC network of Irie et al. (ICLR 2024). With history="before_encoder" the encoder reads last
+    reward and last action too, as in Elelimy et al. (2024). As a TF-Agents network it acts: called with the state
     alone it makes no traces. A learner uses `encode`, `core` and `heads` (or `unroll`, the three in a row) with a
     carry. What the policy's outputs [..., P] mean is `actions`' to say: logits of discrete actions, mean and log
     standard deviation of continuous ones.
@@ -56,6 +66,7 @@ class ActorCriticNetwork(network.Network):
         normalize_observation=False,
         recurrent_parameters=None,
         train_encoder=True,
+        history="after_encoder",
         name="ActorCriticNetwork",
     ):
         """Creates the network; its variables come with `create_variables()`.
@@ -73,14 +84,16 @@ class ActorCriticNetwork(network.Network):
           core_options: further arguments of the core's layer, for instance {"forget_bias": 4.0}; for a stack
             {"frames": 4}.
           head_units: widths of tanh layers between the core and the two heads.
-          use_last_action: whether the core also sees the last action (one-hot; floats as they are), zeros where an
+          use_last_action: whether the network also sees the last action (one-hot; floats as they are), zeros if an
             episode starts.
-          use_last_reward: whether the core also sees the last reward, zero where an episode starts.
+          use_last_reward: whether the network also sees the last reward, zero if an episode starts.
           shared_heads: whether the layers of `head_units` serve both heads, or each head has its own.
           normalize_observation: whether each feature of the observation is normalised by its running mean and standard
             deviation (`update_normalizer`) before the encoder.
           recurrent_parameters: choose `units` so that the core has about so many trainable weights.
           train_encoder: False leaves the encoder as it is, and the normalisation before it: no agent trains them.
+          history: where last action and last reward come in: "after_encoder", beside its features, or
+            "before_encoder", beside an observation that is a number or a vector.
           name: name of the network.
 
         Raises:
@@ -88,15 +101,12 @@ class ActorCriticNetwork(network.Network):
         """
         if not isinstance(input_tensor_spec, dict) or set(input_tensor_spec) != _HISTORY:
             raise ValueError(f"input_tensor_spec must be a dict of {sorted(_HISTORY)}, got {shown(input_tensor_spec)}")
-        flags = {
-            "use_last_action": use_last_action,
-            "use_last_reward": use_last_reward,
-            "shared_heads": shared_heads,
-            "normalize_observation": normalize_observation,
-            "train_encoder": train_encoder,
-        }
-        for flag_name, value in flags.items():
-            flag(flag_name, value)
+        flag("use_last_action", use_last_action)
+        flag("use_last_reward", use_last_reward)
+        flag("shared_heads", shared_heads)
+        flag("normalize_observation", normalize_observation)
+        flag("train_encoder", train_encoder)
+        one_of("history", history, ("after_encoder", "before_encoder"))
         if name is not None and not (isinstance(name, str) and re.fullmatch(_SCOPE, name)):
             raise ValueError(f"name must be None or what TensorFlow takes for a name, {_SCOPE}, got {shown(name)}")
         head_units = widths("head_units", head_units)
@@ -110,10 +120,11 @@ class ActorCriticNetwork(network.Network):
             )
         actions = make_actions(_as_specs("action_spec", action_spec))
         observation_spec = input_tensor_spec["observation"]
-        dense = make_encoder(encoder, observation_spec, encoder_units)
-        zeros = tf.nest.map_structure(lambda spec: tf.zeros([1, *spec.shape], spec.dtype), observation_spec)
-        width = dense(zeros).shape[-1]
-        width += bool(use_last_reward) + (actions.width if use_last_action else 0)
+        extra = bool(use_last_reward) + (actions.width if use_last_action else 0)
+        encoded_spec = _with_history(observation_spec, extra) if history == "before_encoder" else observation_spec
+        dense = make_encoder(encoder, encoded_spec, encoder_units)
+        zeros = tf.nest.map_structure(lambda spec: tf.zeros([1, *spec.shape], spec.dtype), encoded_spec)
+        width = dense(zeros).shape[-1] + (0 if history == "before_encoder" else extra)
         core_options = {} if core_options is None else core_options
         if units is None:
             units = units_for(core, width, recurrent_parameters, gradient, core_options)
@@ -122,6 +133,7 @@ class ActorCriticNetwork(network.Network):
         self.actions = actions
         self.recurrent_core = recurrent
         self._use_last_action, self._use_last_reward = use_last_action, use_last_reward
+        self._history_first = history == "before_encoder"
         self._normalizer = RunningNormalizer(observation_spec.shape) if normalize_observation else None
         self._encoder = dense
         self._encoder.trainable = train_encoder
@@ -159,16 +171,24 @@ class ActorCriticNetwork(network.Network):
         raw = tf.nest.map_structure(squash.flatten, observation["observation"])
         if self._normalizer is not None:
             raw = self._normalizer(tf.cast(raw, keras.backend.floatx()))
+        last = self._last(observation, reset)
+        if self._history_first:
+            size = self.input_tensor_spec["observation"].shape.num_elements()
+            flat = tf.reshape(to_floats(raw), [-1, size])
+            raw, last = tf.concat([flat, *(squash.flatten(part) for part in last)], axis=-1), []
         encoded = self._encoder(raw)
-        parts = [squash.unflatten(encoded if self._encoder.trainable else tf.stop_gradient(encoded))]
+        features = squash.unflatten(encoded if self._encoder.trainable else tf.stop_gradient(encoded))
+        return tf.concat([features, *last], axis=-1)
+
+    def _last(self, observation, reset):
+        """Last reward and last action as features, each [B, T, ...]."""
         last = []
         if self._use_last_reward:
-            last_reward = tf.cast(observation["last_reward"], parts[0].dtype)
+            last_reward = tf.cast(observation["last_reward"], keras.backend.floatx())
             last.append(clipped(last_reward, -1.0, 1.0)[..., tf.newaxis])
         if self._use_last_action:
             last.append(self.actions.features(observation["last_action"]))
-        parts += [tf.where(reset[..., tf.newaxis], tf.zeros_like(part), part) for part in last]
-        return tf.concat(parts, axis=-1)
+        return [tf.where(reset[..., tf.newaxis], tf.zeros_like(part), part) for part in last]
 
     @property
     def normalizer(self):

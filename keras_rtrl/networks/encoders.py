@@ -11,16 +11,21 @@ from keras_rtrl._keras import keras, register
 layers = keras.layers
 
 
+def to_floats(observation):
+    """uint8 to floats in [0, 1] (divided by 255); any other dtype to floats, values unchanged."""
+    scale = 1.0 / 255.0 if observation.dtype == tf.uint8 else 1.0
+    return tf.cast(observation, keras.backend.floatx()) * scale
+
+
 @register  # as networks are pickled
 class _ToFloat(layers.Layer):
-    """uint8 to floats in [0, 1] (divided by 255); any other dtype to floats, values unchanged."""
+    """`to_floats` as a layer."""
 
     def __init__(self, **kwargs):
         super().__init__(autocast=False, **kwargs)
 
     def call(self, observation):
-        scale = 1.0 / 255.0 if observation.dtype == tf.uint8 else 1.0
-        return tf.cast(observation, keras.backend.floatx()) * scale
+        return to_floats(observation)
 
 
 class _WithInstruction(layers.Layer):

@@ -202,32 +202,18 @@ _ALONE = ("actors.number = 0", "actors.address = None")  # whatever its training
 def _train(args):
     if args.trust and args.resume is None:
         raise UsageError("--trust is about the settings of a run: it goes with --resume")
-    if args.resume is not None:
-        for option in ("preset", "game", "seed", "out"):
-            if getattr(args, option) is not None:
-                value = getattr(args, option)
-                raise UsageError(f"--resume goes on with a run as it was set up: leave out {option} {value!r}")
-        run = open_run(args.resume)
-    else:
-        if args.preset is None:
-            raise UsageError(f"name a preset ({', '.join(config.presets())}) or a gin file, or --resume a run")
-        source = config.find(args.preset)
-    from keras_rtrl.environments import registry
+    if args.preset is None and args.resume is None:
+        raise UsageError(f"name a preset ({', '.join(config.presets())}) or a gin file, or --resume a run")
+    run = _resumed(args) if args.resume is not None else None
+    source = None if run else config.find(args.preset)
     from keras_rtrl.train import building, loop, used
 
-    bindings = []
-    if args.game is not None:
-        name = _environment_name(args.game)
-        bindings.append(f"environment.name = {name!r}")
-        config.load(source)
-        if registry.family(name) != registry.family(config.text("environment.name", name)):
-            bindings.append("environment.options = None")  # the preset's are another family's
+    bindings = [*_game_bindings(args, source), *_actor_bindings(args)]
     if args.frames is not None:
         bindings.append(f"train.frames = {args.frames}")
     if args.seed is not None:
         bindings.append(f"train.seed = {args.seed}")
-    bindings += _actor_bindings(args)
-    if args.resume is not None:
+    if run:
         config.load_run(run, ["actors.address = None"], args.trust)
         before = used.snapshot()
         given = config.load_run(run, [*bindings, *args.gin], args.trust)
@@ -239,22 +225,9 @@ def _train(args):
     used.check_once(bindings, given)
     used.check_set(args.resume or args.preset)
     facts = {}
-    if args.resume is None:
+    if not run:
         preset = os.path.splitext(os.path.basename(args.preset))[0]
-        joined = config.value("train.strategy", None) == "multi_worker_mirrored"
-        if args.out is not None:
-            if joined:
-                check_writable(args.out)
-                run = RunFolder(args.out)
-                run.check_kinds()
-            else:
-                run = new_run(args.out)
-        elif joined:
-            raise UsageError("several processes make one run: give --out, the same folder to each")
-        else:
-            game = re.split("[/:]", config.text("environment.name", ""))[-1].rsplit("-v", 1)[0]
-            run = new_run(os.path.join("runs", f"{preset}-{game}-{datetime.datetime.now():%Y%m%d-%H%M%S}"))
-        facts = {"command": args.command, "preset": preset}
+        run, facts = _new_run(args.out, preset), {"command": args.command, "preset": preset}
     print(f"run folder: {run.path}", flush=True)
     try:
         result = loop.train(run, building.training(), args.resume is not None, args.minutes, facts)
@@ -270,17 +243,59 @@ def _train(args):
         return 1
     except (loop.ActorFailure, loop.ProcessLost) as error:
         print(f"keras-rtrl: training stopped: {one_line(error)}", file=sys.stderr)
-        several = config.value("train.strategy", None) == "multi_worker_mirrored"
-        print(f"go on with{', in every process' if several else ''}: keras-rtrl train --resume {run.path}")
+        print(f"go on with{', in every process' if _several() else ''}: keras-rtrl train --resume {run.path}")
         return 1
+    _print_training(run, result)
+    return 128 + result.signal if result.signal else 0
+
+
+def _resumed(args):
+    """The run that --resume names."""
+    for option in ("preset", "game", "seed", "out"):
+        if (value := getattr(args, option)) is not None:
+            raise UsageError(f"--resume goes on with a run as it was set up: leave out {option} {value!r}")
+    return open_run(args.resume)
+
+
+def _new_run(out, preset):
+    """The folder of a new run, by --out or by the time; the configuration must be loaded."""
+    if out is None:
+        if _several():
+            raise UsageError("several processes make one run: give --out, the same folder to each")
+        game = re.split("[/:]", config.text("environment.name", ""))[-1].rsplit("-v", 1)[0]
+        return new_run(os.path.join("runs", f"{preset}-{game}-{datetime.datetime.now():%Y%m%d-%H%M%S}"))
+    if not _several():
+        return new_run(out)
+    check_writable(out)
+    run = RunFolder(out)
+    run.check_kinds()
+    return run
+
+
+def _several():
+    return config.value("train.strategy", None) == "multi_worker_mirrored"
+
+
+def _print_training(run, result):
     mean = "none finished" if result.mean_return is None else f"mean return {result.mean_return:.2f}"
     scores = [f"{name} {value:.4g}" for name, value in result.errors.items() if value is not None]
-    scores = ", ".join(scores or [f"{result.games} games ({mean})"])
-    scores += _normalized(result.human_normalized)
+    scores = ", ".join(scores or [f"{result.games} games ({mean})"]) + _normalized(result.human_normalized)
     print(f"{result.frames} frames, {result.updates} updates, {scores}, {result.seconds:.0f} s")
     if not result.done:
         print(f"not at its end; go on with: keras-rtrl train --resume {run.path}")
-    return 128 + result.signal if result.signal else 0
+
+
+def _game_bindings(args, source):
+    """What --game stands for."""
+    if args.game is None:
+        return []
+    from keras_rtrl.environments import registry
+
+    name = _environment_name(args.game)
+    config.load(source)
+    same = registry.family(name) == registry.family(config.text("environment.name", name))
+    # the preset's options are another family's
+    return [f"environment.name = {name!r}", *([] if same else ["environment.options = None"])]
 
 
 def _actor_bindings(args):

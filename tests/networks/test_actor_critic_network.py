@@ -124,6 +124,41 @@ def test_where_an_episode_starts_there_is_no_last_action_and_no_last_reward(acti
     np.testing.assert_array_equal(features[1], after_zeros[actions.shape.rank])
 
 
+def test_the_encoder_can_read_the_history_too():
+    network = make_network(history="before_encoder")
+    network.create_variables()
+    observation, reset = make_observation(2, 3), tf.constant([[False, False, True], [True, False, False]])
+    # observation, reward, the one-hot of three actions
+    assert (4 + 1 + 3, 5) in [tuple(variable.shape) for variable in network.variables]
+    features = network.encode(observation, reset)
+    assert features.shape == (2, 3, 5)
+    seen = [
+        observation["observation"],
+        tf.clip_by_value(observation["last_reward"], -1, 1)[..., None] * tf.cast(~reset, tf.float32)[..., None],
+        tf.one_hot(observation["last_action"], 3) * tf.cast(~reset, tf.float32)[..., None],
+    ]
+    expected = network._encoder(tf.reshape(tf.concat(seen, -1), [6, 8]))
+    np.testing.assert_allclose(tf.reshape(features, [6, 5]), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("spec", [tf.TensorSpec([], tf.float32), tf.TensorSpec([3], tf.uint8)])
+def test_history_beside_a_number_and_beside_bytes(spec):
+    specs = {**HISTORY, "observation": spec}
+    network = ActorCriticNetwork(specs, ACTIONS, units=6, encoder_units=(5,), history="before_encoder")
+    raw = tf.fill([1, 2, *spec.shape], tf.cast(51, spec.dtype))
+    observation = {**make_observation(1, 2), "observation": raw}
+    features = network.encode(observation, tf.ones([1, 2], tf.bool))
+    scaled = raw / 255 if spec.dtype == tf.uint8 else raw
+    numbers = np.concatenate([np.reshape(scaled, [2, -1]), np.zeros([2, 4])], -1).astype(np.float32)
+    np.testing.assert_allclose(features[0], network._encoder(numbers), rtol=1e-6)
+
+
+def test_history_before_an_encoder_of_images_is_refused():
+    specs = {**HISTORY, "observation": tf.TensorSpec([8, 8, 3], tf.uint8)}
+    with pytest.raises(ValueError, match=r"history='before_encoder' takes an observation that is a number or a vector"):
+        ActorCriticNetwork(specs, ACTIONS, history="before_encoder")
+
+
 def test_carry_takes_no_gradient():
     for core, gradient in CORES:
         network = make_network(core, gradient)
