@@ -1,5 +1,8 @@
 """A tiny T-maze run and a tiny Breakout run, each trained once for all tests."""
 
+import pathlib
+import time
+
 import pytest
 from tf_agents.agents import tf_agent as _tf_agent  # noqa: F401  TF-Agents before anything that needs it
 
@@ -18,6 +21,18 @@ TINY_TMAZE = (
 def train(*words, bindings=()):
     """Runs `keras-rtrl train` in this process and returns its exit code."""
     return cli.main(["train", *words, *(word for binding in bindings for word in ("--gin", binding))])
+
+
+@pytest.fixture
+def begin_importing():
+    """Waits until a process of the command has begun to import what it needs: its first instructions are Python's."""
+
+    def wait(process):
+        while "numpy" not in pathlib.Path(f"/proc/{process.pid}/maps").read_text():
+            assert process.poll() is None
+            time.sleep(0.01)
+
+    return wait
 
 
 @pytest.fixture

@@ -231,9 +231,9 @@ def test_standard_streams_that_take_nothing(redirection, code):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_while_importing_are_silent(number):
+def test_signals_while_importing_are_silent(number, begin_importing):
     process = subprocess.Popen([SCRIPT, "info"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    time.sleep(0.7)
+    begin_importing(process)
     process.send_signal(number)
     out, error = process.communicate(timeout=60)
     assert (process.returncode, out, error) == (128 + number, b"", b"")

@@ -182,7 +182,7 @@ def _case(command, file, name, damage, expected):
         made.copy(folder / "run")
         damage(folder / "run" / file)
 
-    names = (file, "run", "configuration", *GIN)
+    names = (file, "run", "configuration", "train.rollout", *GIN)
     texts = {"tiny.gin": TMAZE} if command == "encoder" else {}
     alone = name == "not permitted"
     return Case(f"{command}: {file} {name}", COMMANDS[command], expected, names, texts, prepare, unprivileged=alone)
