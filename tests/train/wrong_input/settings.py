@@ -131,6 +131,7 @@ KINDS = {
     "ActorCriticNetwork.action_spec": supplied,
     "ActorCriticNetwork.name": optional(label),  # None: TF-Agents names it
     "ActorCriticNetwork.encoder": choice,
+    "ActorCriticNetwork.history": choice,
     "ActorCriticNetwork.encoder_units": optional(widths),
     "ActorCriticNetwork.head_units": widths,
     "ActorCriticNetwork.core": choice,
