@@ -53,6 +53,7 @@ OTHERS = {
     "engine/native": [PROOFS, "-k", "not xla"],
     "layers": ["tests/layers/test_defaults.py"],
     "layers/carry": ["tests/layers", "-k", FEW],
+    "layers/readout": ["tests/layers", "-k", FEW],
     "layers/recurrent": ["tests/layers", "-k", FEW],
     "layers/rtrl": ["tests/cells", "-k", FEW],
     "layers/signature": ["tests/layers", "-k", FEW],
