@@ -222,7 +222,7 @@ def _case(setting, base, binding, text, expected, via_file, names):
     if setting.startswith("sweep."):
         other = "sweep.conditions" if setting == "sweep.tasks" else "sweep.tasks"
         files = {"tiny.gin": f'{base}{other} = {{"all": []}}\n{binding}\n'}
-        names = (*names, "tiny.gin")
+        names = (*names, "tiny.gin", "no finished run")
         return Case(name, ["sweep", "tiny.gin", "--report-only", "--out", "new"], "refused", names, files)
     if via_file:
         files = {"tiny.gin": f"{base}{binding}\n"}
