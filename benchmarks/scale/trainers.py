@@ -121,15 +121,8 @@ class Player(_Timed):
         self._steps = streams * rollout
         generator = agent.collect_policy.generator.state.numpy()
         arguments = (*actors.common_arguments(options), options.number, 0, options.streams, rollout, generator)
-        self._fleet = Fleet(
-            actors.RolloutActor,
-            arguments,
-            options.number,
-            options.address,
-            options.queue,
-            options.cpus,
-            options.timeout,
-        )
+        ray = options.address, options.queue, options.cpus, options.timeout
+        self._fleet = Fleet(actors.RolloutActor, arguments, options.number, *ray)
         self._fleet.publish([variable.numpy() for variable in agent.network.variables])
         self._fleet.start()
 
