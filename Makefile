@@ -114,6 +114,7 @@ dist: .venv/tox/.installed  ## build the sdist, and from it the wheel, without t
 
 docs: .venv/docs/.installed  ## build the site of docs/ in build/docs
 	NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build --quiet --strict
+	@! grep -l '<blockquote>' build/docs/api/*.html || { echo "error: code that came out as quotations" >&2; exit 1; }
 
 lint: $(STAMP)  ## check the style with ruff, and the imports against the drawing in CONTRIBUTING.md
 	$(BIN)/ruff check .

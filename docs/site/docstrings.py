@@ -1,4 +1,4 @@
-"""Griffe reads two sections of the docstrings in its own way: they are put into words that it renders as written."""
+"""Puts what Griffe and Markdown would read in another way into words that they render as written."""
 
 import re
 import textwrap
@@ -13,10 +13,16 @@ class Sections(griffe.Extension):
         text = obj.docstring.value
         # A list of arguments, as Keras' docstrings have it.
         text = re.sub(r"^Call arguments:\n", "Other Parameters: Call arguments\n", text, flags=re.MULTILINE)
+        # Examples, which Markdown takes for quotations.
+        text = re.sub(r"(?:^(?:>>>|\.\.\.).*(?:\n|\Z))+", _code, text, flags=re.MULTILINE)
         # Sentences, in which a colon ends no type.
         obj.docstring.value = re.sub(
             r"^Returns:\n((?:(?:  .*)?(?:\n|\Z))+)", _sentences, text, count=1, flags=re.MULTILINE
         )
+
+
+def _code(match):
+    return f"```pycon\n{match[0].rstrip()}\n```\n"
 
 
 def _sentences(match):
