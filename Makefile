@@ -11,7 +11,7 @@ NATIVE_SOURCES := $(shell find custom_ops -name test -prune -o -type f -print)
 # The GPUs at hand, or three where there is none: all would take longer than the rest of the build. Wheels get all.
 GPUS = $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | awk '/^[0-9]+$$/ && $$1 >= 75' | sort -u)
 ARCHITECTURES = $(if $(GPUS),$(subst $() ,;,$(addsuffix -real,$(GPUS))),80-real;90-real;120)
-PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal $(if $(IMPLEMENTATION),--implementation $(IMPLEMENTATION)) \
+PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --durations=20 --durations-min=5 $(if $(IMPLEMENTATION),--implementation $(IMPLEMENTATION)) \
 	$(if $(FULL),--full) $(TESTS)
 SPREAD := tests/agents/test_replicas.py tests/distributed tests/train/test_strategy.py
 TRAIN_OPTIONS = $(if $(GAME),--game "$(GAME)") $(if $(FRAMES),--frames "$(FRAMES)") $(if $(SEED),--seed "$(SEED)") \

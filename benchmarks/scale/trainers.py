@@ -121,8 +121,8 @@ class Player(_Timed):
         self._steps = streams * rollout
         generator = agent.collect_policy.generator.state.numpy()
         arguments = (*actors.common_arguments(options), options.number, 0, options.streams, rollout, generator)
-        ray = options.address, options.queue, options.cpus, options.timeout
-        self._fleet = Fleet(actors.RolloutActor, arguments, options.number, *ray)
+        fleet = {"number": options.number, "queue": options.queue, **options.for_ray()}
+        self._fleet = Fleet(actors.RolloutActor, arguments, **fleet)
         self._fleet.publish([variable.numpy() for variable in agent.network.variables])
         self._fleet.start()
 

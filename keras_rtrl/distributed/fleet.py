@@ -47,8 +47,8 @@ class Fleet:
         actor(i, *arguments), i being the number of the actor from 0.
       arguments: what each is made with beside its number, a tuple.
       number: of actors.
-      address: of a Ray cluster ("auto": the one this machine is part of); None begins one of this machine alone.
       queue: rollouts of each actor that are under way or wait for the learner.
+      address: of a Ray cluster ("auto": the one this machine is part of); None begins one of this machine alone.
       cpus: that Ray reserves for each actor.
       timeout: seconds that `take` waits for the next of its rollouts.
 
@@ -58,7 +58,7 @@ class Fleet:
     """
 
     @_ray_answers()
-    def __init__(self, actor, arguments, number, address, queue, cpus, timeout):
+    def __init__(self, actor, arguments, *, number, queue, address, cpus, timeout):
         self._number, self._queue, self._timeout = number, queue, timeout
         self._ray = _connect(address, number * cpus)
         self._actors = [_start(actor, cpus, i, *arguments) for i in range(number)]
@@ -149,7 +149,7 @@ class Fleet:
 
 
 @_ray_answers()
-def play_games(actor, arguments, weights, quotas, address, cpus, timeout, progress):
+def play_games(actor, arguments, *, weights, quotas, progress, address, cpus, timeout):
     """Whole games, played greedily by actors.
 
     An actor that dies plays its games again from the first, by the same seed.
@@ -160,8 +160,8 @@ def play_games(actor, arguments, weights, quotas, address, cpus, timeout, progre
       arguments: for each actor what it is made with beside its number, a tuple.
       weights: list of arrays, as the network's variables.
       quotas: for each actor the number of games of each of its streams.
-      address, cpus, timeout: as Fleet's.
       progress: called with what is returned, as far as it has come; None for an actor that has sent nothing yet.
+      address, cpus, timeout: as Fleet's.
 
     Returns:
       For each actor a list of (return, length in agent steps, whether cut off) a stream, at least as many as asked for.

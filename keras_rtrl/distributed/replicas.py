@@ -69,11 +69,15 @@ class Streams:
         """Number of this process among those that learn, by its streams: 0 has the first."""
         return self._ids[0] * self.replica // self.worker
 
-    def any(self, flag):
+    def any_process(self, flag):
         """Whether `flag` is true in any process; each must ask."""
         if self.worker == self.count:
             return bool(flag)
         return bool(self._sum(tf.constant(float(flag))) > 0)
+
+    def wait_for_all(self):
+        """Returns once every process has come here."""
+        self.any_process(False)
 
     def from_first(self, value):
         """The `value` that replica 0 has, in every process."""

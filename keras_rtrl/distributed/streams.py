@@ -58,6 +58,9 @@ class StreamBank:
           rollouts: their Rollouts.
         """
         broken = [not self._continues(actor, rollout) for actor, rollout in zip(actors, rollouts, strict=True)]
+        for actor, rollout, is_broken in zip(actors, rollouts, broken, strict=True):
+            if is_broken:
+                self._count_break(actor, rollout)
         if self._bank is None and not any(broken):
             return
         if self._bank is None:
@@ -89,15 +92,15 @@ class StreamBank:
         return [value.numpy() for value in self._bank or self._agent.stream_values()]
 
     def _continues(self, actor, rollout):
+        return self._places[actor] == Place(rollout.life, rollout.start)
+
+    def _count_break(self, actor, rollout):
         place = self._places[actor]
-        if place == Place(rollout.life, rollout.start):
-            return True
         if place is None or place.life != rollout.life:
             self.restarts += place is not None
             self.gaps += rollout.start > 0
         else:
             self.gaps += 1
-        return False
 
     def _rows(self, actors):
         return tf.constant([a * self._streams + i for a in actors for i in range(self._streams)], tf.int32)

@@ -144,8 +144,9 @@ class AtariEnvironment(VectorEnvironment):
         self._lives = info["lives"]
         self._life_lost = np.zeros(self._num_envs, bool)
         self._game_over = np.zeros(self._num_envs, bool)
-        # An episode that ended in the very step reported as its FIRST is closed by the next step: 1 + its discount.
-        self._owed = np.zeros(self._num_envs, np.float32)
+        # An episode that ended in the very step reported as its FIRST is closed by the next step, with its discount.
+        self._ended_at_first = np.zeros(self._num_envs, bool)
+        self._end_discount = np.ones(self._num_envs, np.float32)
         return self._first(_channels_last(frames))
 
     def _step(self, action):
@@ -162,12 +163,12 @@ class AtariEnvironment(VectorEnvironment):
         ended = died | truncated
         discount = np.where(died, 0.0, 1.0).astype(np.float32)
         observation = _channels_last(frames)
-        owed = self._owed > 0
-        if owed.any():
-            observation[owed] = before.observation[owed]
-            discount[owed] = self._owed[owed] - 1.0
-        self._owed = np.where(first & ended, 1.0 + discount, 0.0).astype(np.float32)
-        step_type = np.where(first, StepType.FIRST, np.where(ended | owed, StepType.LAST, StepType.MID))
+        late = self._ended_at_first
+        if late.any():
+            observation[late] = before.observation[late]
+            discount[late] = self._end_discount[late]
+        self._ended_at_first, self._end_discount = first & ended, discount
+        step_type = np.where(first, StepType.FIRST, np.where(ended | late, StepType.LAST, StepType.MID))
         return TimeStep(
             step_type.astype(np.int32),
             np.where(first, 0, reward).astype(np.float32),

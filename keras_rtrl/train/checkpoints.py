@@ -79,11 +79,11 @@ class Checkpoints:
         agent.gather_streams()
         floating = (variable for variable in self._watched if variable.dtype.is_floating)
         bad = next((variable.name for variable in floating if not np.all(np.isfinite(variable.numpy()))), None)
-        if agent.streams.any(bad is not None):
+        if agent.streams.any_process(bad is not None):
             raise ArithmeticError(f"{bad or 'a variable of another process'} is not finite")
         if agent.streams.is_chief:
             self._write()
-        agent.streams.any(False)  # no process goes on before the chief has written
+        agent.streams.wait_for_all()  # no process goes on before the chief has written
         self._saved = self._counters.updates
 
     def _write(self):

@@ -155,12 +155,10 @@ def _played_by_actors(run, quota, seeds, max_steps, options, bar):
                     (*actors.common_arguments(options), actors.environment_seed(seed, i, 0), quotas[i], max_steps)
                     for i in range(number)
                 ],
-                weights,
-                quotas,
-                options.address,
-                options.cpus,
-                options.timeout,
-                lambda parts: bar.show(_by_stream(parts, len(quota)), quota),
+                weights=weights,
+                quotas=quotas,
+                progress=lambda parts: bar.show(_by_stream(parts, len(quota)), quota),
+                **options.for_ray(),
             )
             bar.next_repeat(quota)
             result += _wanted(_by_stream(parts, len(quota)), quota)

@@ -136,7 +136,7 @@ class Loop:
                 if updates == to_row or self._counters.updates == self._updates:
                     self._write_row()
                 late = time.monotonic() - self._last_saved > 60 * self._options.checkpoint_minutes
-                if self._streams.any(late) and not self._save():
+                if self._streams.any_process(late) and not self._save():
                     break
             self._signal = received[0] if received else None
             self._close()
@@ -158,7 +158,7 @@ class Loop:
 
     def _stops(self, received):
         late = self._deadline is not None and time.monotonic() > self._deadline
-        return self._streams.any(received or late)
+        return self._streams.any_process(received or late)
 
     def _update(self, updates):
         """The runner's Outcome; None if it failed or is not finite, which ends the loop."""

@@ -97,6 +97,10 @@ class ActorOptions:
             _keep(self, name, whole_number(f"actors.{name}", getattr(self, name)))
         _keep(self, "timeout", number("actors.timeout", self.timeout, above=0))
 
+    def for_ray(self):
+        """What the cluster and each actor's processes are asked for: keyword arguments of `distributed`."""
+        return {"address": self.address, "cpus": self.cpus, "timeout": self.timeout}
+
     def for_batch(self, batch):
         """These settings with `streams` decided for a batch of B streams.
 

@@ -122,11 +122,9 @@ class Actors:
             self._fleet = distributed.Fleet(
                 actors.RolloutActor,
                 arguments,
-                options.number,
-                options.address,
-                options.queue,
-                options.cpus,
-                options.timeout,
+                number=options.number,
+                queue=options.queue,
+                **options.for_ray(),
             )
         except (ImportError, distributed.ActorFailure) as error:
             raise UsageError(str(error)) from error

@@ -114,7 +114,7 @@ def _lock(run, resume, streams):
                 raise UsageError(f"{run.path}: holds a run already; go on with it by --resume, or choose another --out")
         except UsageError as error:
             wrong = error
-    if streams.any(wrong is not None):
+    if streams.any_process(wrong is not None):
         raise wrong or UsageError(f"{run.path}: the first process of this run cannot begin, see there")
 
 

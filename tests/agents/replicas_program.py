@@ -223,8 +223,8 @@ def worker(folder):
         save(folder / f"{kind}_worker{rank}.npz", agent, numbers)
         refuse(agent, rollouts[-1])
         np.savez(folder / f"{kind}_actions{rank}.npz", before=before, after=act(agent, rollouts[0]))
-        assert agent.streams.any(rank == 1)
-        assert not agent.streams.any(False)
+        assert agent.streams.any_process(rank == 1)
+        assert not agent.streams.any_process(False)
         assert agent.streams.is_chief == (rank == 0)
 
 
