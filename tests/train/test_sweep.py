@@ -117,18 +117,6 @@ def test_report_only_trains_nothing(swept, capsys):
     assert capsys.readouterr().out == (swept / "out" / "table.md").read_text()
 
 
-def test_report_only_leaves_a_damaged_run_out_and_says_so(swept, tmp_path, capsys):
-    out = shutil.copytree(swept / "out", tmp_path / "out")
-    damaged = out / "corridor-3" / "elstm-rtrl" / "seed-2"
-    (damaged / "run.json").write_text("[1]")
-    assert cli.main(["sweep", str(swept / "tiny.gin"), "--report-only", "--out", str(out)]) == 0
-    text, errors = capsys.readouterr()
-    assert "| corridor 3 | eLSTM, RTRL | 1 |" in text
-    assert "| corridor 3 | eLSTM, instant | 2 |" in text
-    assert str(damaged) in errors
-    assert errors.count("\n") == 1
-
-
 @pytest.mark.parametrize(
     ("words", "names"),
     [
