@@ -58,9 +58,8 @@ class StreamBank:
           rollouts: their Rollouts.
         """
         broken = [not self._continues(actor, rollout) for actor, rollout in zip(actors, rollouts, strict=True)]
-        for actor, rollout, is_broken in zip(actors, rollouts, broken, strict=True):
-            if is_broken:
-                self._count_break(actor, rollout)
+        for actor, rollout in zip(actors, rollouts, strict=True):
+            self._count_break(actor, rollout)
         if self._bank is None and not any(broken):
             return
         if self._bank is None:
@@ -95,11 +94,12 @@ class StreamBank:
         return self._places[actor] == Place(rollout.life, rollout.start)
 
     def _count_break(self, actor, rollout):
+        """Counts a restart or a gap, if the rollout does not begin where the last one ended."""
         place = self._places[actor]
         if place is None or place.life != rollout.life:
             self.restarts += place is not None
             self.gaps += rollout.start > 0
-        else:
+        elif place.end != rollout.start:
             self.gaps += 1
 
     def _rows(self, actors):
