@@ -41,7 +41,7 @@ def _sizes(found):
         computed = ", computed from shapes" if size["computed"] else ""
         rows.append([f"{name}{computed}", size["streams"], size["steps"], *sizes])
     head = ["preset", "B", "T", "frames", "all else", "both, an agent step", "weights, all", "traces, a stream"]
-    return _section("Bytes (kB; of one stream's rollout where nothing else is said)", head, rows)
+    return _section("Bytes (kB; of one stream's rollout unless the column says otherwise)", head, rows)
 
 
 def _learner(found):
