@@ -1,4 +1,4 @@
-# Everything runs from a virtual environment in .venv, which the targets make and keep up to date themselves.
+# Everything runs from a virtual environment in .venv; the targets make it and keep it up to date.
 PYTHON ?= python3.11
 JOBS ?= 2
 PRESET ?= atari_r2ac_cpu
@@ -8,7 +8,7 @@ STAMP := .venv/.installed
 TOOLS := $(patsubst %,.venv/%/.installed,bench docs mutation tox)
 NATIVE := keras_rtrl/_native/libkeras_rtrl.so
 NATIVE_SOURCES := $(shell find custom_ops -name test -prune -o -type f -print)
-# The GPUs at hand, or three where there is none: all would take longer than the rest of the build. Wheels get all.
+# The GPUs of this machine, or three architectures if it has none: all would take longer than the rest of the build. Wheels get all.
 GPUS = $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | awk '/^[0-9]+$$/ && $$1 >= 75' | sort -u)
 ARCHITECTURES = $(if $(GPUS),$(subst $() ,;,$(addsuffix -real,$(GPUS))),80-real;90-real;120)
 PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --durations=20 --durations-min=5 $(if $(IMPLEMENTATION),--implementation $(IMPLEMENTATION)) \
@@ -42,7 +42,7 @@ $(STAMP): setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[atari,minigrid,mujoco,popgym,procgen,ray,vizdoom,dev]'
 	@touch $@
 
-# Without the tools there is nothing to wait for: layers run on the twin.
+# Without CMake and a compiler nothing is built: layers then run on plain TensorFlow.
 $(NATIVE): $(STAMP) $(NATIVE_SOURCES)
 	@if command -v cmake >/dev/null && command -v $${CXX:-c++} >/dev/null; then \
 		cmake -S custom_ops -B build/native -D KERAS_RTRL_PYTHON="$(CURDIR)/$(BIN)/python" \
@@ -57,10 +57,10 @@ $(NATIVE): $(STAMP) $(NATIVE_SOURCES)
 train: $(STAMP) $(NATIVE)  ## train (an agent on Atari Breakout by default) and leave a run folder
 	@exec setpriv --pdeathsig TERM $(BIN)/keras-rtrl train $(if $(RESUME),--resume "$(RESUME)",$(PRESET)) $(TRAIN_OPTIONS)
 
-bench: $(STAMP) $(NATIVE) .venv/bench/.installed  ## time the layers beside keras', torch's and JAX's; keep the machine quiet
+bench: $(STAMP) $(NATIVE) .venv/bench/.installed  ## time the layers, and those of keras, torch and JAX; keep the machine quiet
 	@$(BIN)/python -m benchmarks.speed $(if $(SHAPE),--shape "$(SHAPE)") $(if $(OUT),--out "$(OUT)")
 
-# Apart from .venv, since they need newer packages than TF-Agents allows. What to install is said in setup.cfg alone.
+# Separate from .venv, since they need newer packages than TF-Agents allows. setup.cfg says what to install.
 $(TOOLS): .venv/%/.installed: $(STAMP)
 	$(BIN)/python -m venv .venv/$*
 	$(BIN)/python -c 'import importlib.metadata as m; print(*(line.split(";")[0] for line in m.requires("keras_rtrl") \
@@ -71,19 +71,19 @@ $(TOOLS): .venv/%/.installed: $(STAMP)
 test: test-keras3 test-tf-keras $(if $(TESTS),,test-spread)  ## run all fast tests, under Keras 3 and under tf-keras
 
 test-keras3: $(STAMP) $(NATIVE)
-	@echo "== Keras 3: layers, and what knows no Keras"
+	@echo "== Keras 3: layers, and all that uses no Keras"
 	@TF_USE_LEGACY_KERAS=0 $(PYTEST)
 
 test-tf-keras: $(STAMP) $(NATIVE)
 	@echo "== tf-keras: layers, and the TF-Agents side"
 	@TF_USE_LEGACY_KERAS=1 $(PYTEST) $(if $(TESTS),,$(addprefix --ignore=,$(SPREAD)))
 
-# Their fixtures are expensive: a file is one process' alone.
+# Their fixtures are expensive, so all tests of a file run in one process.
 test-spread: $(STAMP) $(NATIVE)
 	@echo "== tf-keras: several devices, processes, actors"
 	@TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(SPREAD)
 
-test-all:  ## the same, with every layer's conformance on both Kerases with the native op and without
+test-all:  ## the same, with the conformance tests of each layer on both Kerases, with and without the native op
 	@$(MAKE) --no-print-directory test FULL=1
 
 test-slow: $(STAMP) $(NATIVE)  ## run the learning tests (minutes)
@@ -96,7 +96,7 @@ test-kernels: $(NATIVE)  ## run the kernels' C++ test, then again with ASan and 
 	cmake --build build/sanitized --parallel $(JOBS)
 	ctest --test-dir build/sanitized --output-on-failure
 
-mutants: $(STAMP) $(NATIVE) .venv/mutation/.installed  ## put small faults into the package; some test must see each (an hour)
+mutants: $(STAMP) $(NATIVE) .venv/mutation/.installed  ## put small faults into the package; a test must find each (an hour)
 	TF_USE_LEGACY_KERAS=0 $(BIN)/python tests/mutation/run.py $(MUTANTS)
 	TF_USE_LEGACY_KERAS=1 $(BIN)/python tests/mutation/run.py $(MUTANTS)
 
@@ -104,7 +104,7 @@ cuda:  ## compile the CUDA kernels for every architecture
 	cmake -S custom_ops -B build/cuda -D KERAS_RTRL_CUDA=ON
 	cmake --build build/cuda --target cuda_kernels --parallel $(JOBS)
 
-# pyenv's Pythons are found as well as those on the PATH.
+# Finds pyenv's Pythons as well as those on the PATH.
 test-pythons: .venv/tox/.installed  ## test the layers, installed from the sdist, on Python 3.10 to 3.13 (PYTHONS=3.12,agents: some)
 	TOX_DISCOVER="$(shell ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.1[0-3].*/bin/python 2>/dev/null | paste -sd,)" \
 		.venv/tox/bin/tox run $(if $(PYTHONS),-e $(PYTHONS))
@@ -114,9 +114,9 @@ dist: .venv/tox/.installed  ## build the sdist, and from it the wheel, without t
 
 docs: .venv/docs/.installed  ## build the site of docs/ in build/docs
 	NO_MKDOCS_2_WARNING=1 .venv/docs/bin/mkdocs build --quiet --strict
-	@! grep -l '<blockquote>' build/docs/api/*.html || { echo "error: code that came out as quotations" >&2; exit 1; }
+	@! grep -l '<blockquote>' build/docs/api/*.html || { echo "error: code that is rendered as quotations" >&2; exit 1; }
 
-lint: $(STAMP)  ## check the style with ruff, and the imports against the drawing in CONTRIBUTING.md
+lint: $(STAMP)  ## check the style with ruff, and the order of imports with import-linter
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/lint-imports
