@@ -211,8 +211,8 @@ class RolloutAgent(ActorCriticAgent):
 
         Traces of the kernel are not looked at: they are large, and where they are not finite no gradient is.
         """
-        kernel_traces = len(self._network.state_spec)
-        finite = is_finite([part for i, part in enumerate(carry) if i != kernel_traces])
+        states = len(self._network.state_spec)  # then come S and r of each layer
+        finite = is_finite([part for i, part in enumerate(carry) if i < states or (i - states) % 2])
         return tf.where(finite, tf.zeros([], dtype), tf.constant(float("nan"), dtype))
 
     def _kept(self):

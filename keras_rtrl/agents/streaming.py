@@ -45,11 +45,16 @@ class StreamingAgent(ActorCriticAgent):
         super().__init__(time_step_spec, action_spec, network, optimizer, 1, config, train_step_counter)
         config = self._config
         core = network.recurrent_core
-        if isinstance(core, RTRLCore) and core.layer.gradient == "rtrl":
+        gradients = core.gradients if isinstance(core, RTRLCore) else ("tbptt",)
+        if len(gradients) > 1 and set(gradients) != {"tbptt"}:
+            raise ValueError(
+                f"network: {type(self).__name__} takes a core of one RTRL layer, got a stack of {len(gradients)} with "
+                f"gradients {', '.join(gradients)}; R2AC and PPO take it, or give its layers gradient='tbptt'"
+            )
+        if gradients[0] == "rtrl":
             self._learner = _Exact(network, self._trained)
         else:
-            instant = isinstance(core, RTRLCore) and core.layer.gradient == "instant"
-            self._learner = _Truncated(network, self._trained, 1 if instant else config.window)
+            self._learner = _Truncated(network, self._trained, 1 if gradients[0] == "instant" else config.window)
         # with lambda = 0 the gradient itself
         self._eligibility = tuple(
             tuple(tf.Variable(tf.zeros_like(v), trainable=False, name=f"eligibility_{name}") for v in self._trained)

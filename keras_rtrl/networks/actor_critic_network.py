@@ -56,8 +56,8 @@ class ActorCriticNetwork(network.Network):
         encoder="mlp",
         encoder_units=None,
         core="elstm",
-        units=256,
-        gradient="rtrl",
+        units=None,
+        gradient=None,
         core_options=None,
         head_units=(),
         use_last_action=True,
@@ -75,12 +75,15 @@ class ActorCriticNetwork(network.Network):
           input_tensor_spec: dict of TensorSpecs "observation" (as `make_encoder` takes it), "last_reward" (scalar) and
             "last_action" (as action_spec).
           action_spec: BoundedTensorSpec: an integer, a vector of integers, or floats.
-          encoder: "mlp", "nature_cnn", "impala_shallow" or "impala_deep".
+          encoder: "mlp", "nature_cnn", "impala_shallow" or "impala_deep"; or a Keras layer from [N, ...] to [N, D],
+            which is copied; or "module:name" of what makes one.
           encoder_units: widths of the encoder's dense layers; None for its own, () for none.
-          core: "elstm", "rtu"; keras' "lstm" or "gru", or "stack" (a dense layer over the last few features), which
-            need gradient="tbptt".
-          units: N of the core; None where `recurrent_parameters` is given.
-          gradient: "rtrl" (exact over all history carried), "tbptt" (inside a call) or "instant" (inside a step).
+          core: "elstm", "rtu", "lru", "egru" or "mingru"; keras' "lstm" or "gru"; "stack" (a dense layer over the last
+            few features). Or an object, which is copied: an RTRLCell, an RTRL layer, an RTRLStack, or a Keras cell. Or
+            "module:name" of what makes such an object of `units` and `core_options`.
+          units: N of the core; None: 256, or as `recurrent_parameters` has it, or as the object has it.
+          gradient: "rtrl" (exact over all history carried), "tbptt" (inside a call) or "instant" (inside a step). None:
+            the layer's own if `core` is a layer; "tbptt" for Keras' cells and "stack"; else "rtrl".
           core_options: further arguments of the core's layer, for instance {"forget_bias": 4.0}; for a stack
             {"frames": 4}.
           head_units: widths of tanh layers between the core and the two heads.
@@ -113,7 +116,7 @@ class ActorCriticNetwork(network.Network):
         input_tensor_spec = _as_specs("input_tensor_spec", input_tensor_spec)
         if normalize_observation and isinstance(input_tensor_spec["observation"], dict):
             raise ValueError("normalize_observation takes an observation of one array, not of parts")
-        if (units is None) == (recurrent_parameters is None):
+        if units is not None and recurrent_parameters is not None:
             raise ValueError(
                 f"give either units or recurrent_parameters, got units={shown(units)} and "
                 f"recurrent_parameters={shown(recurrent_parameters)}"
@@ -125,9 +128,10 @@ class ActorCriticNetwork(network.Network):
         dense = make_encoder(encoder, encoded_spec, encoder_units)
         zeros = tf.nest.map_structure(lambda spec: tf.zeros([1, *spec.shape], spec.dtype), encoded_spec)
         width = dense(zeros).shape[-1] + (0 if history == "before_encoder" else extra)
-        core_options = {} if core_options is None else core_options
-        if units is None:
+        if recurrent_parameters is not None:
             units = units_for(core, width, recurrent_parameters, gradient, core_options)
+        elif units is None and isinstance(core, str):
+            units = 256
         recurrent = make_core(core, units, gradient, core_options, width)
         super().__init__(input_tensor_spec, state_spec=recurrent.state_spec, name=name)
         self.actions = actions

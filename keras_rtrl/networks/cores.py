@@ -12,11 +12,21 @@ import tensorflow as tf
 from tf_agents.keras_layers import dynamic_unroll_layer
 
 from keras_rtrl import layers
-from keras_rtrl._checks import closest, fits_memory, shown, whole_number
+from keras_rtrl._checks import closest, fits_memory, one_of, shown, whole_number
 from keras_rtrl._keras import keras
+from keras_rtrl.cells import RTRLCell
+from keras_rtrl.layers.recurrent import Recurrent
+from keras_rtrl.networks.parts import copy_of, is_named, made_by_name
 
-_RTRL_LAYERS = {"elstm": layers.ELSTM, "lru": layers.LRU, "rtu": layers.RTU}
-_KERAS_CELLS = {"lstm": (keras.layers.LSTMCell, ("h", "c")), "gru": (keras.layers.GRUCell, ("h",))}
+_RTRL_LAYERS = {
+    "egru": layers.EGRU,
+    "elstm": layers.ELSTM,
+    "lru": layers.LRU,
+    "mingru": layers.MinGRU,
+    "rtu": layers.RTU,
+}
+_KERAS_CELLS = {"lstm": keras.layers.LSTMCell, "gru": keras.layers.GRUCell}
+_STATE_NAMES = {keras.layers.LSTMCell: ("h", "c"), keras.layers.GRUCell: ("h",)}
 _CORES = sorted([*_RTRL_LAYERS, *_KERAS_CELLS, "stack"])
 _GRADIENTS = ("rtrl", "tbptt", "instant")
 # what the network itself says of a core's layer
@@ -33,39 +43,70 @@ _NOT_OPTIONS = {
 
 
 class RTRLCore(tf.Module):
-    """A keras_rtrl layer; carry (state [B, N, m],) or (state, S, r)."""
+    """An RTRL layer, or an RTRLStack of n of them.
 
-    def __init__(self, layer_class, units, gradient, options):
+    Carry: the states, or the states and then S and r of each RTRL layer. The traces are there if a layer's gradient is
+    "rtrl".
+    """
+
+    def __init__(self, layer, input_dim):
         super().__init__()
-        self.layer = layer_class(units, gradient=gradient, return_sequences=True, return_state=True, **options)
-        self._traces = gradient == "rtrl"
-        self.output_size = self.layer.output_size
-        self.state_spec = (tf.TensorSpec(self.layer.state_shape, self.layer.trace_dtype, name="state"),)
+        self.layer, self._input_dim = layer, input_dim
+        states = layer.get_initial_state(1)
+        names = ["state"] if len(states) == 1 else [f"state_{i}" for i in range(1, len(states) + 1)]
+        self.state_spec = tuple(
+            tf.TensorSpec(state.shape[1:], state.dtype, name=name) for name, state in zip(names, states, strict=True)
+        )
+        self.output_size = int(layer.compute_output_shape((None, None, input_dim))[0][-1])
+
+    @property
+    def gradients(self):
+        """The gradient modes of the RTRL layers, from below."""
+        parts = self.layer.layers if isinstance(self.layer, layers.RTRLStack) else [self.layer]
+        return tuple(part.gradient for part in parts if isinstance(part, layers.RTRL))
 
     def get_initial_carry(self, batch_size):
-        return tuple(self.layer.get_initial_state(batch_size, traces=self._traces))
+        if not self.layer.built:
+            self.layer.build((None, None, self._input_dim))
+        parts = self.layer.get_initial_state(batch_size, traces="rtrl" in self.gradients)
+        if len(parts) == len(self.state_spec):
+            return tuple(parts)
+        return (*parts[::3], *(trace for i in range(0, len(parts), 3) for trace in parts[i + 1 : i + 3]))
 
     def __call__(self, features, reset, carry):
-        initial_state = carry[0] if len(carry) == 1 else tuple(carry)
-        y, *carry = self.layer(features, initial_state=initial_state, reset=reset)
-        return y, tuple(carry)
+        states, traces = carry[: len(self.state_spec)], carry[len(self.state_spec) :]
+        if traces:
+            by_layer = zip(states, traces[::2], traces[1::2], strict=True)
+            given = [part for parts in by_layer for part in parts]
+        else:
+            given = list(states)
+        y, *new = self.layer(features, initial_state=given, reset=reset)
+        if not traces:
+            return y, tuple(new)
+        return y, (*new[::3], *(trace for i in range(0, len(new), 3) for trace in new[i + 1 : i + 3]))
 
 
 class KerasCore(tf.Module):
     """One of Keras' cells, trained by TBPTT; carry: its states, (h [B, N],) or (h, c)."""
 
-    def __init__(self, cell_class, names, units, options):
+    def __init__(self, cell):
         super().__init__()
-        self.layer = dynamic_unroll_layer.DynamicUnroll(cell_class(units, **options))
-        self.output_size = units
-        self.state_spec = tuple(tf.TensorSpec([units], keras.backend.floatx(), name=name) for name in names)
+        self.layer = dynamic_unroll_layer.DynamicUnroll(cell)
+        sizes = [tf.TensorShape(size).as_list() for size in tf.nest.flatten(cell.state_size)]
+        names = _STATE_NAMES.get(type(cell), [f"state_{i}" for i in range(1, len(sizes) + 1)])
+        self._structure = cell.state_size
+        self.output_size = int(tf.nest.flatten(cell.output_size)[0])
+        self.state_spec = tuple(
+            tf.TensorSpec(size, keras.backend.floatx(), name=name) for size, name in zip(sizes, names, strict=True)
+        )
 
     def get_initial_carry(self, batch_size):
         return tuple(tf.zeros([batch_size, *spec.shape], spec.dtype) for spec in self.state_spec)
 
     def __call__(self, features, reset, carry):
         carry = [tf.stop_gradient(part) for part in carry]
-        y, carry = self.layer(features, initial_state=carry if len(carry) > 1 else carry[0], reset_mask=reset)
+        given = tf.nest.pack_sequence_as(self._structure, carry)
+        y, carry = self.layer(features, initial_state=given, reset_mask=reset)
         return y, tuple(tf.nest.flatten(carry))
 
 
@@ -103,44 +144,86 @@ class StackCore(tf.Module):
         return self.layer(tf.concat(window, axis=-1)), (tf.ensure_shape(carry, [None, *self.state_spec[0].shape]),)
 
 
-def make_core(name, units, gradient, options, input_dim):
-    """Makes the core `name`: "elstm", "rtu", "lstm", "gru" or "stack".
+def make_core(core, units, gradient, options, input_dim):
+    """Makes a core from its name, or from an object.
 
     Args:
-      name: a key of the above.
-      units: width of the layer.
-      gradient: "rtrl", "tbptt" or "instant"; keras' layers and the stack have "tbptt" alone.
-      options: dict of further arguments of the layer (of keras' cell; of `StackCore`).
+      core: "egru", "elstm", "lru", "mingru", "rtu", "gru", "lstm" or "stack"; or "module:name" of a function or class
+        that makes an object of units and options. Or the object itself, for which units and options must be None: an
+        `RTRLCell`, an RTRL layer or an RTRLStack that was not built, or a cell of Keras. Layers and Keras' cells are
+        copied, so that each network has weights of its own.
+      units: width of the layer; None for an object.
+      gradient: "rtrl", "tbptt" or "instant"; keras' cells and the stack have "tbptt" alone, and an RTRL layer has its
+        own. None: "rtrl", or what the core has.
+      options: dict of further arguments of the layer (of keras' cell; of `StackCore`; of what "module:name" is).
       input_dim: width D of the features.
 
     Raises:
       ValueError: unknown name, units that are no whole number of at least 1 or for which there is no memory, a gradient
         mode that the core does not have, or an option that its layer does not take.
+      TypeError: an object of another kind.
     """
-    if not isinstance(name, str) or name not in _CORES:
-        raise ValueError(f"core must be one of {_CORES}, got {shown(name)}")
-    if gradient not in _GRADIENTS:
-        raise ValueError(f"gradient must be one of {_GRADIENTS}, got {shown(gradient)}")
-    if name not in _RTRL_LAYERS and gradient != "tbptt":
-        raise ValueError(f"core {name!r} is trained by gradient='tbptt' only, got gradient={gradient!r}")
-    units = whole_number("units", units)
-    squared = name in _KERAS_CELLS or name == "elstm"
+    one_of("gradient", gradient, (*_GRADIENTS, None))
+    if not isinstance(core, str):
+        for name, value in (("units", units), ("core_options", options)):
+            if value is not None and value != {}:
+                raise ValueError(f"{name} must be None if core is an object, which has its own, got {shown(value)}")
+        return _core_of(core, gradient, input_dim)
+    if core not in _CORES and not is_named(core):
+        raise ValueError(f"core must be one of {_CORES}, 'module:name' or an object, got {shown(core)}")
+    units, options = whole_number("units", units), {} if options is None else options
+    if not isinstance(options, dict):
+        raise ValueError(f"core_options must be a dict or None, got {shown(options)}")
+    squared = core in _KERAS_CELLS or core == "elstm"
     fits_memory(f"units={units}", 4 * units * (input_dim + units * squared))
-    _check_options(name, options)
+    if is_named(core):
+        return _core_of(made_by_name("core", core, units, **options), gradient, input_dim)
+    gradient = _gradient_of(f"core {core!r}", gradient, _GRADIENTS if core in _RTRL_LAYERS else ("tbptt",))
+    _check_options(core, options)
     try:
-        if name in _RTRL_LAYERS:
-            return RTRLCore(_RTRL_LAYERS[name], units, gradient, options)
-        if name == "stack":
+        if core in _RTRL_LAYERS:
+            options = {**options, "gradient": gradient, "return_sequences": True, "return_state": True}
+            return RTRLCore(_RTRL_LAYERS[core](units, **options), input_dim)
+        if core == "stack":
             return StackCore(units, input_dim, **options)
-        return KerasCore(*_KERAS_CELLS[name], units, options)
+        return KerasCore(_KERAS_CELLS[core](units, **options))
     except (ValueError, TypeError) as error:
         raise ValueError(f"core_options: {error}") from error
 
 
+def _core_of(core, gradient, input_dim):
+    """The core around a cell or a layer."""
+    if isinstance(core, RTRLCell):
+        gradient = _gradient_of("core", gradient, _GRADIENTS)
+        return RTRLCore(layers.RTRL(core, gradient=gradient, return_sequences=True, return_state=True), input_dim)
+    if isinstance(core, Recurrent):
+        if core.stateful:
+            raise ValueError(f"core: {core.name} must have stateful=False, the agent keeps its carry")
+        copy = copy_of("core", core, return_sequences=True, return_state=True)
+        made = RTRLCore(copy, input_dim)
+        if gradient is not None and set(made.gradients) != {gradient}:
+            own = " and ".join(map(repr, dict.fromkeys(made.gradients)))
+            raise ValueError(f"gradient must be None if core is a layer, which has its own, {own}; got {gradient!r}")
+        return made
+    if isinstance(core, keras.layers.Layer) and hasattr(core, "state_size") and hasattr(core, "output_size"):
+        _gradient_of("core of Keras", gradient, ("tbptt",))
+        return KerasCore(copy_of("core", core))
+    raise TypeError(
+        f"core must be a name, an RTRLCell, an RTRL layer, an RTRLStack or a cell of {keras.__name__}.layers, got "
+        f"{shown(core)}"
+    )
+
+
+def _gradient_of(what, gradient, known):
+    if gradient is None:
+        return known[0]
+    if gradient not in known:
+        raise ValueError(f"{what} is trained by gradient={known[0]!r} only, got gradient={gradient!r}")
+    return gradient
+
+
 def _check_options(name, options):
-    if not isinstance(options, dict):
-        raise ValueError(f"core_options must be a dict or None, got {shown(options)}")
-    takers = [StackCore] if name == "stack" else [_KERAS_CELLS[name][0]] if name in _KERAS_CELLS else []
+    takers = [StackCore] if name == "stack" else [_KERAS_CELLS[name]] if name in _KERAS_CELLS else []
     takers = takers or [_RTRL_LAYERS[name], layers.RTRL]
     parameters = [parameter for taker in takers for parameter in inspect.signature(taker).parameters.values()]
     known = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD} - _NOT_OPTIONS
@@ -152,14 +235,14 @@ def _check_options(name, options):
             )
 
 
-def units_for(name, input_dim, parameters, gradient="tbptt", options=None):
+def units_for(name, input_dim, parameters, gradient=None, options=None):
     """Units with which a core comes closest to a number of trainable parameters, for fair comparisons.
 
     Args:
-      name: as `make_core`.
+      name: a name, as `make_core` takes it.
       input_dim: width D of the features.
       parameters: number of trainable weights wanted, all of the core's layer counted.
-      options: as `make_core`.
+      gradient, options: as `make_core`.
 
     Returns:
       Units, at least 1.
@@ -170,14 +253,16 @@ def units_for(name, input_dim, parameters, gradient="tbptt", options=None):
     """
     parameters = whole_number("recurrent_parameters", parameters)
     fits_memory(f"recurrent_parameters={parameters}", 4 * parameters)
+    if not isinstance(name, str):
+        raise ValueError(f"recurrent_parameters must be None if core is an object, got {parameters}")
 
     def count(units):
         core = make_core(name, units, gradient, dict(options or {}), input_dim)
         width = input_dim
-        if name == "stack":
+        if isinstance(core, StackCore):
             width *= core.state_spec[0].shape[0] + 1
             core.layer.build([None, width])
-        elif name in _KERAS_CELLS:
+        elif isinstance(core, KerasCore):
             core.layer.cell.build([None, width])
         else:
             core.layer.build([None, None, width])

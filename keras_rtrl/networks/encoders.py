@@ -1,12 +1,14 @@
 """Encoders: Keras layers from raw observations [N, ...] to feature vectors [N, D].
 
-An encoder is one function in `ENCODERS` from the widths of its dense layers to a layer.
+An encoder of this package is one function in `ENCODERS` from the widths of its dense layers to a list of layers.
 """
 
 import tensorflow as tf
 
 from keras_rtrl._checks import shown, widths
+from keras_rtrl._errors import one_line
 from keras_rtrl._keras import keras, register
+from keras_rtrl.networks.parts import copy_of, is_named, made_by_name
 
 layers = keras.layers
 
@@ -116,11 +118,13 @@ ENCODERS = {
 }
 
 
-def make_encoder(name, observation_spec, units=None):
+def make_encoder(encoder, observation_spec, units=None):
     """Makes an encoder.
 
     Args:
-      name: a key of `ENCODERS`.
+      encoder: a key of `ENCODERS`; or "module:name" of a function or class that makes a layer, of `units` if they are
+        given; or the layer itself, not built yet, which is copied. Such a layer maps [N, ...], uint8 divided by 255, to
+        [N, D]; an observation of parts comes to it as it is.
       observation_spec: TensorSpec of one raw observation (no batch dimension); uint8 is divided by 255. Or a dict of
         it, "rgb", and of "instruction", a BoundedTensorSpec [L] of word ids, 0 where there is no word.
       units: widths of the dense layers; None for the encoder's own.
@@ -130,17 +134,45 @@ def make_encoder(name, observation_spec, units=None):
 
     Raises:
       ValueError: unknown name, a width below 1, or an observation of a rank or of parts that the encoder does not take,
-        or of images whose channels seem to come first.
+        or of images whose channels seem to come first; a layer that was built, or whose output has another rank.
     """
-    if not isinstance(name, str) or name not in ENCODERS:
-        raise ValueError(f"encoder must be one of {sorted(ENCODERS)}, got {shown(name)}")
+    units = None if units is None else widths("encoder_units", units)
+    if is_named(encoder):
+        return _around(made_by_name("encoder", encoder, *([] if units is None else [units])), observation_spec)
+    if not isinstance(encoder, str):
+        if units is not None:
+            raise ValueError(f"encoder_units must be None if encoder is a layer, got {shown(units)}")
+        return _around(encoder, observation_spec)
+    if encoder not in ENCODERS:
+        raise ValueError(f"encoder must be one of {sorted(ENCODERS)}, 'module:name' or a layer, got {shown(encoder)}")
+    return _named(encoder, observation_spec, units)
+
+
+def _around(encoder, observation_spec):
+    """A user's layer as an encoder."""
+    if not isinstance(encoder, layers.Layer):
+        raise ValueError(f"encoder must be a name or a layer of {keras.__name__}, got {shown(encoder)}")
+    encoder = copy_of("encoder", encoder)
+    if not isinstance(observation_spec, dict):
+        encoder = keras.Sequential([_ToFloat(), encoder], name=f"{encoder.name}_of_floats")
+    zeros = tf.nest.map_structure(lambda spec: tf.zeros([1, *spec.shape], spec.dtype), observation_spec)
+    try:
+        shape = encoder(zeros).shape
+    except Exception as error:  # of any kind
+        raise ValueError(f"encoder {encoder.name} does not take observations: {one_line(error)}") from error
+    if shape.rank != 2 or shape[1] is None:
+        raise ValueError(f"encoder must map [N, ...] to features [N, D], that of {encoder.name} are {shape}")
+    return encoder
+
+
+def _named(name, observation_spec, units):
     function, default_units, rank = ENCODERS[name]
-    units = default_units if units is None else widths("encoder_units", units)
+    units = default_units if units is None else units
     if isinstance(observation_spec, dict):
         if set(observation_spec) != {"rgb", "instruction"}:
             raise ValueError(f"an observation of parts must have rgb and instruction, got {sorted(observation_spec)}")
         words = int(observation_spec["instruction"].maximum) + 1
-        return _WithInstruction(make_encoder(name, observation_spec["rgb"], units), words)
+        return _WithInstruction(_named(name, observation_spec["rgb"], units), words)
     if rank is not None and observation_spec.shape.rank != rank:
         raise ValueError(f"encoder {name!r} takes observations of rank {rank}, got shape {observation_spec.shape}")
     if rank == 3 and _channels_first(observation_spec.shape):

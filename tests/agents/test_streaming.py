@@ -7,7 +7,7 @@ from tf_agents.specs import tensor_spec
 from tf_agents.trajectories import time_step as ts
 from tf_agents.trajectories import trajectory
 
-from keras_rtrl import environments
+from keras_rtrl import environments, layers
 from keras_rtrl._keras import keras
 from keras_rtrl.agents import ObGD, StreamACAgent, StreamACConfig, TDLambdaAgent, TDLambdaConfig
 from keras_rtrl.drivers import RolloutDriver
@@ -383,6 +383,18 @@ def test_wrong_arguments():
         agent.train(make_frames([MID] * 3))
     with pytest.raises(ValueError, match="takes no weights"):
         agent.train(make_frames([MID] * 2), weights=tf.ones([1]))
+
+
+def test_stack_that_would_be_cut_off_is_refused():
+    def network(gradient):
+        core = layers.RTRLStack([layers.RTU(4, gradient=gradient), layers.RTU(4, gradient=gradient)])
+        return ActorCriticNetwork(HISTORY, ACTIONS, core=core, encoder_units=())
+
+    spec, optimizer = ts.time_step_spec(HISTORY), keras.optimizers.SGD(0.1)
+    with pytest.raises(ValueError, match=r"network: TDLambdaAgent takes a core of one RTRL layer, got a stack of 2"):
+        TDLambdaAgent(spec, ACTIONS, network("rtrl"), optimizer, 1)
+    agent = TDLambdaAgent(spec, ACTIONS, network("tbptt"), keras.optimizers.SGD(0.1), 1)
+    assert np.isfinite(agent.train(make_frames([FIRST, MID])).loss)
 
 
 @pytest.mark.parametrize("config", [TDLambdaConfig, StreamACConfig])

@@ -198,7 +198,7 @@ def test_gin_configures_it(step_type):
         ({"core": "stack", "gradient": "tbptt", "core_options": {"frames": 10**12}}, "frames=1000000000000 would take"),
         ({"name": "\u00b2"}, "name must be None or"),
         ({"name": 3}, "name must be None or"),
-        ({"recurrent_parameters": 100}, "either units or recurrent_parameters"),
+        ({"units": 8, "recurrent_parameters": 1000}, "either units or recurrent_parameters"),
         ({"units": None, "recurrent_parameters": 0}, "parameters"),
         ({"units": 0}, "units must"),
         ({"core": "lstm", "gradient": "rtrl"}, "tbptt"),

@@ -1,9 +1,10 @@
-"""Cores that are not RTRL layers, and equal numbers of parameters."""
+"""Cores by name and by object, and equal numbers of parameters."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_rtrl import cells, layers
 from keras_rtrl._keras import keras
 from keras_rtrl.networks.cores import make_core, units_for
 
@@ -63,3 +64,92 @@ def test_gru_core_is_keras_gru():
     layer.set_weights(core.layer.get_weights())
     np.testing.assert_allclose(y, layer(x), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(state, y[:, -1], rtol=1e-6)
+
+
+def stack():
+    return layers.RTRLStack([layers.ELSTM(4), keras.layers.Dense(3), layers.RTU(2)])
+
+
+class Adder(cells.RTRLCell):
+    """s = (s + u) / 2."""
+
+    gates = ("u",)
+
+    def phi(self, state, u, c):
+        return ((state[0] + u["u"]) / 2,)
+
+
+OBJECTS = {
+    "cell": lambda: Adder(3),
+    "layer": lambda: layers.RTU(3, r_min=0.5),
+    "stack": stack,
+    "Keras cell": lambda: keras.layers.LSTMCell(3),
+    "Keras cells": lambda: keras.layers.StackedRNNCells([keras.layers.LSTMCell(3), keras.layers.GRUCell(4)]),
+}
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_object_goes_on_from_its_carry(kind):
+    core = make_core(OBJECTS[kind](), None, None, None, 5)
+    x = tf.random.stateless_normal([2, 6, 5], [1, 2])
+    reset = tf.constant([[False] * 6, [False, False, False, False, True, False]])
+    zero = core.get_initial_carry(2)
+    states = len(core.state_spec)
+    for part, spec in zip(zero, core.state_spec, strict=False):
+        assert spec.is_compatible_with(part[0])
+    whole, end = core(x, reset, zero)
+    assert whole.shape == (2, 6, core.output_size)
+    assert np.any(whole[0, 0] != whole[0, 1])
+    first, carry = core(x[:, :3], reset[:, :3], zero)
+    second, carry = core(x[:, 3:], reset[:, 3:], carry)
+    np.testing.assert_allclose(tf.concat([first, second], 1), whole, rtol=1e-5, atol=1e-6)
+    tf.nest.map_structure(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), carry, end)
+    acted, state = core(x, reset, zero[:states])
+    np.testing.assert_allclose(acted, whole, rtol=1e-5, atol=1e-6)
+    tf.nest.map_structure(np.testing.assert_allclose, state, end[:states])
+
+
+def test_stack_s_carry_is_states_then_traces():
+    core = make_core(stack(), None, None, None, 5)
+    assert [part.shape[1:].as_list() for part in core.get_initial_carry(2)] == [
+        [4, 1], [2, 2], [5, 2, 4, 1], [4, 4, 1], [3, 1, 2, 2], [2, 2, 2]
+    ]  # fmt: skip
+    instant = layers.RTRLStack([layers.ELSTM(4, gradient="tbptt"), layers.RTU(2, gradient="tbptt")])
+    assert len(make_core(instant, None, "tbptt", None, 5).get_initial_carry(2)) == 2
+
+
+def test_each_core_has_weights_of_its_own():
+    layer = layers.RTU(3)
+    one, other = (make_core(layer, None, None, None, 5) for _ in range(2))
+    for core in (one, other):
+        core(tf.ones([1, 2, 5]), tf.zeros([1, 2], tf.bool), core.get_initial_carry(1))
+    assert not layer.built
+    assert np.any(one.layer.kernel != other.layer.kernel)
+
+
+@pytest.mark.parametrize(
+    ("core", "arguments", "error", "says"),
+    [
+        (lambda: layers.RTU(3), {"units": 4}, ValueError, "units must be None"),
+        (lambda: layers.RTU(3), {"options": {"r_min": 0.5}}, ValueError, "core_options must be None"),
+        (lambda: layers.RTU(3), {"gradient": "tbptt"}, ValueError, "gradient must be None .* 'rtrl'; got 'tbptt'"),
+        (lambda: layers.RTU(3, stateful=True), {}, ValueError, "core: .* must have stateful=False"),
+        (lambda: keras.layers.GRUCell(3), {"gradient": "rtrl"}, ValueError, "core of Keras .* got gradient='rtrl'"),
+        (lambda: keras.layers.GRU(3), {}, TypeError, "core must be a name, an RTRLCell,"),
+        (lambda: 3, {}, TypeError, "core must be a name, an RTRLCell,"),
+        (lambda: "no_such:Cell", {"units": 4}, ValueError, "core: cannot import 'no_such:Cell'"),
+        (lambda: "math:pi", {"units": 4}, ValueError, "core must name a class or a function"),
+        (lambda: "math:sqrt", {"units": 4}, TypeError, "core must be a name"),
+    ],
+)
+def test_wrong_objects(core, arguments, error, says):
+    with pytest.raises(error, match=says):
+        make_core(core(), *[{"units": None, "gradient": None, "options": None, **arguments}[name] for name in
+                  ("units", "gradient", "options")], 5)  # fmt: skip
+
+
+def test_built_layer_is_refused():
+    layer = layers.RTU(3)
+    layer.build((None, None, 5))
+    with pytest.raises(ValueError, match=r"core: .* must not have been built"):
+        make_core(layer, None, None, None, 5)

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 from tf_agents.specs import BoundedTensorSpec
 
+from keras_rtrl._keras import keras
 from keras_rtrl.networks import ENCODERS, make_encoder
 
 
@@ -100,3 +101,38 @@ def test_grids_are_no_images_with_their_channels_first(shape):
         1,
         256,
     )
+
+
+def test_layer_is_copied_and_sees_images_as_floats():
+    given = keras.Sequential([keras.layers.Flatten(), keras.layers.Dense(3)])
+    one, other = (make_encoder(given, tf.TensorSpec((2, 2, 1), tf.uint8)) for _ in range(2))
+    assert not given.built
+    image = tf.fill([1, 2, 2, 1], tf.constant(255, tf.uint8))
+    kernel, bias = one.get_weights()
+    np.testing.assert_allclose(one(image), kernel.sum(0, keepdims=True) + bias, rtol=1e-6)
+    assert np.any(kernel != other.get_weights()[0])
+
+
+def test_layer_gets_an_observation_of_parts_as_it_is():
+    class Sum(keras.layers.Layer):
+        def call(self, parts):
+            return tf.cast(parts["a"], tf.float32) + parts["b"]
+
+    encoder = make_encoder(Sum(), {"a": tf.TensorSpec((2,), tf.int32), "b": tf.TensorSpec((2,), tf.float32)})
+    np.testing.assert_allclose(encoder({"a": tf.ones([1, 2], tf.int32), "b": tf.ones([1, 2])}), [[2.0, 2.0]])
+
+
+@pytest.mark.parametrize(
+    ("encoder", "units", "says"),
+    [
+        (lambda: keras.layers.Dense(3), (4,), "encoder_units must be None"),
+        (lambda: keras.layers.Reshape((2, 2)), None, r"must map \[N, ...\] to features \[N, D\]"),
+        (lambda: keras.layers.Conv2D(3, 3), None, "does not take observations"),
+        (lambda: 7, None, "encoder must be a name or a layer"),
+        (lambda: "math:pi", None, "encoder must name a class or a function"),
+        (lambda: "math:no", None, "encoder: cannot import 'math:no'"),
+    ],
+)
+def test_wrong_layers(encoder, units, says):
+    with pytest.raises(ValueError, match=says):
+        make_encoder(encoder(), tf.TensorSpec((4,), tf.float32), units)

@@ -7,6 +7,7 @@ from tf_agents.policies import policy_saver
 from tf_agents.specs import tensor_spec
 from tf_agents.trajectories import time_step as ts
 
+from keras_rtrl import layers
 from keras_rtrl._keras import keras
 from keras_rtrl.agents import PPOConfig, RTRLPPOAgent
 from keras_rtrl.drivers import RolloutDriver
@@ -28,8 +29,8 @@ def make_agent(env, core="rtu", gradient="rtrl", rate=1e-3, normalize=False, **c
     network = ActorCriticNetwork(
         observations,
         actions,
-        core=core,
-        units=6,
+        core=core if isinstance(core, str) else core(),
+        units=6 if isinstance(core, str) else None,
         gradient=gradient,
         encoder_units=(),
         normalize_observation=normalize,
@@ -63,9 +64,13 @@ def assert_all_close(got, expected, **tolerance):
         np.testing.assert_allclose(a, b, **tolerance)
 
 
+def rtrl_stack():
+    return layers.RTRLStack([layers.ELSTM(5), layers.RTU(3)])
+
+
 @pytest.mark.parametrize(
     ("core", "gradient"),
-    [("elstm", "rtrl"), ("rtu", "instant"), ("gru", "tbptt"), ("lstm", "tbptt"), ("stack", "tbptt")],
+    [("elstm", "rtrl"), ("rtu", "instant"), ("gru", None), ("lstm", "tbptt"), ("stack", None), (rtrl_stack, None)],
 )
 def test_every_core_trains(core, gradient):
     env = make_env()

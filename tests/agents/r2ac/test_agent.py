@@ -7,6 +7,7 @@ from tf_agents.specs import tensor_spec
 from tf_agents.trajectories import time_step as ts
 from tf_agents.trajectories import trajectory
 
+from keras_rtrl import layers
 from keras_rtrl._keras import keras
 from keras_rtrl.agents import R2ACAgent, R2ACConfig
 from keras_rtrl.agents.r2ac import losses
@@ -20,13 +21,20 @@ HISTORY = {
     "last_reward": tf.TensorSpec([], tf.float32),
     "last_action": ACTIONS,
 }
-CORES = [("elstm", "rtrl"), ("rtu", "rtrl"), ("elstm", "tbptt"), ("lstm", "tbptt")]
+
+
+def stack():
+    return layers.RTRLStack([layers.ELSTM(5), layers.RTU(3)])
+
+
+CORES = [("elstm", "rtrl"), ("rtu", "rtrl"), ("elstm", "tbptt"), ("lstm", "tbptt"), (stack, None)]
 
 
 def make_agent(core="elstm", gradient="rtrl", rate=0.0, seed=3, optimizer=None, encoder_units=(5,), **config):
     keras.utils.set_random_seed(seed)
+    core, units = (core, 6) if isinstance(core, str) else (core(), None)
     network = ActorCriticNetwork(
-        HISTORY, ACTIONS, core=core, units=6, gradient=gradient, encoder_units=encoder_units, head_units=(4,)
+        HISTORY, ACTIONS, core=core, units=units, gradient=gradient, encoder_units=encoder_units, head_units=(4,)
     )
     return R2ACAgent(
         ts.time_step_spec(HISTORY),
@@ -205,7 +213,8 @@ def test_train_carries_what_a_straight_unroll_of_frames_before_t_gives(core, gra
     observation = tf.nest.map_structure(lambda x: x[:, :T], experience.observation)
     _, _, expected = agent.network.unroll(observation, experience.step_type[:, :T] == FIRST, before)
     agent.train(experience)
-    assert len(agent.carry) == len(expected) == (3 if gradient == "rtrl" else len(agent.network.state_spec))
+    states = len(agent.network.state_spec)
+    assert len(agent.carry) == len(expected) == states * (1 if gradient == "tbptt" else 3)
     for variable, part, old in zip(agent.carry, expected, before, strict=True):
         assert not variable.trainable
         np.testing.assert_allclose(variable, part, rtol=1e-5, atol=1e-6)
@@ -347,8 +356,9 @@ def test_bad_experience_and_arguments():
         R2ACAgent(ts.time_step_spec(HISTORY), ACTIONS, agent.network, keras.optimizers.SGD(0.1), num_streams=0)
 
 
-def test_checkpoint_holds_parameters_optimiser_carry_counter_and_the_policys_random_state(tmp_path):
-    agent, other = (make_agent(rate=0.1, seed=seed, optimizer=keras.optimizers.Adam(0.01)) for seed in (1, 2))
+@pytest.mark.parametrize("core", ["elstm", stack])
+def test_checkpoint_holds_parameters_optimiser_carry_counter_and_the_policys_random_state(tmp_path, core):
+    agent, other = (make_agent(core, None, 0.1, seed, keras.optimizers.Adam(0.01)) for seed in (1, 2))
     agent.train(make_experience())
     path = tf.train.Checkpoint(agent=agent).save(str(tmp_path / "checkpoint"))
     tf.train.Checkpoint(agent=other).restore(path).assert_existing_objects_matched()
