@@ -16,7 +16,7 @@ from keras_rtrl._tf_agents import require_legacy_keras
 require_legacy_keras()
 
 from keras_rtrl._errors import UsageError, one_line  # noqa: E402
-from keras_rtrl.train import config  # noqa: E402
+from keras_rtrl.train import config, modules  # noqa: E402
 from keras_rtrl.train.run_folder import (  # noqa: E402
     RunFolder,
     check_writable,
@@ -46,6 +46,7 @@ def main(argv=None):
                 raise UsageError("bench takes env NAME; `python -m benchmarks.speed` times layers in a source checkout")
             args = _parser().parse_args(words)
             args.command = ["keras-rtrl", *words]
+            args.modules = modules.load(getattr(args, "module", []))
             return args.run(args)
         finally:
             with writing("standard output"):
@@ -130,7 +131,7 @@ def _parser():
     train.add_argument("--out", type=_name, metavar="RUN", help="run folder (default: runs/<preset>-<game>-<time>)")
     train.add_argument("--resume", type=_name, metavar="RUN", help="go on with this run instead of starting one")
     _add_trust(train, "with --resume: ")
-    train.add_argument("--gin", action="append", default=[], metavar="BINDING", help='such as "train.rollout = 10"')
+    _add_gin(train)
     train.add_argument("--minutes", type=_positive_float, metavar="M", help="stop after M minutes, with a checkpoint")
 
     _add_actors(train)
@@ -144,6 +145,7 @@ def _parser():
     sweep.add_argument("--frames", type=_positive_int, metavar="N", help="environment frames of each run")
     sweep.add_argument("--jobs", type=_positive_int, metavar="N", help="runs at a time (default: one a core)")
     sweep.add_argument("--out", type=_name, metavar="DIR", help="folder for the results (default: results/<preset>)")
+    _add_module(sweep)
     _add_trust(sweep, "of runs that were begun: ")
     sweep.add_argument("--report-only", action="store_true", help="train nothing: table and figure of what is there")
 
@@ -153,9 +155,7 @@ def _parser():
     evaluate.add_argument("--episodes", type=_positive_int, default=30, metavar="N", help="games (default: 30)")
     evaluate.add_argument("--repeats", type=_positive_int, default=1, metavar="N", help="times to do so (default: 1)")
     evaluate.add_argument("--seed", type=_seed, default=1, metavar="N", help="of the first repeat (default: 1)")
-    evaluate.add_argument(
-        "--gin", action="append", default=[], metavar="BINDING", help='such as "environment.options = {...}"'
-    )
+    _add_gin(evaluate, "environment.options = {...}")
     evaluate.add_argument(
         "--max-steps", type=_positive_int, default=100_000, metavar="N", help="agent steps of a game (default: 100000)"
     )
@@ -168,6 +168,7 @@ def _parser():
     export.set_defaults(run=_export)
     export.add_argument("folder", type=_name, metavar="RUN")
     export.add_argument("target", type=_name, metavar="DIR")
+    _add_module(export)
     _add_trust(export)
 
     info = commands.add_parser("info", help="print versions, devices and what there is of the native op")
@@ -178,7 +179,7 @@ def _parser():
     bench_env.set_defaults(run=_bench_env)
     bench_env.add_argument("name", type=_name, metavar="NAME", help='environment; "Pong" means ALE/Pong-v5')
     bench_env.add_argument("--preset", type=_name, help="(default: one that has such environments)")
-    bench_env.add_argument("--gin", action="append", default=[], metavar="BINDING", help='such as "train.rollout = 10"')
+    _add_gin(bench_env)
     bench_env.add_argument(
         "--rounds", type=_positive_int, default=15, metavar="N", help="rollouts each part is timed (default: 15)"
     )
@@ -188,6 +189,18 @@ def _parser():
 def _add_actors(command):
     command.add_argument("--actors", type=_positive_int, metavar="N", help="play in N actors on Ray")
     command.add_argument("--ray-address", type=_name, metavar="ADDRESS", help='of a Ray cluster, such as "auto"')
+
+
+def _add_gin(command, example="train.rollout = 10"):
+    command.add_argument("--gin", action="append", default=[], metavar="BINDING", help=f'such as "{example}"')
+    _add_module(command)
+
+
+def _add_module(command):
+    command.add_argument(
+        "--module", action="append", default=[], type=_name, metavar="NAME",
+        help='a module, or a file name.py, with a core, an encoder or an environment that is set as "name:part"',
+    )  # fmt: skip
 
 
 def _add_trust(command, which=""):
@@ -214,9 +227,9 @@ def _train(args):
     if args.seed is not None:
         bindings.append(f"train.seed = {args.seed}")
     if run:
-        config.load_run(run, ["actors.address = None"], args.trust)
+        config.load_run(run, ["actors.address = None"], args.trust, args.modules)
         before = used.snapshot()
-        given = config.load_run(run, [*bindings, *args.gin], args.trust)
+        given = config.load_run(run, [*bindings, *args.gin], args.trust, args.modules)
         used.check("train", [], given)
         used.check_resumed(run, before, given)
     else:
@@ -323,7 +336,7 @@ def _sweep(args):
     code, reported = 0, args.report_only
     if not args.report_only:
         runs = sweep.runs_of(args.preset, study, tasks, conditions, range(1, (args.seeds or 3) + 1), args.frames)
-        code = sweep.train(study, runs, args.preset, args.jobs or os.cpu_count(), args.trust)
+        code = sweep.train(study, runs, args.preset, args.jobs or os.cpu_count(), args.trust, args.modules)
         reported = code < 128 and not {run.key for run in runs}.isdisjoint(study.read())
     if reported:
         config.load(source)
@@ -343,7 +356,7 @@ def _evaluate(args):
     checkpoints.newest(run)  # finds a broken one at once
 
     actors = [f"actors.number = {args.actors or 0}", f"actors.address = {args.ray_address!r}"]  # not its training's
-    given = config.load_run(run, [*actors, *args.gin], args.trust)
+    given = config.load_run(run, [*actors, *args.gin], args.trust, args.modules)
     used.check("evaluate", [], given)
     with contextlib.closing(run):
         run.lock_evaluation()
@@ -385,7 +398,7 @@ def _export(args):
     checkpoints.newest(run)  # finds a broken one at once
     with contextlib.closing(run_around(args.target)) as written:
         written.lock()
-        config.load_run(run, _ALONE, args.trust)
+        config.load_run(run, _ALONE, args.trust, args.modules)
         scaler = building.reward_scaler()
         network = evaluate.load_network(run, building.environment(seed=0, streams=1), scaler)
         export.save(network, args.target, scaler)

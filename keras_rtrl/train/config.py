@@ -52,13 +52,14 @@ def load(path, bindings=()):
     return own, _load(lambda: gin.parse_config_file(path), text, own, bindings)
 
 
-def load_run(run, bindings=(), trust=False):
+def load_run(run, bindings=(), trust=False, modules=()):
     """As `load` for the settings that a run left in its folder: data, which make nothing run.
 
     Args:
       run: RunFolder.
       bindings: as `load`; they are the person's own.
       trust: take the file as `load` takes one.
+      modules: names of modules that the person has named, and that the file may name too.
 
     Returns:
       List of `settings.Binding` of `bindings`.
@@ -74,7 +75,7 @@ def load_run(run, bindings=(), trust=False):
     plain = "".join(f"{setting} = {value!r}\n" for setting, value, _, _ in text.bindings)
     given = _load(lambda: gin.parse_config(plain), text, [], bindings)
     named = {binding.setting for binding in given}
-    settings.check_reach([binding for binding in text.bindings if binding.setting not in named])
+    settings.check_reach([binding for binding in text.bindings if binding.setting not in named], modules)
     return given
 
 

@@ -38,6 +38,8 @@ CONFIGURABLES = {
 OPTIMIZERS = ("Adam", "RMSprop", "ObGD")
 _FAMILIES_WITH_COLON = ("dmlab", "procgen")  # of environments; before any other colon stands a module to import
 
+_MAY_IMPORT = ("environment.name", "environment.options", "ActorCriticNetwork.core", "ActorCriticNetwork.encoder")
+
 Binding = collections.namedtuple("Binding", ["setting", "value", "where", "file"])
 Binding.__doc__ = """A binding as it is written.
 
@@ -231,18 +233,20 @@ def check_data(bindings):
 _CLASSES = tuple(Reference("@", f"{module}{name}", False) for name in OPTIMIZERS for module in ("", "keras_rtrl."))
 
 
-def check_reach(bindings):
-    """Checks that bindings of a run name no module to import, and no cluster whose processes would be believed.
+def check_reach(bindings, modules=()):
+    """Checks that bindings of a run name no module but `modules`, and no cluster whose processes would be believed.
 
     Raises:
       UsageError: names the first that does, its file and its line.
     """
     for setting, value, where, _ in bindings:
-        if setting in ("environment.name", "environment.options"):
+        if setting in _MAY_IMPORT:
             for part in _parts(value):
-                if isinstance(part, str) and ":" in part and part.partition(":")[0] not in _FAMILIES_WITH_COLON:
+                module = part.partition(":")[0] if isinstance(part, str) and ":" in part else None
+                if module is not None and module not in (*_FAMILIES_WITH_COLON, *modules):
                     raise UsageError(
-                        f"{where}: {setting} has {shown(part)}, which may name a module to import; {_TRUST}"
+                        f"{where}: {setting} has {shown(part)}, which may name a module to import; give --module "
+                        f"{module} if it is yours, or of someone you trust"
                     )
         if setting == "actors.address" and not _is_here(value):
             raise UsageError(f"{where}: actors.address is {shown(value)}: say so by --ray-address, or give --trust")

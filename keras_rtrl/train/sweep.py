@@ -95,7 +95,7 @@ def runs_of(preset, study, tasks, conditions, seeds, frames=None):
     return [Run(study, task, condition, seed, *rest) for seed in seeds for task, condition, *rest in settings]
 
 
-def train(study, runs, preset, jobs, trust=False):
+def train(study, runs, preset, jobs, trust=False, modules=()):
     """Trains the runs that the study does not hold, `jobs` processes at a time, and puts them into it.
 
     A run that was begun goes on from its checkpoint. A run that another sweep is training is waited for. SIGINT,
@@ -107,6 +107,7 @@ def train(study, runs, preset, jobs, trust=False):
       preset: as `keras-rtrl train` takes it.
       jobs: int, processes at a time.
       trust: whether a run that was begun may have settings that import modules.
+      modules: names of modules for each run's --module.
 
     Returns:
       Exit code: 0, 1 where a run failed (which are printed), 128 + n after signal n.
@@ -136,7 +137,7 @@ def train(study, runs, preset, jobs, trust=False):
                         if run.key in study.read():  # by the sweep that held the lock
                             os.close(lock)
                         else:
-                            active[run] = (_started(run, preset, jobs, trust, lock), lock)
+                            active[run] = (_started(run, preset, jobs, trust, modules, lock), lock)
                 _show(bar, runs, waiting, active, failed)
                 time.sleep(0.3)
         finally:
@@ -163,7 +164,7 @@ def _locked(run):
     return lock
 
 
-def _started(run, preset, jobs, trust, lock):
+def _started(run, preset, jobs, trust, modules, lock):
     """A process that trains the run. It holds the lock too, so that it is alone even where this sweep is killed."""
     words = [sys.executable, "-P", "-m", "keras_rtrl_cli", "train"]  # -P: nothing is imported from the folder it is in
     if run.folder.holds_run():
@@ -172,6 +173,7 @@ def _started(run, preset, jobs, trust, lock):
         words += [preset, "--seed", str(run.key[2]), "--out", run.folder.path]
         for binding in run.bindings:
             words += ["--gin", binding]
+    words += [word for module in modules for word in ("--module", module)]
     threads = str(max(os.cpu_count() // jobs, 1))
     limits = dict.fromkeys(("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS"), threads)
     with open(run.output, "w", encoding="utf-8") as output:

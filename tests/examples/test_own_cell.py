@@ -7,7 +7,6 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from examples.own_cell import SlowCell  # noqa: E402
-
 from keras_rtrl.testing import check_rtrl_cell  # noqa: E402
 
 
