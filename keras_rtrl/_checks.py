@@ -19,7 +19,7 @@ class _Shown(reprlib.Repr):
         self.maxlong = 40
 
     def repr_int(self, x, level):
-        if x.bit_length() > 10_000:  # Python writes out no longer ones
+        if x.bit_length() > 10_000:  # Python refuses to print longer ones
             return f"an integer of {x.bit_length()} bits"
         return super().repr_int(x, level)
 
@@ -31,7 +31,7 @@ _shown = _Shown()
 
 
 def shown(value):
-    """repr(value) in one line for a message, the middle of what is long left out."""
+    """repr(value) in one line for a message, shortened in the middle if it is long."""
     return " ".join(_shown.repr(value).split())
 
 
@@ -40,7 +40,7 @@ def _is_finite(value):
         return False
     try:
         return math.isfinite(value)
-    except OverflowError:  # an int that no float holds
+    except OverflowError:  # an int too large for a float
         return False
 
 
@@ -76,7 +76,7 @@ def whole_number(name, value, low=1, high=None):
 
 
 def one_of(name, value, options):
-    """Returns `value`; raises ValueError unless it is one of the strings `options`, or None where that is one."""
+    """Returns `value`; raises ValueError unless it is one of `options`: strings, and None if they contain it."""
     if not (value is None or isinstance(value, str)) or value not in options:
         raise ValueError(f"{name} must be one of {options}, got {shown(value)}.")
     return value
@@ -96,7 +96,7 @@ def widths(name, value):
 
 
 def closest(name, names):
-    """What a message adds, with the one of `names` that is most like `name`; an empty string if none is like it."""
+    """The end of a message that suggests the one of `names` that is most like `name`; empty if none is like it."""
     alike = difflib.get_close_matches(name[:200] if isinstance(name, str) else shown(name), list(names), 1)
     return f" (did you mean {alike[0]!r}?)" if alike else ""
 
@@ -112,7 +112,7 @@ def machine_memory():
 
 
 def fits_memory(setting, needed):
-    """Raises ValueError if `needed` bytes, which `setting` would take, are more than the memory there is.
+    """Raises ValueError if `setting` would take `needed` bytes and the machine has less memory.
 
     Args:
       setting: the argument and its value, as the message begins: "units=1000000".
@@ -123,5 +123,5 @@ def fits_memory(setting, needed):
         gib = min(needed, 2**1000) / 2**30  # a float holds no more
         figure = f"{gib:,.1f}" if gib < 1e15 else f"{gib:.0e}"
         raise ValueError(
-            f"{setting} would take at least {figure} GiB of memory, of which this machine has {memory / 2**30:,.1f} GiB"
+            f"{setting} would take at least {figure} GiB of memory; this machine has {memory / 2**30:,.1f} GiB"
         )

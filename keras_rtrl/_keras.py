@@ -1,6 +1,6 @@
 """The one place that decides between Keras 3 and tf-keras.
 
-tf-keras is taken where TF_USE_LEGACY_KERAS is set, as TensorFlow itself does; else Keras 3 on its TensorFlow backend.
+tf-keras if TF_USE_LEGACY_KERAS is set, the rule of TensorFlow itself; else Keras 3 on its TensorFlow backend.
 """
 
 import os
@@ -26,7 +26,7 @@ else:
         "keras_rtrl needs Keras on its TensorFlow backend, and Keras {}: set the environment variable "
         "KERAS_BACKEND=tensorflow before keras is imported."
     )
-    # Asked first: with another backend Keras may fail obscurely, for one where that backend's package is missing.
+    # Checked first: with another backend Keras may fail obscurely, for example if that backend's package is missing.
     _backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
     if "keras" in sys.modules or _backend == "tensorflow":
         try:
@@ -44,8 +44,8 @@ register = keras.saving.register_keras_serializable(package="keras_rtrl")
 def deserialize(config, custom_objects=None):
     """The object of a config made by `keras.saving.serialize_keras_object`.
 
-    Also while tf-keras loads an HDF5 file or a SavedModel, where it looks for bare class names, under which nothing is
-    registered.
+    It also works while tf-keras loads an HDF5 file or a SavedModel: there tf-keras looks for bare class names, under
+    which nothing is registered.
     """
     if LEGACY:
         known = keras.saving.get_registered_object(config.get("registered_name"), custom_objects)

@@ -5,7 +5,7 @@ import os
 
 
 def require_legacy_keras():
-    """Raises one clear error where TF-Agents could not work; call it before importing `tf_agents`.
+    """Raises one clear error if TF-Agents cannot work; call it before importing `tf_agents`.
 
     Raises:
       ImportError: if TF-Agents is not installed, if TF_USE_LEGACY_KERAS is not 1, true or True, or if it was set after

@@ -9,9 +9,9 @@ from keras_rtrl._checks import fits_memory, shown, whole_number
 def stream_chunks(sequences, targets, batch_size, chunk):
     """Chunks of long sequences in stream order, for `model.fit` with stateful layers.
 
-    The sequences are dealt out in turn to `batch_size` streams; row b of every batch continues row b of the one before,
-    and `reset` is true where a sequence starts. Streams that end before the longest, and the last chunk, are filled up
-    from the stream's own beginning, so every step is seen at least once an epoch.
+    The sequences are given in turn to `batch_size` streams. Row b of a batch continues row b of the batch before;
+    `reset` is true at the first step of a sequence. A stream that ends before the longest one, or inside a chunk, is
+    filled up from its own beginning. So every step comes at least once an epoch.
 
     Args:
       sequences: array [n, L, D], or a list of arrays [L_i, D]; n at least `batch_size`.
@@ -20,8 +20,8 @@ def stream_chunks(sequences, targets, batch_size, chunk):
       chunk: T, steps a batch.
 
     Returns:
-      A finite `tf.data.Dataset` of ({"x": [B, T, D], "reset": [B, T] bool}, y [B, T, ...]), the same at every epoch.
-      Give `model.fit` shuffle=False.
+      A finite `tf.data.Dataset` of ({"x": [B, T, D], "reset": [B, T] bool}, y [B, T, ...]), the same in every epoch.
+      Call `model.fit` with shuffle=False.
 
     Raises:
       ValueError: lengths or counts that do not fit.

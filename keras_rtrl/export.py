@@ -1,9 +1,9 @@
 """Inference without this package: a model as a SavedModel of stock TensorFlow operations that carries no traces.
 
 ```python
-inference_model(model).save("served")              # where keras_rtrl is
+inference_model(model).save("served")              # in a process with keras_rtrl
 
-served = tf.saved_model.load("served").signatures  # anywhere
+served = tf.saved_model.load("served").signatures  # in any process with TensorFlow
 state = served["initial_state"](batch_size=tf.constant(1))
 out = served["serving_default"](x=x, reset=reset, **state)
 ```
@@ -102,15 +102,15 @@ class StatefulModule(tf.Module):
 def inference_model(model, batch_size=None, steps=None):
     """The function that `model` computes in inference, as a tf.Module that needs neither Keras nor keras_rtrl.
 
-    It holds stock TensorFlow operations only and no traces, and it keeps no state: states go in and come out by name.
-    The batch size is free, also of a model built with a fixed one; so is the number of steps, unless a layer needs it
-    fixed. With `batch_size` and `steps` all shapes are static, and with steps=1 nothing loops: such a module converts
-    to LiteRT. Weights are shared, not copied: the module follows further training, and `save` writes what they are
-    then.
+    It holds only stock TensorFlow operations and no traces. It keeps no state: states go in and come out by name. The
+    batch size is free, also if the model was built with a fixed one. The number of steps is free, unless a layer needs
+    it fixed. With `batch_size` and `steps` all shapes are static, and with steps=1 the graph has no loop: such a module
+    converts to LiteRT. The module shares the model's weights: it follows further training, and `save` writes the
+    present values.
 
-    Called on a sequence at once or in pieces, down to single steps, it gives the same outputs wherever only RTRL layers
-    look back in time (other layers that do, such as Conv1D or keras' LSTM, begin anew with each call; so does the
-    held output at masked steps).
+    One call on a whole sequence and several calls on its pieces give the same outputs, if only RTRL layers look back in
+    time. Other layers that do, such as Conv1D or keras' LSTM, start again with each call; so does the output that is
+    repeated at masked steps.
 
     The functions `step` and `initial_state`, which `save(path)` writes as the signatures "serving_default" and
     "initial_state", take and return flat tensors by name:
@@ -120,25 +120,25 @@ def inference_model(model, batch_size=None, steps=None):
         and of the output layers, or the keys of dicts; a subclassed model's input has the name of its argument in
         `call`, and its outputs are `output` or `output_0`, `output_1`, ... A layer called elstm has the state
         `elstm_state`; a stack has `stack_state_1`, `stack_state_2`, ...; layers called twice without stateful=True have
-        a second `elstm_state_2`. `reset`, true where a new episode starts with that step, is there if a layer with a
-        state of this kind is not given its own by the model.
+        a second `elstm_state_2`. `reset`, true if a new episode starts with that step, is an input unless the model
+        gives every layer with such a state its own reset.
 
-    A layer to which the model passes an initial_state goes on doing with it what the model says. Of the carry that
-    layers with return_state=True return, states are outputs under the names above, and traces are none.
+    If the model passes an initial_state to a layer, the layer uses it as before. Layers with return_state=True return
+    their states as outputs under the names above, and no traces.
 
     Args:
       model: a built keras.Model with at least one RTRL or RTRLStack layer: Sequential, functional or subclassed.
       batch_size: B, also of a model built with another; None: free.
-      steps: T, likewise.
+      steps: T, also of a model built with another; None: free.
 
     Returns:
       A `StatefulModule`.
 
     Raises:
-      TypeError: `model` is no Keras model of the Keras in use.
+      TypeError: `model` is not a model of the Keras in use.
       ValueError: `batch_size` or `steps` is no whole number of at least 1, or a layer needs another number of steps;
         the model is not built, has no RTRL layer, takes traces as input or computes with them, has a stateful layer
-        inside TimeDistributed, or a stateful recurrent layer of Keras' own, whose state could not be brought out.
+        inside TimeDistributed, or a stateful recurrent layer of Keras, whose state has no name.
     """
     batch_size = None if batch_size is None else whole_number("batch_size", batch_size)
     steps = None if steps is None else whole_number("steps", steps)
@@ -151,8 +151,8 @@ def inference_model(model, batch_size=None, steps=None):
         return found
 
     found = first_pass(inputs)
-    # Where the model has another number of steps, change it if the layers allow that. Of a number that it does not know
-    # TimeDistributed takes as many as there are streams (Keras 3.15).
+    # If the model has another number of steps, change it if the layers allow that. If the number is unknown,
+    # TimeDistributed takes the number of streams for it (Keras 3.15).
     distributed = any(isinstance(layer, keras.layers.TimeDistributed) for layer in layers)
     if found.steps != {steps} and not (distributed and steps is None):
         changed = {name: _with_steps(spec, found.steps, steps) for name, spec in inputs.items()}
@@ -194,7 +194,7 @@ def _checked(model):
             raise ValueError(f"model: {layer.name} is a stateful layer of Keras' own: its state cannot be brought out.")
     for layer in _distributed(layers):
         if layer.stateful:
-            raise ValueError(f"model: {layer.name} is stateful inside TimeDistributed, where its state has no stream.")
+            raise ValueError(f"model: {layer.name} is stateful inside TimeDistributed: its state has no stream.")
     return layers
 
 
@@ -266,14 +266,14 @@ def _by_name(structure, name):
 
 
 def _unique(name, taken):
-    """`name` as an identifier, with a number where it is taken."""
+    """`name` as an identifier, with a number if it is taken."""
     name = re.sub(r"\W", "_", name)
     numbered = itertools.chain([name], (f"{name}_{i}" for i in itertools.count(2)))
     return next(candidate for candidate in numbered if candidate not in taken)
 
 
 def _with_steps(spec, found, steps):
-    """A TensorSpec with `steps` as its second size where that is one of those `found`."""
+    """A TensorSpec whose second size is `steps` if it was one of those `found`."""
     shape = spec.shape.as_list()
     if len(shape) > 1 and shape[1] in found:
         shape[1] = steps
@@ -286,12 +286,12 @@ class _Pass:
     Attributes:
       specs: TensorSpecs of the states, by name.
       states: the new ones, by name.
-      steps: the numbers of steps, None where free, that layers were called with.
-      open_resets: whether the model leaves it to others to reset a layer's state.
+      steps: the numbers of steps that layers were called with, None if free.
+      open_resets: whether a layer gets no reset from the model.
     """
 
     def __init__(self, layers, inputs, given=None, reset=None):
-        """Takes states from `given` by name, zeros where that is None, and [B, T] `reset` if it is given."""
+        """Takes states from `given` by name, zeros if that is None, and [B, T] `reset` if it is given."""
         self.specs, self.states, self.steps, self.open_resets = {}, {}, set(), False
         distributed = _distributed(layers)
         self._layers = [layer for layer in layers if isinstance(layer, Recurrent) and layer not in distributed]
@@ -304,7 +304,7 @@ class _Pass:
         self._stand_ins = []  # (tensor in place of traces, layer that returned it)
 
     def outputs(self, model, run, tensors):
-        """The model's outputs by name, but for states and traces of its layers."""
+        """The model's outputs by name, without states and traces of its layers."""
         with contextlib.ExitStack() as stack:
             for layer in self._layers:
                 call = self._call_of(layer, layer.call)
@@ -385,7 +385,7 @@ class _Pass:
             return self.states[name]
         return zero if self._given is None else self._given[name]
 
-    # Layers that return their carry, or take one that another returned, find empty tensors where the traces were.
+    # Layers that return their carry, or take one that another layer returned, get empty tensors in place of traces.
 
     def _traces(self, layer):
         stand_ins = [tf.zeros([0]), tf.zeros([0])]

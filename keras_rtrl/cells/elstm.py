@@ -15,8 +15,7 @@ class ELSTMCell(RTRLCell):
 
     Args:
       units: N.
-      forget_bias: added to b_f's initial value, whatever initialiser made it; 3 to 8 where memories of hundreds of
-        steps matter.
+      forget_bias: added to the initial value of b_f, for any initialiser; 3 to 8 for memories of hundreds of steps.
     """
 
     gates = ("f", "z")

@@ -41,7 +41,7 @@ class LRUCell(RTRLCell):
         seed = []
 
         def rate(shape, dtype):
-            """-log |lambda|, the same for both parameters that begin with it, also where they are made in graphs."""
+            """-log |lambda|, the same for both parameters that start from it, also if they are made in graphs."""
             if not seed:
                 with tf.init_scope():
                     seed.extend(tf.random.uniform([2], maxval=tf.int32.max, dtype=tf.int32).numpy())

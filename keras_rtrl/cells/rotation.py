@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from keras_rtrl._checks import number
 
-EDGE = 1e-6  # keeps the draws of u off 0 and 1, where the logarithms are infinite
+EDGE = 1e-6  # keeps the draws of u off 0 and 1: there the logarithms are infinite
 # Past these bounds r is 0, and theta only grows until it overflows: there the derivatives are 0.
 _BOUNDS = {"nu": 5.0, "vartheta": 8.0}
 

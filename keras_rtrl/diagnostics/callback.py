@@ -20,20 +20,21 @@ from keras_rtrl.layers.recurrent import Recurrent
 class RTRLDiagnostics(keras.callbacks.Callback):
     """Writes TensorBoard scalars about each stateful RTRL layer, also those in an `RTRLStack`, while `model.fit` runs.
 
-    Every `every` batches, before the batch under way is trained on, with its step the optimiser's:
+    It writes once in `every` batches, before the model trains on the batch, at the optimiser's step:
 
     - `<layer>/trace_norm/<gate or parameter>`: Frobenius norm of a stream's traces, averaged over streams.
     - `<layer>/memory_length/median` and `/q90`: effective memory length in steps over the layer's units, from the J of
       the batch (`keras_rtrl.diagnostics.memory_length`).
-    - `<layer>/staleness/cosine_over_<K>_chunks`: cosine between two gradients of the compiled loss on the last of K
-      batches, the one under way, with respect to the layer's recurrent weights: from the traces carried; and from
-      traces and a state made anew by running the K - 1 batches before under the present weights, from the state that
-      was carried when the first of them began and from zero traces. What the carried traces hold from before the K
-      batches, where no reset cut it off, is therefore a difference too. 1: nothing is stale.
+    - `<layer>/staleness/cosine_over_<K>_chunks`: cosine between two gradients of the compiled loss on the last of
+      K batches, with respect to the layer's recurrent weights. The first comes from the carry. For the second the
+      K - 1 batches before run again under the present weights, from zero traces and the state that was carried when
+      the first of them began. So the part of the traces from before the K batches, unless a reset ended it, counts as
+      a difference too. 1: nothing is stale.
 
-    Layers of a stack are named `<stack>/<number from below>`. The model runs here as in inference, but for the carry:
-    without dropout and with the moving averages of normalisation; where such layers lie below a recurrent one, its
-    staleness holds that difference too. Weights, carries, the optimiser, metrics and random seeds stay as they are.
+    Layers of a stack are named `<stack>/<number>`, the lowest first. The model runs here as in inference, without
+    dropout and with the moving averages of normalisation, but with the carry of training. If such layers lie below a
+    recurrent one, its staleness includes that difference. Weights, carries, the optimiser, metrics and random seeds
+    stay as they are.
 
     Example:
 
@@ -42,8 +43,8 @@ class RTRLDiagnostics(keras.callbacks.Callback):
 
     Args:
       log_dir: folder of the event files.
-      data: the `tf.data.Dataset` that `fit` is given, the same at every iteration: it is read a second time, in step
-        with training. None: trace norms alone are written.
+      data: the `tf.data.Dataset` that `fit` gets. It must give the same batches at every iteration, since it is read a
+        second time, in step with training. None: only trace norms are written.
       chunks: K, at least 2. The K last batches are kept in memory.
       every: batches between two measurements, over all calls of `fit`.
 
@@ -87,19 +88,19 @@ class RTRLDiagnostics(keras.callbacks.Callback):
                 raise ValueError("RTRLDiagnostics: the model must be compiled with steps_per_execution=1.")
             replicas = model.distribute_strategy.num_replicas_in_sync
             if replicas > 1:
-                raise ValueError(f"RTRLDiagnostics: data must be None where training runs on {replicas} replicas.")
+                raise ValueError(f"RTRLDiagnostics: data must be None if training runs on {replicas} replicas.")
         self._window = collections.deque(maxlen=self.chunks)
         self._batches = None
         self._trained = True  # whether the window's last batch was
         self._foreseen = None
-        # Made anew for each fit: the model may have been compiled anew.
+        # Made again for each fit, since the model may have been compiled again.
         self._advance, self._differentiate = tf.function(self._advance_chunk), tf.function(self._differentiate_chunk)
         self._writer = tf.summary.create_file_writer(self.log_dir)
 
     def on_train_batch_begin(self, batch, logs=None):
         carries = [_carry(layer) for layer in self._layers]
         if self.data is not None:
-            # Where fit finds at the end of its data that it has no batch, it has none trained: this one is the next.
+            # At the end of its data fit may find that it has no batch. Then it did not train: this batch is the next.
             values = self._read() if self._trained else self._window.pop().values
             self._window.append(_Chunk(values, [_states(carry) for carry in carries]))
             self._trained = False
@@ -134,7 +135,7 @@ class RTRLDiagnostics(keras.callbacks.Callback):
         self._window.clear()
 
     def _read(self):
-        """The next batch, beginning anew at the end of the data."""
+        """The next batch; starts again at the end of the data."""
         self._batches = iter(self.data) if self._batches is None else self._batches
         values = next(self._batches, None)
         if values is None:
@@ -174,7 +175,7 @@ class RTRLDiagnostics(keras.callbacks.Callback):
         return scalars
 
     def _replayed(self, chunks, carries):
-        """The carries before the last of the chunks, made anew from the first one's state and zero traces."""
+        """The carries before the last chunk, computed again from the state before the first chunk and zero traces."""
         first = chunks[0].states
         carries = [
             {name: states.get(name, tf.zeros_like(value)) for name, value in carry.items()}
@@ -224,7 +225,7 @@ class RTRLDiagnostics(keras.callbacks.Callback):
 
 
 class _Chunk(NamedTuple):
-    """A batch as fit gets it, and before it each layer's states by name; {} where a layer had no carry yet."""
+    """A batch as fit gets it, and each layer's states before it, by name; {} if a layer had no carry yet."""
 
     values: tuple
     states: list
@@ -244,7 +245,7 @@ class _Slot:
 
 
 def _carry(layer):
-    """The training carry of a stateful layer by name, {} where it has none yet."""
+    """The training carry of a stateful layer by name, {} if it has none yet."""
     kept = layer._kept("training", layer._training_carry)
     return {name: tf.convert_to_tensor(variable) for name, variable in kept.items()}
 

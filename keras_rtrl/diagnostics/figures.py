@@ -6,7 +6,7 @@ import tensorflow as tf
 from keras_rtrl.engine.blocks import dense, matmul, product
 from keras_rtrl.engine.cell import local_derivatives
 
-MEMORY_CAP = 1e6  # steps; float32 tells no longer memory from an endless one
+MEMORY_CAP = 1e6  # steps; float32 cannot tell a longer memory from an endless one
 
 
 def jacobians(cell, kernel, rho, x, start, states, reset=None):
@@ -19,7 +19,7 @@ def jacobians(cell, kernel, rho, x, start, states, reset=None):
       x: inputs [B, T, D].
       start: state before the chunk [B, N, m].
       states: states after each step, m tensors [B, T, N].
-      reset: [B, T] bool, true where a new episode starts with x_t: J_t is then taken at a state of zero.
+      reset: [B, T] bool, true if a new episode starts with x_t: J_t is then taken at a state of zero.
 
     Returns:
       m rows of m tensors [B, T, N].
@@ -34,18 +34,18 @@ def jacobians(cell, kernel, rho, x, start, states, reset=None):
 
 
 def decay(J, mask=None):
-    """How much a state tells of itself k steps ago, at lags k = 1, 2, 4, ... up to the chunk's length.
+    """How much of a state is left after k steps, at lags k = 1, 2, 4, ... up to the chunk's length.
 
     At each lag the spectral norm of J_t J_{t-1} ... J_{t-k+1} is averaged over streams and over every t of the chunk
-    that has k steps behind it, and divided by the average that half the lag (for k = 1 none, 1) has at the same t.
+    that has k steps before it. The average is divided by that of half the lag at the same t (by 1 for k = 1).
 
     Args:
       J: m rows of m tensors [B, T, N], m 1 or 2, T known.
       mask: [B, T] bool, false at steps that are left out; None: none is.
 
     Returns:
-      [L, N] float64: the ratios, lag after lag; where no step has so many behind it, those of the decay going on as
-      before. NaN where no step counts at all.
+      [L, N] float64: the ratios, lag after lag. If no step has enough steps before it, the decay is continued at its
+      last rate. NaN if no step counts at all.
     """
     steps = J[0][0].shape[1]
     if mask is None:

@@ -1,4 +1,4 @@
-"""The learner's side of actors on Ray: it asks each for rollouts, a few ahead, and takes them as they come."""
+"""The learner's side of actors on Ray: it asks each actor for a few rollouts ahead, and takes them as they arrive."""
 
 import collections
 import contextlib
@@ -12,17 +12,17 @@ Delivery = collections.namedtuple("Delivery", ["actor", "rollout"])
 
 _STEPS = 200  # of a game, in one request
 
-# No GPU: the first actor on the learner's machine would take its memory.
+# Actors see no GPU: the first one on the learner's machine would take all of the GPU's memory.
 _ENVIRONMENT = {"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
 
 
 class ActorFailure(RuntimeError):
-    """Actors that cannot be had, or that have sent nothing for longer than the time-out."""
+    """No cluster, an actor that failed, or actors that have sent nothing for longer than the time-out."""
 
 
 @contextlib.contextmanager
 def _ray_answers():
-    """Raises ActorFailure where Ray itself fails: its processes on this machine have died, or its store is full."""
+    """Raises ActorFailure if Ray itself fails: its processes on this machine have died, or its store is full."""
     try:
         yield
     except ImportError:
@@ -38,18 +38,18 @@ def _ray_answers():
 class Fleet:
     """Actors on Ray.
 
-    Each always has `queue` requests, no more: a slow learner stops the actors, and what waits in the object store is
-    bounded. The rollouts of one actor are taken in order. Ray starts an actor that died anew and sends it the requests
-    that it had; its streams begin new episodes.
+    Each actor has at most `queue` requests. So a slow learner stops the actors, and the object store holds a bounded
+    number of rollouts. The rollouts of one actor are taken in order. Ray restarts an actor that died, and sends it its
+    requests again; its streams begin new episodes.
 
     Args:
-      actor: class of what makes rollouts in its own process, with a method rollout(request, version, weights); made by
-        actor(i, *arguments), i being the number of the actor from 0.
-      arguments: what each is made with beside its number, a tuple.
-      number: of actors.
-      queue: rollouts of each actor that are under way or wait for the learner.
-      address: of a Ray cluster ("auto": the one this machine is part of); None begins one of this machine alone.
-      cpus: that Ray reserves for each actor.
+      actor: a class with a method rollout(request, version, weights), which makes rollouts in an actor's process. Actor
+        i is actor(i, *arguments), i from 0.
+      arguments: tuple of further arguments of `actor`.
+      number: number of actors.
+      queue: rollouts of each actor that are being made or wait for the learner.
+      address: address of a Ray cluster ("auto": the one this machine is part of); None starts one on this machine.
+      cpus: number of CPUs that Ray reserves for each actor.
       timeout: seconds that `take` waits for the next of its rollouts.
 
     Raises:
@@ -63,12 +63,12 @@ class Fleet:
         self._ray = _connect(address, number * cpus)
         self._actors = [_start(actor, cpus, i, *arguments) for i in range(number)]
         self._requests = [0] * number
-        self._pending = {}  # in the order of asking
+        self._pending = {}  # in the order of the requests
         self._version, self._weights = -1, None
 
     @_ray_answers()
     def publish(self, weights):
-        """Makes the next version of the weights, a list of arrays, what later requests act by.
+        """Makes the next version of the weights, a list of arrays. Later requests act with it.
 
         Raises:
           ActorFailure: Ray has failed.
@@ -83,7 +83,7 @@ class Fleet:
 
     @_ray_answers()
     def request(self, actors=None):
-        """Asks each of `actors` (their numbers; None for all) for one more rollout, by the newest weights.
+        """Asks each of `actors` (their numbers; None for all) for one more rollout with the newest weights.
 
         Raises:
           ActorFailure: Ray has failed.
@@ -100,19 +100,18 @@ class Fleet:
 
     @_ray_answers()
     def take(self, count, fits):
-        """The oldest rollout of each of `count` actors, waiting for those that are not there yet.
+        """The oldest rollout of each of `count` actors; waits for those that have not arrived.
 
         Args:
           count: number of actors.
-          fits: called with an actor's number and its Rollout; where it says no the rollout is dropped, and another
-            asked for.
+          fits: called with an actor's number and its Rollout. If it returns False the rollout is dropped, and another
+            one is requested.
 
         Returns:
-          (list of Deliveries in the order of the actors' numbers, rollouts that are ready and still wait).
+          (list of Deliveries in the order of the actors' numbers, number of rollouts that are ready and still wait).
 
         Raises:
-          ActorFailure: none of the rollouts that are missing came before the time-out, what went wrong in an actor, or
-            Ray has failed.
+          ActorFailure: no missing rollout came before the time-out, an actor raised an exception, or Ray has failed.
         """
         taken, deadline = {}, time.monotonic() + self._timeout
         while len(taken) < count:
@@ -120,9 +119,9 @@ class Fleet:
             for reference, actor in self._pending.items():
                 heads.setdefault(actor, reference)
             wanted = [reference for actor, reference in heads.items() if actor not in taken]
-            # each wait goes over all calls: one for those that are there already
+            # Each wait goes over all calls, so the first takes all that have arrived.
             ready, _ = self._ray.wait(wanted, num_returns=count - len(taken), timeout=0)
-            late = time.monotonic() > deadline  # also where all that comes is lost
+            late = time.monotonic() > deadline  # also if all that arrives is lost
             if not ready and not late:
                 ready, _ = self._ray.wait(wanted, timeout=max(deadline - time.monotonic(), 0))
             if not ready or late:
@@ -150,18 +149,18 @@ class Fleet:
 
 @_ray_answers()
 def play_games(actor, arguments, *, weights, quotas, progress, address, cpus, timeout):
-    """Whole games, played greedily by actors.
+    """Whole games that actors play greedily.
 
-    An actor that dies plays its games again from the first, by the same seed.
+    An actor that dies plays its games again from the first, with the same seed.
 
     Args:
-      actor: class of what plays games in its own process, with a method play(weights, steps); made by
+      actor: a class with a method play(weights, steps), which plays games in an actor's process. Actor i is
         actor(i, *arguments[i]).
-      arguments: for each actor what it is made with beside its number, a tuple.
-      weights: list of arrays, as the network's variables.
+      arguments: for each actor a tuple of its further arguments.
+      weights: list of arrays, in the order of the network's variables.
       quotas: for each actor the number of games of each of its streams.
-      progress: called with what is returned, as far as it has come; None for an actor that has sent nothing yet.
-      address, cpus, timeout: as Fleet's.
+      progress: called with the results so far; None stands for an actor that has sent nothing yet.
+      address, cpus, timeout: as for Fleet.
 
     Returns:
       For each actor a list of (return, length in agent steps, whether cut off) a stream, at least as many as asked for.
@@ -196,7 +195,7 @@ def play_games(actor, arguments, *, weights, quotas, progress, address, cpus, ti
 
 
 def _connect(address, cpus):
-    """Ray, connected to the cluster at `address`, or to a new one of this machine with so many CPUs at least."""
+    """Ray, connected to the cluster at `address`, or to a new one on this machine with at least `cpus` CPUs."""
     try:
         import ray
     except ImportError as error:
@@ -226,13 +225,13 @@ def _start(actor, cpus, number, *args):
 
 
 def _fetch(ray, reference, actor, timeout):
-    """What an actor has sent; None where it is lost. Raises ActorFailure for what went wrong in the actor."""
+    """The result that an actor has sent; None if it is lost. Raises ActorFailure if the actor raised an exception."""
     try:
         return ray.get(reference, timeout=timeout)
     except (ray.exceptions.ObjectLostError, ray.exceptions.ActorUnavailableError):
         return None
     except ray.exceptions.GetTimeoutError as error:
-        raise ActorFailure(f"what actor {actor} sent could not be had in {timeout:g} s") from error
+        raise ActorFailure(f"the result of actor {actor} did not arrive in {timeout:g} s") from error
     except ray.exceptions.RayTaskError as error:
         cause = error.cause if isinstance(error.cause, Exception) else error
         raise ActorFailure(f"actor {actor}: {type(cause).__name__}: {one_line(cause)}") from error

@@ -8,7 +8,7 @@ from keras_rtrl._checks import whole_number
 
 
 def all_sum(values):
-    """The sum over all replicas of a nest of tensors; `values` itself where there is one replica.
+    """The sum over all replicas of a nest of tensors; `values` itself if there is one replica.
 
     Every replica must call it, and with a MirroredStrategy outside TensorFlow's loops and conditions.
     """
@@ -18,7 +18,7 @@ def all_sum(values):
 
 
 def on_host(function):
-    """function(), its variables in this process alone and on its CPU where it is called in a strategy's scope."""
+    """function(); in a strategy's scope it makes its variables in this process alone, on the CPU."""
     if not tf.distribute.has_strategy():
         return function()
 
@@ -26,7 +26,7 @@ def on_host(function):
         with tf.device("CPU:0"):
             return function()
 
-    with concurrent.futures.ThreadPoolExecutor(1) as thread:  # a scope is one thread's own
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:  # a scope holds for one thread; this one is outside
         return thread.submit(on_cpu).result()
 
 
@@ -42,7 +42,7 @@ class Streams:
       worker: number of streams of this process, all replicas of it together.
 
     Raises:
-      ValueError: a number of streams that is no whole number of at least 1, or no multiple of the replicas.
+      ValueError: `count` is not a whole number of at least 1, or not a multiple of the number of replicas.
     """
 
     def __init__(self, count):
@@ -53,7 +53,7 @@ class Streams:
             replicas = self.strategy.num_replicas_in_sync
             ids = self.strategy.experimental_distribute_values_from_function(lambda c: c.replica_id_in_sync_group)
             self._ids = self.strategy.experimental_local_results(ids)
-            self._reduce = tf.function(self._sum_of_replicas)  # once: what is reduced eagerly is traced at every call
+            self._reduce = tf.function(self._sum_of_replicas)  # made once: an eager reduction is traced at every call
         if self.count % replicas:
             raise ValueError(f"num_streams must be a multiple of the strategy's {replicas} replicas, got {self.count}")
         self.replica = self.count // replicas
@@ -125,19 +125,19 @@ class Streams:
 
 
 class StreamVariables:
-    """Variables [B, ...], zero at first, of which every replica has the rows of its own streams.
+    """Variables [B, ...], zero at first. Every replica has the rows of its own streams.
 
-    What checkpoints shall hold is `whole`, whatever the number of replicas. With one replica these are the variables
-    themselves; with several `gather` brings them up to date, and `scatter` gives the replicas what was restored into
-    them. This is no Trackable, so that what the replicas have is never saved beside.
+    Checkpoints hold `whole`, for any number of replicas. With one replica these are the variables themselves. With
+    several, `gather` updates them from the replicas, and after a restore `scatter` gives their rows to the replicas.
+    This is not a Trackable, so the variables of the replicas are not saved.
 
     Args:
       streams: `Streams`.
-      names: of the variables.
-      specs: for each a TensorSpec, or a tensor, of one stream's row.
+      names: names of the variables.
+      specs: for each variable a TensorSpec, or a tensor, of one stream's row.
 
     Attributes:
-      whole: tuple of non-trainable variables [B, ...]; in the memory of the host where there are several replicas.
+      whole: tuple of non-trainable variables [B, ...]; with several replicas they are in the memory of the host.
     """
 
     def __init__(self, streams, names, specs):
@@ -156,7 +156,7 @@ class StreamVariables:
             self.whole = on_host(lambda: zeros(streams.count))
 
     def values(self):
-        """This replica's rows, as they are now: a tuple of tensors."""
+        """The present rows of this replica: a tuple of tensors."""
         return tuple(variable.value() for variable in self._own)
 
     def assign(self, values):

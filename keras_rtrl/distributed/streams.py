@@ -1,4 +1,4 @@
-"""The learner's record of its streams: what it has learnt of each, and where each stopped."""
+"""The learner's record of its streams: the carry of each, and the step at which each stopped."""
 
 import collections
 
@@ -9,20 +9,21 @@ Place = collections.namedtuple("Place", ["life", "end"])
 
 
 class StreamBank:
-    """What an agent keeps of each stream, for all streams of all actors.
+    """The values that an agent keeps for each stream, for all streams of all actors.
 
-    An agent learns from B streams at a time. Of as many it holds the carry (and the returns under way, of scaled
-    rewards) itself; of more, those of a batch are put into the agent before it learns and taken back after.
+    An agent learns from B streams at a time. It holds the carry of B streams (and with scaled rewards their returns so
+    far). If the actors have more streams, the bank holds the values of all. Before the agent learns, the values of the
+    batch's streams are put into the agent; afterwards they are taken back.
 
     Args:
       agent: a RolloutAgent.
       actors: number of actors.
-      streams: E, streams of each.
+      streams: E, streams of each actor.
       rollout: T, steps of a rollout.
 
     Attributes:
-      restarts: times that an actor's streams began anew, after its process had died.
-      gaps: rollouts that did not begin where the learner's carry of their streams had stopped.
+      restarts: how often the streams of an actor started again, after its process had died.
+      gaps: number of rollouts that did not continue the learner's carry of their streams.
     """
 
     def __init__(self, agent, actors, streams, rollout):
@@ -31,7 +32,7 @@ class StreamBank:
         values = agent.stream_values()
         self._bank = None
         if actors * streams > values[0].shape[0]:
-            with tf.device("CPU:0"):  # a GPU has room for those of a batch
+            with tf.device("CPU:0"):  # a GPU may have room only for the streams of one batch
                 self._bank = [
                     tf.Variable(tf.zeros([actors * streams, *x.shape[1:]], x.dtype), trainable=False) for x in values
                 ]
@@ -39,23 +40,23 @@ class StreamBank:
 
     @property
     def variables(self):
-        """What is kept here, beside the agent's carry: a list of variables [actors E, ...], empty for one batch."""
+        """The bank's variables: a list of [actors E, ...], empty if the agent itself holds all streams."""
         return self._bank or []
 
     def fits(self, actor, rollout):
-        """Whether a rollout comes after all that was learnt of its streams; one that does not must be dropped."""
+        """Whether a rollout comes after all steps that were learnt of its streams; otherwise it must be dropped."""
         place = self._places[actor]
         return place is None or place.life != rollout.life or rollout.start >= place.end
 
     def load(self, actors, rollouts):
         """Puts the streams of a batch into the agent: rows [i E, (i + 1) E) are those of actors[i].
 
-        Where a rollout does not begin where the carry of its streams stopped, the traces are zeroed and the state is
-        the one that acted.
+        If a rollout does not continue the carry of its streams, the traces are zeroed, and the state is the one that
+        acted.
 
         Args:
-          actors: their numbers, no two the same.
-          rollouts: their Rollouts.
+          actors: numbers of actors, no two the same.
+          rollouts: the Rollouts of these actors.
         """
         broken = [not self._continues(actor, rollout) for actor, rollout in zip(actors, rollouts, strict=True)]
         for actor, rollout in zip(actors, rollouts, strict=True):
@@ -87,14 +88,14 @@ class StreamBank:
             self._places[actor] = Place(rollout.life, rollout.start + self._rollout)
 
     def values(self):
-        """What is kept of all streams: list of arrays [actors E, ...], the carry's parts first."""
+        """The values of all streams: list of arrays [actors E, ...], the parts of the carry first."""
         return [value.numpy() for value in self._bank or self._agent.stream_values()]
 
     def _continues(self, actor, rollout):
         return self._places[actor] == Place(rollout.life, rollout.start)
 
     def _count_break(self, actor, rollout):
-        """Counts a restart or a gap, if the rollout does not begin where the last one ended."""
+        """Counts a restart or a gap, if the rollout does not continue the last one."""
         place = self._places[actor]
         if place is None or place.life != rollout.life:
             self.restarts += place is not None

@@ -90,19 +90,19 @@ def make(name, num_envs, seed, *, training=True, max_frames=108_000, sticky_acti
 class AtariEnvironment(VectorEnvironment):
     """A batch of one Atari game, observations uint8 [B, 84, 84, 4], actions int64 [B] of the game's minimal set.
 
-    Each action is repeated for 4 frames, the last two of which give one grey image by their maximum; an observation
-    is a stack of 4, newest last. A game starts with FIRE, where it has that action, and up to 30 frames of no-op;
-    rewards are the game's own. A game is truncated (LAST, discount 1) after `max_frames`.
+    Each action is repeated for 4 frames. The maximum of the last two frames gives one grey image; an observation is a
+    stack of 4 images, newest last. A game starts with FIRE, if it has that action, and up to 30 frames of no-op.
+    Rewards are those of the game. A game is truncated (LAST, discount 1) after `max_frames`.
 
-    The game plays on after a lost life, and the step that follows sends FIRE (no-op where there is none) instead of
-    the action, or an agent that never fires would wait for ever. In training the lost life is reported as LAST with
-    discount 0 and the step after it as FIRST with reward 0 and discount 1; in evaluation neither is. Either way
-    `finished_games` has whole games with all their rewards.
+    The game plays on after a lost life. The next step sends FIRE (no-op if the game has none) instead of the action;
+    otherwise an agent that never fires would wait without end. In training the lost life is reported as LAST with
+    discount 0, and the step after it as FIRST with reward 0 and discount 1. In evaluation neither is reported.
+    `finished_games` always has whole games with all their rewards.
 
     Args:
       rom: ale-py's name of the game, "ms_pacman".
       num_envs: number of streams B.
-      seed: a non-negative int or None; each stream's own seed is drawn from it.
+      seed: a non-negative int or None; the seed of each stream is drawn from it.
       training: whether a lost life ends an episode.
       max_frames: frames after which a game is truncated.
       sticky_actions: whether each frame repeats the last frame's action with probability 0.25 (Machado et al. 2018).
@@ -139,7 +139,7 @@ class AtariEnvironment(VectorEnvironment):
 
     def _reset(self):
         frames, info = self._env.reset(seed=self._seeds)
-        self._seeds = None  # later resets go on from where the generators stand
+        self._seeds = None  # later resets continue the generators
         self._forget_games()
         self._lives = info["lives"]
         self._life_lost = np.zeros(self._num_envs, bool)

@@ -2,12 +2,12 @@
 
 The trace conditioning and trace patterning problems of Rafiee et al. (arXiv 2011.04590), to be predicted online. Time
 goes in trials. Conditioned stimuli (CS) come on at a trial's start and stay for 4 steps. The unconditioned stimulus
-(US) comes on ISI steps after the start, ISI uniform on 7..13, and stays for 2 steps; in trace patterning only where the
+(US) comes on ISI steps after the start, ISI uniform on 7..13, and stays for 2 steps; in trace patterning only if the
 CSs form one of the activating patterns. ISI + ITI steps after a trial's start the next one starts, ITI uniform on
 80..120. The first trial starts at the first time step.
 
-To be predicted is the return G_t = sum over k >= 0 of 0.9^k US_{t+1+k} from the observations up to t. The reward of a
-time step is the US in its observation; the one action does nothing; no episode ends, and every discount is 1.
+The agent predicts the return G_t = sum over k >= 0 of 0.9^k US_{t+1+k} from the observations up to t. The reward of a
+time step is the US in its observation. The one action does nothing, no episode ends, and every discount is 1.
 """
 
 import itertools
@@ -99,7 +99,7 @@ class _Conditioning(InGraphTask):
         return (age, isi, iti, stimuli, known, *more), observation, us, restart & False
 
     def _background(self, restart, state, words):
-        """(state, list of float32 [B, ...]) of stimuli that heed no trials."""
+        """(state, list of float32 [B, ...]) of stimuli that do not depend on trials."""
         del restart, words
         return state, []
 
@@ -135,10 +135,10 @@ class TracePatterning(_Conditioning):
     """`num_envs` streams of trace patterning as a TFEnvironment that runs under jit_compile.
 
     Observation, float32 [12]: US, 6 CSs, 5 distractors, which come with the CSs, each in every second trial. 10 of the
-    20 sets of three CSs activate the US, drawn from `seed` and the same in all streams. A trial shows one of these, or
-    else any of all 64 sets, so that every second trial activates. The sizes are those of Javed et al. (arXiv
-    2302.05326), the times the benchmark's. Predicting `mean_return` has a mean squared error of 0.083,
-    `ideal_prediction` one of 0.0100.
+    20 sets of three CSs activate the US, drawn from `seed` and the same in all streams. A trial shows one of those,
+    or any of all 64 sets, so that every second trial activates. The sizes are those of Javed et al. (arXiv 2302.05326),
+    the times those of the benchmark. The mean squared error of `mean_return` is 0.083, that of `ideal_prediction`
+    0.0100.
 
     Args:
       num_envs: number of streams B.
@@ -239,7 +239,7 @@ class TracePatterningEnv(_ConditioningEnv):
 
 
 def _uniform(words, values):
-    """One of the consecutive `values` for each word, equally likely but for 1 part in 10^7."""
+    """One of the consecutive `values` for each word, equally likely up to 1 part in 10^7."""
     return values.start + tf.math.floormod(tf.bitwise.bitwise_and(words, _31_BITS), len(values))
 
 

@@ -113,8 +113,8 @@ def make(
       dataset_path: folder of photographs, which two psychlab levels need.
 
     Raises:
-      ValueError: an argument that is none of these, or settings that the simulator does not start with.
-      ImportError: without the module `deepmind_lab`.
+      ValueError: an argument does not fit, or the simulator does not start with the settings.
+      ImportError: the module `deepmind_lab` is missing.
     """
     if name not in SCORES:
         raise unknown_name(name, list(SCORES))
@@ -155,9 +155,9 @@ def make(
 
 
 def load_renderer(renderer):
-    """Loads the simulator's renderer, "software" or "hardware", so that it lives beside TensorFlow (`opengl`).
+    """Loads the simulator's renderer, "software" or "hardware", so that it works with TensorFlow (`opengl`).
 
-    To be called before each `deepmind_lab.Lab`, which dies at its first reset without it.
+    Call it before each `deepmind_lab.Lab`; otherwise the Lab dies at its first reset.
     """
     import deepmind_lab
 
@@ -169,16 +169,16 @@ def load_renderer(renderer):
 class LabEnvironment(VectorEnvironment):
     """One instance of the simulator as a batch of one stream.
 
-    Observation: RGB, uint8 [1, height, width, 3]. Of a level that gives instructions a dict of it, "rgb", and of
-    "instruction", int32 [1, 16]: the ids of the first 16 words, 0 where there are fewer (`word_ids`).
+    Observation: RGB, uint8 [1, height, width, 3]. If a level gives instructions, a dict of "rgb" and "instruction",
+    int32 [1, 16]: the ids of the first 16 words, filled up with 0 (`word_ids`).
 
     Actions are int64 [1] in 0..8: look left, look right (20 pixels a frame), strafe left, strafe right, forward, back,
     forward and look left, forward and look right, fire; each is held for `frames_per_step` of 60 frames a second.
 
-    Each episode starts with a seed of its own, drawn from the stream's; the same `seed` gives the same episodes as long
-    as the simulator does, which it promises for the first one of an instance only. The simulator shows nothing at an
-    episode's end and does not say why it ended, though in most levels time was up: LAST holds the last observation
-    before it, and its discount is 0.
+    Each episode starts with its own seed, drawn from that of the stream. The same `seed` gives the same episodes as far
+    as the simulator repeats them; it promises that only for the first episode of an instance. At an episode's end the
+    simulator shows nothing, and does not say why the episode ended; in most levels time was up. So LAST holds the last
+    observation before the end, and its discount is 0.
 
     Args:
       lab: a `deepmind_lab.Lab` that gives RGB_INTERLEAVED, and INSTR if `instructions`.
@@ -234,7 +234,7 @@ class LabEnvironment(VectorEnvironment):
 
 
 def word_ids(instruction):
-    """Ids of the first 16 words of a string, int32 [16]: CRC-32 of each, modulo 1000, plus 1; 0 where there is none."""
+    """Ids of the first 16 words of a string, int32 [16]: CRC-32 of each, modulo 1000, plus 1; then 0."""
     ids = [1 + zlib.crc32(word.encode()) % _WORD_IDS for word in instruction.split()[:_WORDS]]
     return np.array(ids + [0] * (_WORDS - len(ids)), np.int32)
 
@@ -261,7 +261,7 @@ class LevelCache:
             ) from error
 
     def fetch(self, key, path):
-        """Copies the level `key` to `path`; False where there is none."""
+        """Copies the level `key` to `path`; False if there is none."""
         try:
             shutil.copyfile(self._file(key), path)
         except FileNotFoundError:

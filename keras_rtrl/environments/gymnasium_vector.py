@@ -80,15 +80,15 @@ def vector(build, num_envs, seed):
 class GymnasiumVector(VectorEnvironment):
     """A gymnasium vector environment as a batched PyEnvironment.
 
-    Observations that are a Box keep their shape and dtype, save float64, which comes as float32. All other ones, of
-    Discrete, MultiDiscrete or MultiBinary spaces or of a Tuple or Dict of these and Boxes, come as one float32 vector,
-    each choice one-hot. Discrete actions are int64 from 0 to n - 1, MultiDiscrete ones vectors of such. Floating-point
-    actions are clipped to their bounds before the simulator sees them. Rewards are float32 [B]; `finished_games` sums
-    them in float64.
+    Observations of a Box keep their shape and dtype, except that float64 becomes float32. Those of Discrete,
+    MultiDiscrete and MultiBinary spaces, and of a Tuple or Dict of such spaces and Boxes, become one float32 vector,
+    with choices one-hot. Discrete actions are int64 from 0 to n - 1, MultiDiscrete actions are vectors of them.
+    Floating-point actions are clipped to their bounds before the simulator sees them. Rewards are float32 [B];
+    `finished_games` sums them in float64.
 
     Args:
       vector_env: a gymnasium.vector.VectorEnv whose metadata["autoreset_mode"] is NEXT_STEP.
-      seed: a non-negative int or None; each stream's own seed is drawn from it.
+      seed: a non-negative int or None; the seed of each stream is drawn from it.
 
     Raises:
       ValueError: a space that is not taken, or another autoreset mode.
@@ -113,7 +113,7 @@ class GymnasiumVector(VectorEnvironment):
 
     def _reset(self):
         observation, _ = self._env.reset(seed=self._seeds)
-        self._seeds = None  # later resets go on from where the generators stand
+        self._seeds = None  # later resets continue the generators
         self._forget_games()
         return self._first(spaces.encoded(self._observation_space, observation))
 

@@ -50,7 +50,7 @@ class HalvedEnvironment(py_environment.PyEnvironment):
         """As WorkerVector's."""
         return [pid for half in self.halves for pid in half.worker_pids]
 
-    # Where the halves stand is known to them alone: they are stepped behind this one's back.
+    # The halves are also stepped directly, so only they know their present time steps.
     @property
     def _current_time_step(self):
         time_steps = [half._current_time_step for half in self.halves]

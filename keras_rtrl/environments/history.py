@@ -12,13 +12,13 @@ from keras_rtrl.environments.halves import HalvedEnvironment
 def with_history(env):
     """The same environment with the last reward and action in its observations.
 
-    A TF-Agents network sees observations and step types only; a memory also wants what it did and what it got. The
+    A TF-Agents network sees only observations and step types, but a memory also needs its last action and reward. The
     observation becomes a dict:
 
       observation: the environment's own.
       last_reward: float32 [B], the reward that came with this time step, not clipped; 0 at FIRST.
-      last_action: like the action spec, the action that led here as it was given (floats not clipped); zeros at FIRST,
-        where there is none: what reads it must look at the step type too, as `ActorCriticNetwork` does.
+      last_action: like the action spec, the action that led to this step, before clipping; zeros at FIRST, which has no
+        last action. A reader must check the step type too, as `ActorCriticNetwork` does.
 
     Args:
       env: a batched PyEnvironment or TFEnvironment with one action array.
@@ -55,7 +55,7 @@ class _PyHistory(wrappers.PyEnvironmentBaseWrapper):
         return self._with_action(self._env.step(action), action)
 
     def step_async(self, action):
-        """Begins a step, where the environment can; `step_wait` must follow."""
+        """Begins a step, if the environment can do so; `step_wait` must follow."""
         self._action = action
         self._env.step_async(action)
 

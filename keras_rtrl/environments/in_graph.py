@@ -1,8 +1,8 @@
-"""What in-graph tasks share: their random words, and two forms that agree step for step.
+"""The common parts of in-graph tasks: their random words, and two forms that agree step for step.
 
-A task's randomness is one row of 32-bit words for each (seed, stream, step), where step counts every time step of a
-stream's life, over episodes: row `stream` of a Philox draw keyed by [seed, step]. So the batched form, in eager, graph
-and XLA alike, and the gymnasium form play the same.
+A task's randomness is one row of 32-bit words for each (seed, stream, step): row `stream` of a Philox draw keyed by
+[seed, step]. The number `step` counts all time steps of a stream, over episodes. So the batched form (eager, in graphs
+and under XLA) and the gymnasium form play the same.
 """
 
 import gymnasium
@@ -61,7 +61,7 @@ class InGraphTask(tf_environment.TFEnvironment):
           words: int32 [B, words], random.
 
         Returns:
-          (state, observation, reward float32 [B], terminated bool [B]); the last two 0 and False where `restart`.
+          (state, observation, reward float32 [B], terminated bool [B]); the last two are 0 and False if `restart`.
         """
         raise NotImplementedError
 

@@ -5,7 +5,7 @@ zero, the one after is (0, 1). There the action counts: 1 is right after +1, 0 a
 the episode terminates with an observation of zeros. Before, actions have no effect and rewards are 0. Blind chance is
 50 %, a mean return of 0.
 
-The bit is bit 0 of the random word of the step where the episode starts.
+The bit is bit 0 of the random word of the episode's first step.
 """
 
 import gymnasium

@@ -1,8 +1,8 @@
-"""Mesa's software renderers beside TensorFlow.
+"""Mesa's software renderers in a process with TensorFlow.
 
-TensorFlow puts its libraries, with an LLVM of their own, into the scope in which all later libraries look for symbols.
-A renderer of Mesa's that is loaded after it calls TensorFlow's LLVM in place of the one it was built with, and dies.
-Loaded by `load_apart` first, it finds its own; whoever loads it later gets the same one.
+TensorFlow's libraries contain a copy of LLVM, and all libraries that are loaded later find its symbols first. So a Mesa
+renderer that is loaded after TensorFlow calls TensorFlow's LLVM instead of its own, and dies. If `load_apart` loads the
+renderer first, it finds its own LLVM; later loads get the same library.
 """
 
 import contextlib
@@ -12,16 +12,16 @@ import platform
 
 
 def load_apart(library):
-    """Loads a shared library, and what it needs, so that they look for symbols in each other first.
+    """Loads a shared library and its dependencies, so that they look for symbols in each other first.
 
-    A library that is not there is none of this function's business: whoever needs it says so.
+    A missing library is ignored; the code that needs it raises the error.
     """
     with contextlib.suppress(OSError, AttributeError):  # AttributeError: a system without RTLD_DEEPBIND
         ctypes.CDLL(os.fspath(library), os.RTLD_NOW | os.RTLD_LOCAL | os.RTLD_DEEPBIND)
 
 
 def load_mesa():
-    """Loads what there is of Mesa's renderers: for EGL, GLX and OSMesa, and the driver that older ones open by path."""
+    """Loads Mesa's renderers if they are there: EGL, GLX, OSMesa, and the driver that older ones open by path."""
     folders = [
         *os.environ.get("LIBGL_DRIVERS_PATH", "").split(":"),
         f"/usr/lib/{platform.machine()}-linux-gnu/dri",

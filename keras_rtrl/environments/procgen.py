@@ -1,4 +1,4 @@
-"""ProcGen (Cobbe et al., arXiv 1912.01588): its 16 games, each level of which is drawn from a seed of its own."""
+"""ProcGen (Cobbe et al., arXiv 1912.01588): its 16 games. Each level is drawn from its own seed."""
 
 import os
 
@@ -32,7 +32,7 @@ _TIME_LIMITS = {
     "starpilot": 1000,
 }
 _JUMPER_MEMORY_TIME_LIMIT = 2000
-# ProcGen ends the process where a game has no such levels.
+# ProcGen ends the process if a game has no levels of the distribution.
 _DISTRIBUTIONS = {
     "easy": set(_TIME_LIMITS),
     "hard": set(_TIME_LIMITS),
@@ -63,28 +63,28 @@ def make(name, num_envs, seed, *, distribution="hard", num_levels=500, start_lev
     start_level = whole_number("start_level", start_level, low=0, high=_MOST_LEVELS - 1)
     if start_level + num_levels > _MOST_LEVELS:
         raise ValueError(f"start_level + num_levels must be at most {_MOST_LEVELS}, got {start_level} + {num_levels}.")
-    # ProcGen's own num_levels=0 draws from all levels whatever start_level says.
+    # num_levels=0 would make ProcGen draw from all levels, for any start_level.
     num_levels = num_levels or _MOST_LEVELS - start_level
     return ProcgenEnvironment(game, num_envs, seed, distribution, num_levels, start_level)
 
 
 class ProcgenEnvironment(VectorEnvironment):
-    """A batch of one ProcGen game, stepped by threads of the simulator's own.
+    """A batch of one ProcGen game; the simulator steps it in threads.
 
     Observation: RGB, uint8 [B, 64, 64, 3]. Actions are int64 [B] in 0..14, ProcGen's. One action is one frame.
 
-    ProcGen begins the next level in the very step that ends one and shows the new level only. So LAST holds the
-    observation before it, and FIRST shows the new level's first observation, untouched by the action given then, which
-    is undone: the games played are those that ProcGen plays without these two steps. A game that its time limit ends is
-    truncated (LAST, discount 1), even where something else ended it in the same step; any other end terminates.
+    The step that ends a level begins the next one in ProcGen, and shows only the new level. So LAST holds the
+    observation before it. FIRST shows the first observation of the new level; the action given then is undone. So the
+    games are those that ProcGen plays without these two steps. If the time limit ends a game, it is truncated (LAST,
+    discount 1), even if something else ended it in the same step. Any other end terminates.
 
     Args:
       game: "chaser".
       num_envs: number of streams B.
-      seed: as `stream_seeds`; each stream draws its levels by a seed of its own.
+      seed: as for `stream_seeds`; each stream draws its levels with its own seed.
       distribution: "easy", "hard", "extreme" or "memory".
       num_levels: number of levels, at least 1.
-      start_level: the first.
+      start_level: number of the first level.
     """
 
     def __init__(self, game, num_envs, seed, distribution, num_levels, start_level):
@@ -105,7 +105,7 @@ class ProcgenEnvironment(VectorEnvironment):
         seeds = stream_seeds(seed, num_envs).tolist()
         threads = min(num_envs, len(os.sched_getaffinity(0)))
         self._env = simulator(num_envs, seeds[0], threads if threads > 1 else 0)
-        # A vector draws its streams' seeds from one. Each is to have its own, whatever vector it is in.
+        # A simulator draws the seeds of its streams from one. Here each stream gets its own, in a vector of any size.
         for stream, stream_seed in enumerate(seeds):
             alone = simulator(1, stream_seed, 0)
             self._restore(stream, alone.get_state()[0])

@@ -46,25 +46,25 @@ def make(name, num_envs=1, seed=None, workers=None, **options):
         gymnasium whose actions are Box, Discrete or MultiDiscrete, also "module:Id-v0", for which the module is
         imported first.
       num_envs: number of streams, at least 1.
-      seed: a non-negative int from which every stream draws a seed of its own, or None for seeds never used before.
+      seed: a non-negative int from which each stream's own seed is drawn, or None for seeds never used before.
       workers: number of processes to split a simulator's streams over (`WorkerVector`), 0 for none; the same seed plays
-        the same games. Two or more make two halves, which `RolloutDriver` steps in turn. None is the family's choice: a
-        process a stream for DMLab, else none. A program that uses workers does its work under
-        `if __name__ == "__main__":`, for they import it.
-      **options: the family's. Atari: `training=True`, `max_frames=108_000`, `sticky_actions=False`. T-maze:
+        the same games. Two or more make two halves, which `RolloutDriver` steps in turn. None is the family's choice:
+        one process for each stream for DMLab, else no workers. Workers import the main program, so it must do its work
+        under `if __name__ == "__main__":`.
+      **options: options of the family. Atari: `training=True`, `max_frames=108_000`, `sticky_actions=False`. T-maze:
         `corridor=40`. Memory chain: `length=32`. DMLab: `height=72`, `width=96`, `frames_per_step=4`,
         `level_cache=None`, `renderer="software"`, `dataset_path=None`. ProcGen: `distribution="hard"`,
-        `num_levels=500`, `start_level=0`. gymnasium: what `gymnasium.make` takes.
+        `num_levels=500`, `start_level=0`. gymnasium: those of `gymnasium.make`.
 
     Returns:
       A PyEnvironment for simulators (wrap it in TFPyEnvironment for stock drivers), a TFEnvironment for in-graph tasks.
 
     Raises:
-      ValueError: for an unknown name or option, an option's value that does not fit, a `num_envs` below 1 or above what
-        this machine holds, a seed that is no non-negative int, or `workers` that are no int of 0 to num_envs, or for an
-        in-graph task; for spaces or an autoreset mode that are not taken.
-      ImportError: if the family's simulator is not installed, or cannot be imported; the message says which.
-      RuntimeError: if it does not run here.
+      ValueError: `name` or an option is unknown; the value of an option does not fit; `num_envs` is below 1, or needs
+        more memory than the machine has; `seed` is not a non-negative int; `workers` is not an int from 0 to num_envs,
+        or is given for an in-graph task; a space or the autoreset mode is not supported.
+      ImportError: the family's simulator is not installed, or cannot be imported; the message says which.
+      RuntimeError: the simulator does not run on this machine.
     """
     if not isinstance(name, str):
         raise ValueError(f"name must be a string such as 'ALE/Breakout-v5', got {shown(name)}.")
@@ -122,7 +122,7 @@ def normalized_score(name, mean_return):
       mean_return: mean return of whole games, or None.
 
     Returns:
-      A float; None without a mean return, and where the family has no scores for the environment (`SCORES`, a dict from
+      A float; None without a mean return, and if the family has no scores for the environment (`SCORES`, a dict from
       names to (random, human)).
     """
     scores = getattr(importlib.import_module(f"keras_rtrl.environments.{family(name)}"), "SCORES", {})
@@ -141,12 +141,12 @@ def unknown_name(name, names):
 
 @contextlib.contextmanager
 def needing(name, packages, how):
-    """Says what `name` needs where its block raises an ImportError: a package that is missing, or one that is broken.
+    """If the block raises an ImportError, says what `name` needs: a package that is missing, or one that is broken.
 
     Args:
-      name: of the environment.
-      packages: the modules that may be missing, to be got as `how` says. What else cannot be imported is a fault inside
-        one of them, and the message gives it.
+      name: name of the environment.
+      packages: the modules that may be missing; `how` says how to install them. If another module cannot be imported,
+        one of these packages is broken, and the message names the module.
       how: "ale-py: pip install ...".
     """
     try:

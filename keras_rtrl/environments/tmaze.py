@@ -1,12 +1,12 @@
 """T-maze: a cue seen once, a corridor walked by itself, and a choice that only the cue can tell.
 
-Observation, float32 [12]: one-hot {cue left, cue right, corridor, junction}, then 8 random distractor bits drawn anew
+Observation, float32 [12]: one-hot {cue left, cue right, corridor, junction}, then 8 random distractor bits, new
 at every step. The first observation shows the cue, the next `corridor` ones the corridor, the one after the junction.
 There the action counts: 0 is right after cue left, 1 after cue right, 2 and 3 never; reward 1 if right, else -1, and
 the episode terminates. The observation at the end is the junction's with a new step's bits. Before, actions have no
 effect and rewards are 0. Blind chance is 25 %, knowing the two arms 50 %.
 
-Bits 0 to 7 of a step's random word are the distractors, bit 8 the cue where an episode starts.
+Bits 0 to 7 of a step's random word are the distractors; bit 8 is the cue if an episode starts.
 """
 
 import gymnasium

@@ -52,7 +52,7 @@ def checked_action(action, spec, num_envs):
     return action
 
 
-# The numbers of the streams of the environments being made, where they are a part of another's.
+# The numbers of the streams that are being made, if they are a part of another environment.
 stream_numbers = contextvars.ContextVar("stream_numbers", default=None)
 
 

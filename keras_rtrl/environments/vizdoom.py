@@ -42,18 +42,18 @@ def make(name, num_envs, seed):
 
 
 class VizdoomEnvironment(VectorEnvironment):
-    """A batch of one ViZDoom task, each stream's engine a process of its own; they are stepped side by side.
+    """A batch of one ViZDoom task. Each stream has an engine in a separate process; the engines step at the same time.
 
     Observation: the screen alone as RGB, uint8 [B, 72, 96, 3], without a window. Actions are int64 [B] in 0..n-1, no
-    button or one; each is held for 4 of 35 frames a second. A task's time limit truncates (LAST, discount 1), any other
-    end terminates. ViZDoom shows no screen at the end: LAST holds the one before it.
+    button or one; each is held for 4 of 35 frames a second. A task's time limit truncates (LAST, discount 1); any other
+    end terminates. ViZDoom shows no screen at the end, so LAST holds the one before it.
 
-    An engine that dies is replaced, with a warning in the log, by a fresh one with a fresh seed. Its stream gets LAST
-    with discount 1, reward 0 and the screen before it, then FIRST of the new engine; a stream that was due a FIRST gets
-    it from the new engine at once. No other stream notices. The game cut off is not in `finished_games`.
+    An engine that dies is replaced, with a warning in the log, by a new one with a new seed. Its stream gets LAST with
+    discount 1, reward 0 and the screen before it, then FIRST of the new engine. A stream that was due a FIRST gets it
+    from the new engine at once. Other streams are not affected. The unfinished game is not in `finished_games`.
 
-    An engine that dies while it starts takes the process along, a fault of ViZDoom's; with `workers` of `make` that is
-    a worker's, which is replaced too. Engines end with `close`, with this object, and with this process.
+    If an engine dies while it starts, this process dies too, which is a fault of ViZDoom. With `workers` of `make` it
+    is a worker that dies, and it is replaced. Engines end with `close`, with this object, and with this process.
 
     Args:
       name: "VizdoomMyWayHome-v1".
@@ -101,7 +101,7 @@ class VizdoomEnvironment(VectorEnvironment):
         self._screens = self._begin_all()  # of the first reset
 
     def _check_runs(self):
-        """Raises RuntimeError where the engine does not run at all: ViZDoom would end this process without a word."""
+        """Raises RuntimeError if the engine does not run at all: ViZDoom would end this process without a message."""
         try:
             result = subprocess.run(
                 [self._launcher, "-version"],

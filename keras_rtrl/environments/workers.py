@@ -26,16 +26,16 @@ from keras_rtrl.environments import vector
 from keras_rtrl.environments.halves import HalvedEnvironment
 from keras_rtrl.environments.vector import VectorEnvironment, stream_seeds
 
-# Workers are forked by a server process that has imported all they need and runs nothing: the parent is full of
-# TensorFlow's threads, and a fresh interpreter would take seconds to import it.
+# A server process forks the workers. It has imported everything they need and runs nothing. The parent cannot be forked
+# since it runs TensorFlow's threads, and a new interpreter would need seconds to import TensorFlow.
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PRELOAD = ["keras_rtrl_worker"]
 
-_TRIES = 3  # of a replacement, before it is taken that no worker can live
+_TRIES = 3  # to replace a worker, before the vector gives up
 
 
 def in_workers(build, num_envs, seed, workers):
-    """A WorkerVector, or for two workers and more a HalvedEnvironment of two; arguments as WorkerVector's."""
+    """A WorkerVector; for two or more workers a HalvedEnvironment of two. Arguments as for WorkerVector."""
     if workers == 1:
         return WorkerVector(build, num_envs, seed, 1)
     first = (workers + 1) // 2
@@ -57,29 +57,29 @@ def in_workers(build, num_envs, seed, workers):
 
 
 class WorkerVector(VectorEnvironment):
-    """A batch of streams split over worker processes, each of which steps an environment of its own.
+    """A batch of streams split over worker processes. Each process steps its own environment.
 
-    Equal to the same streams in one process, value for value. Time steps are copies, the caller's to keep.
+    The values equal those of the same streams in one process. Time steps are copies, which the caller may keep.
 
-    A worker that dies is replaced, with a warning in the log, by a fresh one with seeds never used by this vector. Its
-    streams get LAST with discount 1, reward 0 and the observation before it, then FIRST of the new process; a stream
-    that was due a FIRST gets it from the new process at once. No other stream notices. The games cut off are not in
-    `finished_games`. What a worker raises is raised here, with its traceback; then `reset` begins anew.
+    A worker that dies is replaced, with a warning in the log, by a new one with seeds that this vector never used. Its
+    streams get LAST with discount 1, reward 0 and the observation before it, then FIRST of the new process. A stream
+    that was due a FIRST gets it from the new process at once. Other streams are not affected. Unfinished games of the
+    dead worker are not in `finished_games`. An exception in a worker is raised here, with its traceback; after that
+    `reset` starts again.
 
-    Workers ignore what is typed at the terminal. They end with `close`, with this object, and with this process.
+    Workers ignore signals from the terminal. They end with `close`, with this object, and with this process.
 
     Args:
       build: function of (number of streams, their seeds as an int32 array) that gives a VectorEnvironment; pickled.
       num_envs: number of streams B.
-      seed: as `stream_seeds`.
+      seed: as for `stream_seeds`.
       workers: number of processes, 1 to num_envs.
-      offset: of this vector's streams in the environment that it is a half of; what the log says of a stream names it
-        by its number there.
+      offset: number of this vector's first stream in the environment that it is a half of; the log uses those numbers.
 
     Raises:
       ValueError: a `build` that cannot be pickled.
-      RuntimeError: a worker that dies before it has built its environment.
-      Whatever `build` raises.
+      RuntimeError: a worker dies before it has built its environment.
+      Exceptions of `build`.
     """
 
     def __init__(self, build, num_envs, seed, workers, offset=0):
@@ -217,7 +217,7 @@ class _Died(Exception):
 class _Worker:
     """The parent's side of one process. Its part k of the streams is one environment in it.
 
-    The process has a temporary folder of its own, which goes with it: a simulator that is killed clears nothing away.
+    The process has its own temporary folder, which is removed with it: a simulator that is killed removes no files.
     """
 
     def __init__(self, build, parts, seeds, offset):
@@ -314,7 +314,7 @@ class _Memory:
 
 
 class _Raised:
-    """What crosses over where a worker raises."""
+    """An exception of a worker, in a form that can be sent to the parent."""
 
     def __init__(self, error):
         self.traceback = "".join(traceback.format_exception(error))
@@ -375,7 +375,7 @@ def _work(connection, build, parts, seeds, offset, environ):
 
 
 def _follow_parent(folder):
-    """Ends this process and its simulator's own with the parent, whatever they do, and clears their folder away."""
+    """Waits until the parent ends; then removes the folder and kills this process and those of its simulator."""
     multiprocessing.parent_process().join()
     shutil.rmtree(folder, ignore_errors=True)
     os.killpg(0, signal.SIGKILL)

@@ -19,22 +19,22 @@ _LEADING = ((4,), (2, 3))  # streams, as `phi` is called; steps and streams, as 
 def check_rtrl_cell(cell, seed=0):
     """Proves a cell to be exact RTRL, or names what is wrong with it.
 
-    First what the cell declares and computes by itself, so that a fault is named where it is made: wrong shapes, a phi
-    that keeps something from call to call or mixes streams or units, a wrong entry of J, a or v. Then every proof of
+    First it checks each function of the cell, so that an error names the function at fault: wrong shapes, a phi that
+    keeps something from call to call or mixes streams or units, a wrong entry of J, a or v. Then it runs every proof of
     `keras_rtrl.testing.proofs`: resets, streams, chunks, BPTT through the whole history, finite differences, and the
-    native op if the cell has one. All in float64, on random parameters and sequences.
+    native op if the cell has one. Everything is in float64, on random parameters and sequences.
 
     Args:
       cell: an `RTRLCell`, small: 3 units prove as much as 300.
-      seed: of the random parameters and sequences, a whole number of at least 0.
+      seed: seed of the random parameters and sequences, a whole number of at least 0.
 
     Returns:
-      A report to print: one line for each thing that was proved.
+      A report to print, with one line for each proof.
 
     Raises:
-      TypeError: `cell` is no RTRLCell.
-      ValueError: `seed` is no such number.
-      AssertionError: the first fault found, by the name of the function, component, gate or parameter.
+      TypeError: `cell` is not an RTRLCell.
+      ValueError: `seed` is not a whole number of at least 0.
+      AssertionError: the first fault; the message names the function, component, gate or parameter.
     """
     if not isinstance(cell, RTRLCell):
         raise TypeError(f"cell must be an instance of keras_rtrl.cells.RTRLCell, got {shown(cell)}.")
@@ -48,7 +48,7 @@ def check_rtrl_cell(cell, seed=0):
         for proof in (*own, proofs.check_resets, proofs.check_streams):
             proof(case)
             report.append(_line(proof))
-        # Keras runs it in graphs, where much fails that eager code may do.
+        # Keras runs the cell in graphs, and much that works eagerly fails there.
         _call("the cell", proofs.check_chunk, case, proofs.graph, where=" in a graph")
         for proof in (proofs.check_broken_past, *proofs.PROOFS):
             proof(case)
@@ -62,7 +62,7 @@ def check_rtrl_cell(cell, seed=0):
         raise AssertionError(f"{type(cell).__name__}: {error}") from error
     closed = cell.derivatives(*_draw(case, (1,)), cell.coefficients(case.rho)) is not None
     report.append(f"- Derivatives: {'closed forms' if closed else 'by automatic differentiation of phi'}.")
-    report.append(f"- Native op: {'used where it applies' if reason is None else f'none: {reason}'}.")
+    report.append(f"- Native op: {'used if it applies' if reason is None else f'none: {reason}'}.")
     return "\n".join(report)
 
 
@@ -97,7 +97,7 @@ def check_declarations(cell):
         again = type(cell).from_config(config)
     except (TypeError, ValueError) as error:
         raise AssertionError(f"from_config(get_config()) fails: {error}") from error
-    require(again.get_config() == config, f"from_config(get_config()) has another configuration: {again.get_config()}")
+    require(again.get_config() == config, f"from_config(get_config()) gives other arguments: {again.get_config()}")
 
 
 def check_functions(case):
@@ -105,7 +105,7 @@ def check_functions(case):
     cell = case.cell
     c = _coefficients(cell, case.rho)
     one, other = _draw(case, (4,), 1), _draw(case, (4,), 2)
-    # Between the calls that must agree, one with other arguments: what a cell keeps would come from there.
+    # A call with other arguments between two that must agree: it would change anything that the cell keeps.
     new, local = _phi(cell, *one, c), _derivatives(cell, *one, c)
     for leaf in tf.nest.flatten((new, local)):
         require(leaf is None or np.all(np.isfinite(leaf)), "phi or derivatives give numbers that are not finite")
@@ -287,7 +287,7 @@ def _words(key):
 
 
 def _slopes(case, state, u, step=1e-6):
-    """Central differences of phi, as a `Local`: units are apart, so all are moved at once."""
+    """Central differences of phi, as a `Local`. Units do not depend on each other, so all are moved at once."""
     cell = case.cell
 
     def slope(name, values, build):
@@ -306,13 +306,13 @@ def _slopes(case, state, u, step=1e-6):
 
 
 def _off(got, want, rtol):
-    """None, or how far `got` is from `want`, as words."""
+    """None if `got` is close to `want`, else a text with the entries that differ most."""
     got, want = np.asarray(got), np.asarray(want)
     off = np.abs(got - want)
     if not np.any(off > rtol * max(np.abs(want).max(), 1e-3)):
         return None
     at = np.unravel_index(np.argmax(off), off.shape)
-    return f"{got[at]:.6g} where it must be {want[at]:.6g}"
+    return f"{got[at]:.6g} instead of {want[at]:.6g}"
 
 
 # What the cell's functions get and give.
@@ -335,11 +335,11 @@ def _call(what, function, *args, where="", **kwargs):
 
 
 def _hint(error, function, args):
-    """What an author would want to know beside TensorFlow's or Python's message; "" where nothing is known."""
+    """A hint to add to the message of TensorFlow or Python; "" if there is none."""
     message = str(error)
     if "tensor but is a" in message or "does not match type" in message:
         return (
-            ". Constants must have the dtype of what they meet, float32 or float64: write 0.5, or "
+            ". A constant must have the dtype of the other operand, float32 or float64: write 0.5, or "
             "tf.cast(0.5, x.dtype), and not tf.constant(0.5), which is float32"
         )
     given = dict(zip(inspect.signature(function).parameters, args, strict=False))

@@ -1,7 +1,7 @@
 """Exact RTRL of a stack of two recurrent layers, with the traces across layers that `RTRLStack` leaves out.
 
-An oracle, and a means of study, for small nets: step by step, by automatic differentiation of `cell.phi`, sharing no
-code with the engine.
+An oracle for tests and studies of small networks. It goes step by step, by automatic differentiation of `cell.phi`, and
+shares no code with the engine.
 """
 
 import math
@@ -17,14 +17,14 @@ from keras_rtrl.layers import RTRL, RTRLStack
 class TwoLayerRTRL:
     """Exact gradients of an `RTRLStack` of two RTRL layers, at every step, over all the history.
 
-    Carried is P_t = d (s1_t, s2_t) / d theta, dense, for every trainable weight theta of the stack:
+    It carries the dense P_t = d (s1_t, s2_t) / d theta for every trainable weight theta of the stack:
 
         P_t = A_t P_{t-1} + d (s1_t, s2_t) / d theta at fixed s_{t-1},    A_t = d (s1_t, s2_t) / d (s1_{t-1}, s2_{t-1})
 
-    It holds what the stack carries too, d s1 / d theta1 and d s2 / d theta2, and what the stack drops: d s2 / d theta1,
-    and d s / d of the feed-forward weights below. Memory is B (N1 m1 + N2 m2) numbers for each weight, and a step costs
-    (N1 m1 + N2 m2) times as much: a few thousand weights at most. Weights must stay as they are from step to step, or
-    traces are stale as any.
+    P holds the derivatives that the stack carries too, d s1 / d theta1 and d s2 / d theta2, and those that the stack
+    drops: d s2 / d theta1, and d s / d of the feed-forward weights below. It takes B (N1 m1 + N2 m2) numbers for each
+    weight, and a step costs (N1 m1 + N2 m2) times as much. So a few thousand weights are the limit. The weights must
+    not change from step to step; otherwise the traces are stale.
 
     Example:
 
@@ -38,8 +38,8 @@ class TwoLayerRTRL:
       batch_size: B.
 
     Raises:
-      TypeError: `stack` is no RTRLStack.
-      ValueError: it is not built, or has not two RTRL layers.
+      TypeError: `stack` is not an RTRLStack.
+      ValueError: `stack` is not built, or does not have two RTRL layers.
     """
 
     def __init__(self, stack, batch_size):
@@ -72,7 +72,7 @@ class TwoLayerRTRL:
 
         Args:
           x: [B, D].
-          reset: [B] bool, true where a new episode starts with this step; or None.
+          reset: [B] bool, true if a new episode starts with this step; or None.
         """
         x = _tensor("x", x, (self._batch, self._stack._input_dim), self._dtype)
         keep = tf.ones((self._batch,), tf.bool)

@@ -299,7 +299,7 @@ NETWORKS = {
     "encoder": ({"encoder": ["mlp"]}, r"^encoder must be one of \['impala_deep'.*, got \['mlp'\]"),
     "core": ({"core": ["elstm"]}, r"^core must be one of .*, got \['elstm'\]"),
     "gradient": ({"gradient": None}, "^gradient must be one of .*, got None"),
-    "units": ({"units": 10**9}, "^units=1000000000 would take at least .* GiB of memory, of which this machine has"),
+    "units": ({"units": 10**9}, "^units=1000000000 would take at least .* GiB of memory; this machine has"),
     "units int64": ({"units": 2**63}, r"^units must be a whole number of at least 1 and below 2\*\*63"),
     "units float": ({"units": HUGE}, "^units must be a whole number"),
     "units keras": ({"units": 10**7, "core": "lstm", "gradient": "tbptt"}, "^units=10000000 would take"),

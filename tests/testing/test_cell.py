@@ -132,7 +132,7 @@ FAULTS = {
     "J lacks a gate": (J_WITHOUT_RESET_GATE, r"J\[0\]\[0\] .* lacks the term c\['w_r'\] a\['r'\].*section 1"),
     "J is of another form": (
         changed(Closed, lambda local, s, u, c: local._replace(J=((local.J[0][0] + 0.1 * s[0],),))),
-        r"J\[0\]\[0\] = .* where it must be .* every way from the previous state, that through each gate too",
+        r"J\[0\]\[0\] = .* instead of .* every way from the previous state, that through each gate too",
     ),
     "J of components exchanged": (
         changed(RTUCell, lambda local, s, u, c: local._replace(J=tuple(zip(*local.J, strict=True)))),
@@ -188,7 +188,7 @@ FAULTS = {
     ),
     "a gradient stopped": (
         broken(Leaky, squash=lambda self, u: tf.stop_gradient(tf.tanh(u))),
-        r"a\['u'\]\[0\] = d s_0 / d u_u is 0 where it must be .*stop_gradient",
+        r"a\['u'\]\[0\] = d s_0 / d u_u is 0 instead of .*stop_gradient",
     ),
     "no memory": (
         broken(Leaky, phi=lambda self, s, u, c: (u["u"] + c["b"] + c["w"],)),
@@ -206,11 +206,11 @@ FAULTS = {
     ),
     "a constant of one dtype in phi": (
         broken(Leaky, squash=lambda self, u: tf.constant(0.5) * u),
-        r"phi fails: .*Constants must have the dtype .* and not tf.constant\(0.5\), which is float32",
+        r"phi fails: .*A constant must have the dtype .* and not tf.constant\(0.5\), which is float32",
     ),
     "a constant of the other in coefficients": (
         broken(Leaky, coefficients=lambda self, rho: {"w": tf.constant(0.5, "float64") * rho["log_w"], "b": 0.0}),
-        "coefficients fails: .*Constants must have the dtype",
+        "coefficients fails: .*A constant must have the dtype",
     ),
     "an unknown gate in phi": (
         broken(Leaky, phi=lambda self, s, u, c: (c["w"] * s[0] + u["z"],)),
