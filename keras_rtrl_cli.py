@@ -13,7 +13,7 @@ def _end(number, _):
 
 
 def _on_signals(before, after):
-    """Replaces Python's own handlers `before` by `after`; a signal that whoever started this ignores stays ignored."""
+    """Replaces the signal handlers `before` by `after`; signals that the parent process ignores stay ignored."""
     if threading.current_thread() is threading.main_thread():
         for number, own, other in zip((signal.SIGINT, signal.SIGTERM), before, after, strict=True):
             if signal.getsignal(number) == own:

@@ -16,14 +16,14 @@ from keras_rtrl.train import building, games
 from keras_rtrl.train.export import PolicyModule
 
 Rollout = collections.namedtuple("Rollout", ["life", "start", "version", "state", "frames", "games"])
-Rollout.__doc__ = """What an actor sends.
+Rollout.__doc__ = """The message of an actor to the learner.
 
-life: names the time since its streams last began anew, in another process each time.
+life: name of the time since the actor's process started; each new process has another.
 start: steps of each stream since then, before this rollout.
-version: of the weights that acted.
+version: version of the weights that acted.
 state: the acting network's state before the first frame, a tuple of arrays [E, ...].
 frames: Trajectory of arrays [E, T + 1, ...], as `RolloutDriver` gives it.
-games: returns of the games that ended in it.
+games: returns of the games that ended in this rollout.
 """
 
 _DRAWS = 2**32  # of the policy's generator, between the starts of two processes of all actors
@@ -37,7 +37,7 @@ def environment_seed(seed, number, request):
 
 
 def common_arguments(options):
-    """What every actor is made with beside its number: this version, the loaded configuration, and its threads."""
+    """The arguments of every actor after its number: this version, the loaded configuration, its number of threads."""
     return keras_rtrl.__version__, gin.config_str(), options.cpus
 
 

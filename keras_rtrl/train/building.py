@@ -39,7 +39,7 @@ _SMALL = 4096, 10**5, 10**7  # a network's widths, a rollout's frames, a call's 
 
 @contextlib.contextmanager
 def named(configurable):
-    """Turns whatever the library raises about the settings of `configurable` into a UsageError that names the setting.
+    """Turns an error of the library about the settings of `configurable` into a UsageError that names the setting.
 
     A wrong value can end in any exception of the library or of TensorFlow, some of them with a text that names none.
     """
@@ -74,10 +74,10 @@ def environment(seed, streams=None, evaluation=False, name=gin.REQUIRED, num_env
     Args:
       seed: int.
       streams: number of streams instead of num_envs.
-      evaluation: whole games, where the environment knows a difference (Atari: a lost life ends no episode).
-      name: as `keras_rtrl.environments.make`.
+      evaluation: whole games, if the environment makes a difference (Atari: a lost life ends no episode).
+      name: as for `keras_rtrl.environments.make`.
       num_envs: number of streams B in training.
-      workers: number of processes of the simulator, as `make`; fewer where `streams` are fewer.
+      workers: number of processes of the simulator, as for `make`; fewer if `streams` are fewer.
       options: dict of further arguments of `make`.
 
     Raises:
@@ -119,7 +119,7 @@ def strategy(name):
             _check_cluster(json.loads(os.environ["TF_CONFIG"]))
             print("waiting for the learning processes of TF_CONFIG", flush=True)
             return tf.distribute.MultiWorkerMirroredStrategy()
-        except Exception as error:  # whatever its parts are
+        except Exception as error:  # the type depends on the fault
             raise UsageError(f"TF_CONFIG {shown(os.environ['TF_CONFIG'])}: {one_line(error)}") from error
     raise UsageError(f"train.strategy must be None, 'mirrored' or 'multi_worker_mirrored', got {shown(name)}")
 
@@ -192,7 +192,7 @@ def check_memory(streams, rollout, log_updates=1):
         parts[f"{given}, train.rollout = {rollout}, train.log_updates = {log_updates}"] = (
             2 * 5 * streams * rollout * log_updates
         )
-    with contextlib.suppress(Exception), tf.Graph().as_default():  # where nothing is allocated; errors come again
+    with contextlib.suppress(Exception), tf.Graph().as_default():  # allocates nothing; errors come again later
         made = _network(env)
         kept = 2 + rollout // max(getattr(agent_config(), "chunk", rollout + 1), 1)
         parts[text] = 4 * sum(_bytes(variable) for variable in made.variables)
@@ -209,7 +209,7 @@ def _bytes(spec):
 
 
 def num_envs():
-    """The configured number of streams B of an update. Raises UsageError where it is none."""
+    """The configured number of streams B of an update. Raises UsageError if it is not valid."""
     try:
         return whole_number("environment.num_envs", _config_value("environment.num_envs", 16))
     except ValueError as error:
@@ -238,16 +238,16 @@ def agent_config():
 
 
 def reward_scaler():
-    """A RewardScaler as the configured agent has it, for one stream; None where it has none."""
+    """A RewardScaler like that of the configured agent, for one stream; None if the agent has none."""
     made = agent_config()
     return RewardScaler(made.gamma, 1) if getattr(made, "scale_reward", False) else None
 
 
 def actors(batch=None):
-    """The settings of the configured actors on Ray; None where there are none.
+    """The settings of the configured actors on Ray; None if there are none.
 
     Args:
-      batch: number of streams of an update, by which their `streams` are decided; None where they do not learn.
+      batch: number of streams of an update, which decides `streams` of the actors; None if they do not learn.
 
     Returns:
       ActorOptions or None.
@@ -275,7 +275,7 @@ def training():
 def agent(env, network, optimizer, config, num_streams=None):
     """Makes the configured agent, of the environment's streams or of `num_streams`.
 
-    Raises UsageError where environment, network and settings do not fit.
+    Raises UsageError if environment, network and settings do not fit.
     """
     with named(_agent_classes()[1].__name__):
         return _agent_classes()[0](

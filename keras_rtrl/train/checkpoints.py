@@ -18,16 +18,16 @@ _COUNTED = ("frames", "updates", "games", "seconds", "recent_returns", "running_
 
 
 class Counters(tf.train.experimental.PythonState):
-    """What the loop counts, kept inside the checkpoint so that it can never disagree with the weights beside it.
+    """The loop's counters. The checkpoint holds them too, so that they always agree with its weights.
 
     Attributes:
       frames: environment frames.
       updates: calls of the agent's train().
       games: whole games finished.
       seconds: of training, over all sessions.
-      recent_returns: list, of the last whole games.
-      running_returns: list, of the game that each stream is in, where the loop adds the rewards up itself.
-      unscored: list of the last steps' (prediction, best prediction, cumulant), where the agent predicts.
+      recent_returns: list of the returns of the last whole games.
+      running_returns: list of the return so far of each stream's game, if the loop itself adds up the rewards.
+      unscored: list of (prediction, best prediction, cumulant) of the last steps, if the agent predicts.
     """
 
     def __init__(self):
@@ -60,8 +60,8 @@ class Checkpoints:
     TensorFlow writes the data first, then renames the index. All is on the disk before the file `checkpoint` names it
     and before an older checkpoint is removed: a kill or a crash of the machine at any time leaves the one before.
 
-    Where an agent's streams are spread over devices or processes, a checkpoint is the same as with one device, and can
-    be restored onto any number of them. Every process calls save() and restore(), in one order; the chief writes.
+    If an agent's streams are spread over devices or processes, a checkpoint is the same as with one device, and can be
+    restored onto any number of them. Every process calls save() and restore(), in the same order; the chief writes.
     """
 
     def __init__(self, run, counters, agent, state):
@@ -167,7 +167,7 @@ def _fault(path, *stamps):
 
 
 def saved_updates(run):
-    """Number of updates before the newest checkpoint of a run, None where there is no checkpoint."""
+    """Number of updates before the newest checkpoint of a run, None if there is no checkpoint."""
     path = newest(run)
     return None if path is None else _updates(path)
 
@@ -175,7 +175,7 @@ def saved_updates(run):
 def restore_network(run, network, reward_scaler=None):
     """Restores a network, and the statistics of a RewardScaler, from the newest checkpoint of a run, and nothing else.
 
-    Returns the number of updates before that checkpoint. Raises UsageError where they misfit.
+    Returns the number of updates before that checkpoint. Raises UsageError if they do not fit.
     """
     parts = {"network": network}
     if reward_scaler is not None:
@@ -192,7 +192,7 @@ def restore_network(run, network, reward_scaler=None):
 def restore_encoder(run, network):
     """Restores a network's encoder, with the normalisation before it, from the newest checkpoint of a run.
 
-    Raises UsageError where the run's encoder has other layers or other shapes.
+    Raises UsageError if the run's encoder has other layers or other shapes.
     """
 
     def restore(path):

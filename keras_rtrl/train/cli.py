@@ -32,8 +32,8 @@ def main(argv=None):
     """Runs one command and returns its exit code.
 
     0: done (or the limit of --minutes reached). 1: training diverged, or has lost its actors or another process, or a
-    file could not be written. 2: bad input. 128 + n: ended by signal n, after a checkpoint; so 141 where nobody reads
-    the standard output any longer.
+    file could not be written. 2: bad input. 128 + n: ended by signal n, after a checkpoint; so 141 if nobody reads the
+    standard output any more.
     """
     # TF-Agents compares with () and [] by "is"; AutoGraph's copy of it makes Python say so over the progress bar.
     warnings.filterwarnings("ignore", '"is( not)?" with', SyntaxWarning)
@@ -50,13 +50,13 @@ def main(argv=None):
             return args.run(args)
         finally:
             with writing("standard output"):
-                sys.stdout.flush()  # here, where it can fail with a word
+                sys.stdout.flush()  # a failure here still gives a message
     except UsageError as error:
         _say(f"error: {one_line(error)}")
         return 2
     except OSError as error:
         return _failed(error)
-    except KeyboardInterrupt:  # outside the training loop, where there is nothing to save
+    except KeyboardInterrupt:  # outside the training loop: there is nothing to save
         return 130
 
 
@@ -79,7 +79,7 @@ def _failed(error):
     return 2 if isinstance(error, _MISPLACED) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP) else 1
 
 
-_MISPLACED = (IsADirectoryError, NotADirectoryError, FileExistsError)  # something else is where the file belongs
+_MISPLACED = (IsADirectoryError, NotADirectoryError, FileExistsError)  # the file's path is taken by something else
 
 
 def _reason(error):
@@ -100,7 +100,7 @@ class _Once(argparse.Action):
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong, after how the command is called."""
+    """Prints the usage of the command, and the error in one line."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -146,15 +146,15 @@ def _parser():
     sweep.add_argument("--jobs", type=_positive_int, metavar="N", help="runs at a time (default: one a core)")
     sweep.add_argument("--out", type=_name, metavar="DIR", help="folder for the results (default: results/<preset>)")
     _add_module(sweep)
-    _add_trust(sweep, "of runs that were begun: ")
-    sweep.add_argument("--report-only", action="store_true", help="train nothing: table and figure of what is there")
+    _add_trust(sweep, "for unfinished runs: ")
+    sweep.add_argument("--report-only", action="store_true", help="train nothing; only make table and figure")
 
     evaluate = commands.add_parser("evaluate", help="play whole games greedily")
     evaluate.set_defaults(run=_evaluate)
     evaluate.add_argument("folder", type=_name, metavar="RUN")
     evaluate.add_argument("--episodes", type=_positive_int, default=30, metavar="N", help="games (default: 30)")
-    evaluate.add_argument("--repeats", type=_positive_int, default=1, metavar="N", help="times to do so (default: 1)")
-    evaluate.add_argument("--seed", type=_seed, default=1, metavar="N", help="of the first repeat (default: 1)")
+    evaluate.add_argument("--repeats", type=_positive_int, default=1, metavar="N", help="repeat all games (default: 1)")
+    evaluate.add_argument("--seed", type=_seed, default=1, metavar="N", help="seed of the first repeat (default: 1)")
     _add_gin(evaluate, "environment.options = {...}")
     evaluate.add_argument(
         "--max-steps", type=_positive_int, default=100_000, metavar="N", help="agent steps of a game (default: 100000)"
@@ -171,14 +171,14 @@ def _parser():
     _add_module(export)
     _add_trust(export)
 
-    info = commands.add_parser("info", help="print versions, devices and what there is of the native op")
+    info = commands.add_parser("info", help="print versions, devices and the state of the native op")
     info.set_defaults(run=_info)
 
     bench = commands.add_parser("bench", help="time an agent's parts on an environment")
-    bench_env = bench.add_subparsers(required=True, metavar="env").add_parser("env", help="of this NAME")
+    bench_env = bench.add_subparsers(required=True, metavar="env").add_parser("env", help="on environment NAME")
     bench_env.set_defaults(run=_bench_env)
     bench_env.add_argument("name", type=_name, metavar="NAME", help='environment; "Pong" means ALE/Pong-v5')
-    bench_env.add_argument("--preset", type=_name, help="(default: one that has such environments)")
+    bench_env.add_argument("--preset", type=_name, help="preset (default: one for such environments)")
     _add_gin(bench_env)
     bench_env.add_argument(
         "--rounds", type=_positive_int, default=15, metavar="N", help="rollouts each part is timed (default: 15)"
@@ -188,7 +188,7 @@ def _parser():
 
 def _add_actors(command):
     command.add_argument("--actors", type=_positive_int, metavar="N", help="play in N actors on Ray")
-    command.add_argument("--ray-address", type=_name, metavar="ADDRESS", help='of a Ray cluster, such as "auto"')
+    command.add_argument("--ray-address", type=_name, metavar="ADDRESS", help='Ray cluster, such as "auto"')
 
 
 def _add_gin(command, example="train.rollout = 10"):
@@ -209,7 +209,7 @@ def _add_trust(command, which=""):
     )
 
 
-_ALONE = ("actors.number = 0", "actors.address = None")  # whatever its training had
+_ALONE = ("actors.number = 0", "actors.address = None")  # also if the run was trained with actors
 
 
 def _train(args):
@@ -313,7 +313,7 @@ def _game_bindings(args, source):
 
 def _actor_bindings(args):
     if args.ray_address is not None and args.actors is None:
-        raise UsageError(f"--ray-address says where the actors are: give --actors too, got {args.ray_address!r} alone")
+        raise UsageError(f"--ray-address needs --actors, got only --ray-address {args.ray_address!r}")
     bindings = [] if args.actors is None else [f"actors.number = {args.actors}"]
     return bindings + ([] if args.ray_address is None else [f"actors.address = {args.ray_address!r}"])
 
@@ -343,7 +343,7 @@ def _sweep(args):
         tasks, conditions = config.sweep()  # all there are: what earlier sweeps left is reported too
         results = report.read(study, tasks, conditions)
         table = report.table(results)
-        print(table, end="", flush=True)  # also where it cannot be written
+        print(table, end="", flush=True)  # first, in case the file cannot be written
         report.write(study, results, table, preset)
     return code
 
@@ -466,7 +466,7 @@ def _bench_env(args):
 
 
 def _preset_of(family):
-    """The preset that has environments of a family; the one for CPUs where there are several."""
+    """The preset that has environments of a family; the one for CPUs if there are several."""
     from keras_rtrl.environments import registry
 
     fitting = []

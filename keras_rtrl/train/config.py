@@ -24,7 +24,7 @@ def presets():
 
 
 def find(preset):
-    """The path of a preset, or of a gin file. Raises UsageError where there is none."""
+    """The path of a preset, or of a gin file. Raises UsageError if there is none."""
     shipped = os.path.join(_PRESETS, f"{preset}.gin")
     if os.path.isfile(shipped):
         return shipped
@@ -101,7 +101,7 @@ def _load(parse, text, own, bindings):
             gin.get_bindings(configurable, resolve_references=False)
     except UsageError:
         raise
-    except Exception as error:  # whatever a module raises that is imported
+    except Exception as error:  # an imported module may raise any exception
         raise UsageError(f"configuration: {one_line(error)}") from error
     return given
 
@@ -114,7 +114,7 @@ def _is_constant(name):
 
 
 def value(setting, default):
-    """The value of a setting, macros resolved; `default` where nothing sets it."""
+    """The value of a setting, macros resolved; `default` if nothing sets it."""
     configurable, _, parameter = setting.rpartition(".")
     try:
         return gin.get_bindings(configurable).get(parameter, default)
@@ -123,7 +123,7 @@ def value(setting, default):
 
 
 def text(setting, default):
-    """The value of a setting as a string, `default` where nothing sets it."""
+    """The value of a setting as a string, `default` if nothing sets it."""
     return str(value(setting, default))
 
 

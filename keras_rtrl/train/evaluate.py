@@ -23,7 +23,7 @@ _VIDEO_FORMATS = (".mp4", ".avi")
 def load_network(run, env, reward_scaler=None):
     """The network of a run with the weights of its newest checkpoint; the run's configuration must be loaded.
 
-    Brings the statistics of `reward_scaler`, if there is one, to where they were too.
+    Also restores the statistics of `reward_scaler`, if there is one.
     """
     building.check_memory(env.batch_size, 0)
     network = building.network(env)
@@ -32,7 +32,8 @@ def load_network(run, env, reward_scaler=None):
 
 
 def evaluate(run, episodes=30, seed=1, video=None, repeats=1, max_steps=100_000):
-    """Plays whole games greedily, as many in each stream (but one), so that short games count no more than long ones.
+    """Plays whole games greedily, the same number in each stream, or one more, so that short games count no more than
+    long ones.
 
     The environment is the configured one: to play levels held out from training, change its options in the
     configuration.
@@ -43,12 +44,12 @@ def evaluate(run, episodes=30, seed=1, video=None, repeats=1, max_steps=100_000)
       seed: int, of the first repeat's environment; the others have seed + 1, seed + 2, ...
       video: path of an .mp4 or .avi for the first game, None for none. Needs image observations.
       repeats: number of times the games are played, in a fresh environment each time, at least 1.
-      max_steps: agent steps after which a game is cut off; it counts as far as it was played.
+      max_steps: agent steps after which a game is cut off; its score is that of the part that was played.
 
     Returns:
       (result, film): a dict, and the Video still to be written, None without one. The dict: mean and std (n in the
       denominator) over all games; means, one a repeat, and std_of_means, None for one repeat; human_normalized, of the
-      mean, None where no scores are known; returns and lengths (agent steps) by game, and cut_off, whether the game
+      mean, None if no scores are known; returns and lengths (agent steps) by game, and cut_off, whether the game
       was; environment and options, episodes, repeats, seed, max_steps, and updates learnt from.
 
     Raises:
@@ -61,7 +62,7 @@ def evaluate(run, episodes=30, seed=1, video=None, repeats=1, max_steps=100_000)
     quota = [episodes // streams + (stream < episodes % streams) for stream in range(streams)]
     seeds, options = [seed + repeat for repeat in range(repeats)], building.actors()
     if options and video is not None:
-        raise UsageError(f"a video is of a game played here: leave out --video {video} or --actors")
+        raise UsageError(f"actors cannot make a video: leave out --video {video} or --actors")
     film = None
     with _Progress(episodes * repeats) as bar:
         if options:
@@ -92,7 +93,7 @@ def evaluate(run, episodes=30, seed=1, video=None, repeats=1, max_steps=100_000)
 
 
 class _Progress(tqdm):
-    """A bar of steps, and how many of the games that were asked for are over; none where stderr is no terminal."""
+    """A bar of steps, with the number of games that are over; no bar if stderr is no terminal."""
 
     def __init__(self, wanted):
         super().__init__(unit=" steps", unit_scale=True, mininterval=0.5, disable=None)
@@ -208,7 +209,7 @@ class Video:
         self._frames.append(image if image.shape[-1] == 3 else image[..., -1:].repeat(3, axis=-1))
 
     def write(self, frames_per_second=15):
-        """Writes the file. Raises OSError where that fails."""
+        """Writes the file. Raises OSError if that fails."""
         import cv2
 
         frames = [frame.repeat(4, axis=0).repeat(4, axis=1) for frame in self._frames]

@@ -30,14 +30,13 @@ class PolicyModule(StatefulModule):
 
     Signatures, flat tensors by name, batch size B free:
       initial_state(batch_size int32 []) -> state_0, state_1, ...: float32 [B, ...], zeros.
-      action(observation [B, ...], last_reward float32 [B], last_action [B, ...], step_type int32 [B] (0 where an
-        episode begins: the state is reset there, last_reward and last_action are not looked at), state_0, ...) ->
+      action(observation [B, ...], last_reward float32 [B], last_action [B, ...], step_type int32 [B] (0 if an episode
+        begins: then the state is reset, and last_reward and last_action are ignored), state_0, ...) ->
         action [B, ...], value float32 [B], state_0, ..., and the policy's parameters: logits [B, A], or mean and
-        log_std [B, A] of continuous actions. These may exceed their bounds: clip them. An observation of parts comes
-        as observation_rgb, observation_instruction.
+        log_std [B, A] of continuous actions. These may exceed their bounds: clip them. An observation with parts is
+        given as observation_rgb, observation_instruction.
 
-    Values are of scaled rewards where the agent scales them: times the variable `reward_scale` they are the
-    environment's.
+    If the agent scales rewards, values are those of scaled rewards: multiply by the variable `reward_scale`.
     """
 
     def __init__(self, network, reward_scaler=None):
@@ -68,7 +67,7 @@ class PolicyModule(StatefulModule):
 
 
 def save(network, path, reward_scaler=None):
-    """Writes the policy of `network` as a SavedModel into the folder `path`. Raises OSError where that fails."""
+    """Writes the policy of `network` as a SavedModel into the folder `path`. Raises OSError if that fails."""
     module = PolicyModule(network, reward_scaler)
     signatures = {"action": module.action, "initial_state": module.initial_state}
     with writing(path):

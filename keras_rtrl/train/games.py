@@ -34,8 +34,8 @@ def whole_games(env, policy, quota, max_steps, recorder=None):
 
 
 def _play(env, policy):
-    """Begins new games. Yields after each step, for ever, the observation array, the games finished as (return, length,
-    stream), and returns and lengths [B] of those under way."""
+    """Begins new games. After each step, without end, yields the observation array, the finished games as (return,
+    length, stream), and the returns and lengths [B] so far of the others."""
     in_graph = isinstance(env, tf_environment.TFEnvironment)
     step = tf.function(env.step) if in_graph else env.step
     time_step = env.reset()

@@ -14,7 +14,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # of f
 
 
 class Lock:
-    """A lock on a folder: a POSIX record lock on a small file in it, made with the folder where there is none.
+    """A lock on a folder: a POSIX record lock on a small file in it. Folder and file are made if they do not exist.
 
     The kernel releases the lock when the process ends, however it ends. No child process inherits it. Over a network
     file system it excludes the processes of other machines, if that file system has locks.
@@ -81,7 +81,7 @@ class Lock:
             return False
 
     def release(self):
-        """Releases the lock, and removes its file, and the folders made for it where nothing else came into them."""
+        """Releases the lock, and removes its file, and the folders made for it if they are empty."""
         with contextlib.suppress(OSError):
             os.remove(self._path)
         self._remove_made()

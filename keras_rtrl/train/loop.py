@@ -31,20 +31,20 @@ class ProcessLost(RuntimeError):
 def train(run, options, resume=False, minutes=None, facts=None):
     """Trains an agent as the gin configuration says and leaves all of a run's files in its folder.
 
-    SIGINT and SIGTERM end the loop after the update under way, with a checkpoint; a second signal acts as usual.
+    SIGINT and SIGTERM end the loop after the current update, with a checkpoint; a second signal acts as usual.
 
     Args:
       run: RunFolder to write to.
       options: TrainingOptions.
       resume: whether to go on from its newest checkpoint.
       minutes: wall-clock limit of this call, None for none.
-      facts: dict, what else run.json shall hold, None for nothing.
+      facts: dict of further entries of run.json, None for none.
 
     Returns:
       Result: frames, updates and games of the whole run, mean return of the last games (None before the first), seconds
       of training, the signal that ended it (None), whether all frames were played, the errors of predictions in the
-      last row by name ({} where the agent does not predict), and the mean return between random play's and a human's (0
-      and 1; None where their scores are not known).
+      last row by name ({} if the agent does not predict), and the human-normalised mean return (None if the scores are
+      not known).
 
     Raises:
       UsageError: settings that do not fit, before anything is written.
@@ -270,7 +270,7 @@ def _reason(names, losses, update):
 
 
 def _means(names, rows):
-    """The mean of each column of `rows` by name, None where there is no row."""
+    """The mean of each column of `rows` by name, None if there is no row."""
     means = np.mean(rows, axis=0).tolist() if rows else [None] * len(names)
     return dict(zip(names, means, strict=True))
 

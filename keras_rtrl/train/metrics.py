@@ -17,23 +17,23 @@ COLUMNS = (
     "seconds",
     "frames_per_second",
     "learning_rate",
-)  # then human_normalized where scores are known, errors of predictions where an agent predicts, the agent's losses
+)  # then human_normalized if scores are known, errors of predictions if an agent predicts, the agent's losses
 
 WHOLE = ("frames", "updates")  # columns of whole numbers that every table has
 
-ERRORS = ("return_error", "mean_predictor_error", "floor_error")  # of a prediction, and of two references
+ERRORS = ("return_error", "mean_predictor_error", "floor_error")  # of the agent's prediction and of two references
 
 
 class Metrics:
     """Appends one row an interval to metrics.csv and to TensorBoard.
 
     `frames` are environment frames; `mean_return` is over the last whole games (empty before the first ends), and
-    `human_normalized` is where it lies between random play's and a human's;
-    `seconds` are of training, all sessions of the run together. What predicts has no games: both columns are empty.
+    `human_normalized` is 0 for the return of random play and 1 for a human's. `seconds` counts training, all sessions
+    of the run together. An agent that predicts plays no games: both columns of returns are empty.
 
     Args:
       run: the RunFolder.
-      columns: their names, COLUMNS first.
+      columns: names of the columns, COLUMNS first.
       updates: rows past this update are dropped first: they were written after the checkpoint that is resumed.
     """
 
@@ -69,7 +69,7 @@ class Metrics:
 
 
 def trim(run, columns, updates):
-    """Drops the rows of metrics.csv past an update; makes the file where there is none."""
+    """Drops the rows of metrics.csv past an update; makes the file if there is none."""
     rows = [  # an earlier version's run may lack some, one that had actors has more
         {name: row.get(name, "") for name in columns} for row in read(run.metrics) if int(row["updates"]) <= updates
     ]
@@ -85,7 +85,7 @@ def _line(columns, row):
 
 
 def read(path):
-    """The rows of a metrics.csv as dicts of strings, but a half-written last one; none where there is no file.
+    """The rows of a metrics.csv as dicts of strings, without a half-written last one; none if there is no file.
 
     Raises:
       UsageError: the file cannot be read, or is no such table.
@@ -133,7 +133,7 @@ def _row(columns, values, number, words, whole):
 
 
 def plot(run, title):
-    """Draws learning_curve.png anew from metrics.csv: mean returns, or errors of predictions."""
+    """Draws learning_curve.png from metrics.csv: mean returns, or errors of predictions."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

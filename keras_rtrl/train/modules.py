@@ -33,7 +33,7 @@ def _loaded(name):
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
     try:
         module = importlib.import_module(name)
-    except Exception as error:  # whatever the module raises
+    except Exception as error:  # a module may raise any exception
         hint = "" if file else "; the module of a file is named by the file's path, such as folder/name.py"
         raise UsageError(f"--module {shown(name)}: {type(error).__name__}: {one_line(error)}{hint}") from error
     found = getattr(module, "__file__", None)

@@ -11,7 +11,7 @@ from keras_rtrl.agents import ObGD
 class RMSprop(tf_keras.optimizers.RMSprop):
     """RMSprop as the first paper ran it (PyTorch's rule): w -= lr g / (sqrt(v) + epsilon), v <- rho v + (1 - rho) g^2.
 
-    Keras' own divides by sqrt(v + epsilon), another rule wherever epsilon is not tiny.
+    The one of Keras divides by sqrt(v + epsilon), which differs unless epsilon is tiny.
     """
 
     def __init__(self, learning_rate, rho=0.99, epsilon=0.01):
@@ -35,7 +35,7 @@ class Adam(tf_keras.optimizers.Adam):
 
 
 def _average(name, value):
-    """`value` as a float, the weight of what a running average was; below 1, where it would never change."""
+    """`value` as a float, the weight of a running average's old value; below 1, since with 1 it would never change."""
     value = number(name, value, low=0, high=1)
     if value == 1:
         raise ValueError(f"{name} must be below 1, got 1")

@@ -1,4 +1,4 @@
-"""The settings of training and of actors: what a gin configuration fills."""
+"""The settings of training and of actors, which a gin configuration sets."""
 
 import dataclasses
 
@@ -28,12 +28,12 @@ class TrainingOptions:
       log_updates: updates between two rows of metrics.csv; an in-graph task makes as many in one compiled call.
       checkpoint_minutes: minutes between two checkpoints.
       return_window: number of last games that mean_return is over.
-      encoder_from: folder of a run whose encoder, as its newest checkpoint has it, a new run begins with; None for a
-        fresh one. ActorCriticNetwork.train_encoder says whether it goes on learning.
-      strategy: "mirrored" spreads the streams over this machine's GPUs (its CPUs, where several are configured),
-        "multi_worker_mirrored" over the processes that TF_CONFIG describes, each of which runs this with the same
-        settings on its part of the streams; the chief alone leaves files, and counts its own games only. Checkpoints
-        must lie where all processes read them. None for one device.
+      encoder_from: folder of a run; a new run starts with the encoder of its newest checkpoint. None for a new encoder.
+        ActorCriticNetwork.train_encoder says whether the encoder goes on learning.
+      strategy: "mirrored" spreads the streams over this machine's GPUs (or its CPUs, if several are configured).
+        "multi_worker_mirrored" spreads them over the processes that TF_CONFIG describes. Each process runs this with
+        the same settings on its part of the streams. Only the chief writes files; it counts only its own games. All
+        processes must be able to read the checkpoints. None for one device.
 
     Raises:
       ValueError: a number out of its range.
@@ -66,13 +66,13 @@ class ActorOptions:
     """Settings of the actors on Ray.
 
     Attributes:
-      number: of actors, 0 for none: the environment runs beside the learner.
-      address: of a Ray cluster ("auto": the one this machine is part of); None begins one of this machine alone, for
-        as long as the run lasts.
+      number: number of actors; 0 for none: then the environment runs in the learner's process or its workers.
+      address: address of a Ray cluster ("auto": the one this machine is part of); None starts one on this machine,
+        which ends with the run.
       streams: E, streams of each actor, a divisor of B = environment.num_envs with number E >= B. The learner takes the
         rollouts of B / E actors for each update, those that came first. None for the smallest E.
-      queue: rollouts of each actor that are under way or wait for the learner. With 1 an actor waits for the weights
-        that its last rollout has led to; with 2 it acts while the learner learns.
+      queue: rollouts of each actor that are being made or wait for the learner. With 1 an actor waits for the weights
+        that result from its last rollout; with 2 it acts while the learner learns.
       cpus: CPUs that Ray reserves for each actor, and threads of its TensorFlow.
       timeout: seconds that an update waits for the next of its rollouts, before training ends with an error.
 
@@ -98,16 +98,16 @@ class ActorOptions:
         _keep(self, "timeout", number("actors.timeout", self.timeout, above=0))
 
     def for_ray(self):
-        """What the cluster and each actor's processes are asked for: keyword arguments of `distributed`."""
+        """The settings of the cluster and of each actor's process: keyword arguments of `distributed`."""
         return {"address": self.address, "cpus": self.cpus, "timeout": self.timeout}
 
     def for_batch(self, batch):
         """These settings with `streams` decided for a batch of B streams.
 
-        Without a number of its own it is the smallest divisor of B of which all actors together have B or more.
+        If `streams` is None, the smallest divisor of B with which all actors together have at least B streams.
 
         Raises:
-          ValueError: `streams` that are no such divisor.
+          ValueError: `streams` is not a divisor of B, or all actors together have fewer than B streams.
         """
         fitting = [size for size in range(1, batch + 1) if batch % size == 0 and size * self.number >= batch]
         if self.streams is not None and self.streams not in fitting:

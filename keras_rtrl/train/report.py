@@ -57,7 +57,7 @@ def interval(values):
 
 
 def score(rows, name):
-    """Mean of the column `name` over the rows of the run's last tenth; nan where these have no value."""
+    """Mean of the column `name` over the rows of the run's last tenth; nan if they have no value."""
     begin = 0.9 * int(rows[-1]["frames"])
     values = [float(row[name]) for row in rows if int(row["frames"]) > begin and row[name]]
     return float(np.mean(values)) if values else math.nan
@@ -70,8 +70,8 @@ def _score_name(runs):
 def table(results):
     """The table of `read`'s results, Markdown.
 
-    The score of a run is the mean of mean_return, or of return_error where the agent predicts, over the rows of its
-    last tenth; "±" and the bands of the figure are 95 % intervals of the mean over seeds (Student's t).
+    The score of a run is the mean of mean_return, or of return_error if the agent predicts, over the rows of its last
+    tenth. "±" and the bands of the figure are 95 % intervals of the mean over seeds (Student's t).
     """
     names = {_score_name(runs) for by_condition in results.values() for runs in by_condition.values()}
     title = " or ".join(sorted(name.replace("_", " ") for name in names))
@@ -153,7 +153,7 @@ def _plot(results, title, path):
 
 
 def _curves(runs, name):
-    """Frames [X] where every run has a value, and the values [runs, X]."""
+    """The frames [X] at which every run has a value, and the values [runs, X]."""
     curves = [{int(row["frames"]): float(row[name]) for row in run.rows if row[name]} for run in runs]
     x = sorted(set.intersection(*map(set, curves)))
     return x, np.array([[curve[frames] for frames in x] for curve in curves])

@@ -1,4 +1,4 @@
-"""The folder of one run: where its files lie, and whether a path is one."""
+"""The folder of one run: the paths of its files, and whether a path is such a folder."""
 
 import contextlib
 import errno
@@ -71,7 +71,7 @@ class RunFolder:
             raise UsageError(f"{self.path}: cannot write into this folder ({error.strerror})") from error
 
     def lock_evaluation(self):
-        """As `lock`, of the process that evaluates this run; nothing where its results cannot be written anyway."""
+        """Like `lock`, for the process that evaluates this run. Does nothing if results cannot be written anyway."""
         with contextlib.suppress(OSError):
             self._lock = Lock(os.path.join(self.path, ".evaluation.lock"), "is evaluating this run")
 
@@ -90,7 +90,7 @@ class RunFolder:
             if os.path.lexists(path) and not os.path.isdir(path):
                 raise UsageError(f"{path}: must be a folder")
             for inner in (os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names):
-                if os.path.exists(inner) and not os.path.isfile(inner):  # a pipe would wait for whoever reads it
+                if os.path.exists(inner) and not os.path.isfile(inner):  # a pipe would wait for a reader
                     raise UsageError(f"{inner}: must be a file")
 
     def scratch(self):
@@ -101,7 +101,7 @@ class RunFolder:
         return run
 
     def read_record(self):
-        """The content of run.json, {} where there is none. Raises UsageError where it is no such record."""
+        """The content of run.json, {} if there is none. Raises UsageError if it is not such a record."""
         record = read_json(self.record, {})
         if not isinstance(record, dict):
             raise UsageError(f"{self.record}: must hold a dict, got {shown(record)}")
@@ -117,7 +117,7 @@ class RunFolder:
 
 
 def open_run(path):
-    """The RunFolder at `path`. Raises UsageError where `path` holds no run, or one with a broken configuration."""
+    """The RunFolder at `path`. Raises UsageError if `path` holds no run, or one with a broken configuration."""
     run = RunFolder(path)
     if not os.path.isdir(run.path):
         raise UsageError(f"{path}: {'is no' if os.path.lexists(path) else 'no such'} run folder")
@@ -134,7 +134,7 @@ def open_run(path):
 
 
 def new_run(path):
-    """The RunFolder of a new run, still to be made. Raises UsageError where it holds a run or cannot be written."""
+    """The RunFolder of a new run, still to be made. Raises UsageError if it holds a run or cannot be written."""
     run = RunFolder(path)
     if run.holds_run():
         raise UsageError(f"{path}: holds a run already; go on with it by --resume {path}, or choose another --out")
@@ -144,7 +144,7 @@ def new_run(path):
 
 
 def run_around(path):
-    """The RunFolder that the folder `path` is, or lies in; one for `path` itself where it lies in no run."""
+    """The RunFolder that the folder `path` is, or lies in; one for `path` itself if it lies in no run."""
     folder = os.path.realpath(path)
     while not RunFolder(folder).holds_run():
         folder, name = os.path.split(folder)
@@ -156,7 +156,7 @@ def run_around(path):
 def read_bytes(path):
     """The content of a file, None if there is none. Raises UsageError if it cannot be read."""
     try:
-        if os.path.lexists(path) and not os.path.isfile(path):  # a pipe would have nothing to read, for ever
+        if os.path.lexists(path) and not os.path.isfile(path):  # reading a pipe would never end
             raise UsageError(f"{path}: must be a file")
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -170,9 +170,9 @@ def read_bytes(path):
 
 
 def read_text(path, torn=False):
-    """The text of a file, None where there is none; of one that may be `torn` without what follows the last line.
+    """The text of a file, None if there is none. If the file may be `torn`, the text ends with its last whole line.
 
-    Raises UsageError where it cannot be read, or is no text.
+    Raises UsageError if it cannot be read, or is no text.
     """
     content = read_bytes(path)
     if content is None:
@@ -198,7 +198,7 @@ def read_json(path, missing):
 
 
 def check_writable(path):
-    """Raises UsageError where the folder `path` cannot be made, or files in it. Leaves nothing behind."""
+    """Raises UsageError if the folder `path` cannot be made, or files in it. Leaves nothing behind."""
     existing, missing = os.path.abspath(path), []
     while not os.path.lexists(existing):
         existing, name = os.path.split(existing)

@@ -1,4 +1,4 @@
-"""Ways to collect and to learn: a simulator beside TensorFlow, or a whole task inside one compiled function."""
+"""Ways to collect and to learn: with a simulator outside TensorFlow, or with a whole task in one compiled function."""
 
 import collections
 
@@ -14,13 +14,13 @@ from keras_rtrl.environments.halves import joined
 from keras_rtrl.train import actors, config
 from keras_rtrl.train.metrics import ERRORS
 
-HORIZON = 200  # cumulants that a return is summed from, and steps that its error comes late
+HORIZON = 200  # cumulants that are summed to a return; its error is known so many steps later
 
 Outcome = collections.namedtuple("Outcome", ["losses", "returns", "errors"])
-Outcome.__doc__ = """What some updates gave.
+Outcome.__doc__ = """The results of some updates.
 
 losses: float array [updates, L] in the order of the agent's loss_names.
-returns: list, of the games finished.
+returns: list of the returns of finished games.
 errors: float array [steps, E] in the order of the runner's error_names.
 """
 
@@ -56,8 +56,8 @@ def make_actors(env, agent, rollout, options, seed, same_actions):
     """
     if isinstance(env, tf_environment.TFEnvironment):
         raise UsageError(
-            f"actors.number: {config.text('environment.name', '')} runs inside TensorFlow's graph, beside the learner, "
-            f"and has no use for actors; got {options.number}"
+            f"actors.number must be 0 for {config.text('environment.name', '')}, which runs inside TensorFlow's graph "
+            f"with the learner, got {options.number}"
         )
     if not isinstance(agent, RolloutAgent):
         raise UsageError(f"actors.number must be 0 for a {type(agent).__name__}, which learns at every step")
@@ -74,9 +74,9 @@ class Simulator:
     """
 
     max_updates = 1
-    keeps_streams = False  # a restore does not bring them back
+    keeps_streams = False  # a restore does not restore them
     error_names = extra_names = ()
-    carry = ()  # of streams, kept beside the agent's
+    carry = ()  # carries of streams that the agent does not hold
 
     def __init__(self, env, agent, rollout):
         self._env = env
@@ -84,7 +84,7 @@ class Simulator:
         self._driver = RolloutDriver(env, agent.collect_policy, rollout, observers=[self._learn])
         self._loss_info = None
         self.extra = {}
-        self.state = ()  # nothing of its own to checkpoint
+        self.state = ()  # nothing to checkpoint
 
     def _learn(self, rollout):
         self._loss_info = self._train(rollout)
@@ -303,9 +303,9 @@ def _in_time(x):
 
 
 def finished_returns(rewards, ends, running):
-    """Returns of the episodes that end in rewards [B, T] where ends [B, T], in the order in which they end.
+    """Returns of the episodes that end in rewards [B, T], in order; ends [B, T] is true at the step that ends one.
 
-    `running`, a list of B returns of the episodes under way, is brought up to date.
+    `running`, a list of the returns so far of the B unfinished episodes, is updated.
     """
     finished = []
     for stream, (reward, end) in enumerate(zip(rewards, ends, strict=True)):

@@ -51,7 +51,7 @@ file: path; None for a binding of the command line.
 
 
 class Reference(collections.namedtuple("Reference", ["mark", "name", "called"])):
-    """What stands in a value for something else: @name or @name() for a configurable, %name for a macro."""
+    """A reference in a value: @name or @name() to a configurable, %name to a macro."""
 
     def __repr__(self):
         return f"{self.mark}{self.name}{'()' if self.called else ''}"
@@ -68,7 +68,7 @@ class _Referring(config_parser.ParserDelegate):
 
 
 class Text(collections.namedtuple("Text", ["bindings", "imports"])):
-    """What a file or a binding says: list of `Binding`, and whether it imports modules, or includes unknown files."""
+    """A gin text as read: list of `Binding`, and whether it imports modules or includes unknown files."""
 
 
 def parse(text, where, file=None, folder=None, outer=()):
@@ -78,7 +78,7 @@ def parse(text, where, file=None, folder=None, outer=()):
       text: str.
       where: what the text is, for messages.
       file: its path, None for a binding of the command line.
-      folder: where included files lie; None takes none, and no imports.
+      folder: folder of included files; None refuses includes and imports.
       outer: the files that include this one.
 
     Raises:

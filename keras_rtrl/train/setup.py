@@ -18,15 +18,15 @@ from keras_rtrl.train.runners import make_actors, make_runner
 Parts = collections.namedtuple(
     "Parts", ["run", "streams", "schedule", "agent", "runner", "frames_per_update", "updates"]
 )
-Parts.__doc__ = """What a training run is made of.
+Parts.__doc__ = """The parts of a training run.
 
-run: RunFolder that this process writes to; of processes beside the first one that is thrown away.
-streams: Streams, how they are spread over devices and processes.
-schedule: of the learning rate.
+run: RunFolder that this process writes to; in processes after the first a temporary one.
+streams: Streams, which says how they are spread over devices and processes.
+schedule: schedule of the learning rate.
 agent: the agent, with its network and optimiser.
-runner: what collects, and has the agent learn.
-frames_per_update: environment frames.
-updates: number of them in the whole run.
+runner: the runner, which collects rollouts and lets the agent learn.
+frames_per_update: environment frames of an update.
+updates: number of updates of the whole run.
 """
 
 
@@ -119,7 +119,7 @@ def _lock(run, resume, streams):
 
 
 def _game_seed(seed, streams, updates):
-    """The seed of a process' environment: `seed` for the first process of a new run, else one of its own.
+    """The seed of a process' environment: `seed` for the first process of a new run, else one made from it.
 
     `updates` are those before the checkpoint that is resumed, None for a new run.
     """

@@ -87,7 +87,7 @@ class Study:
         return runs
 
     def add(self, task, condition, run):
-        """Puts a finished run into the table and its settings beside it, one process at a time.
+        """Puts a finished run into the table, and its settings into settings.json, one process at a time.
 
         Args:
           task, condition: strings, the folders' names of their labels.

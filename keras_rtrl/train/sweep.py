@@ -1,4 +1,4 @@
-"""Many runs of one preset: tasks x conditions x seeds, each a process of its own."""
+"""Many runs of one preset: tasks x conditions x seeds, each in a separate process."""
 
 import collections
 import contextlib
@@ -110,7 +110,7 @@ def train(study, runs, preset, jobs, trust=False, modules=()):
       modules: names of modules for each run's --module.
 
     Returns:
-      Exit code: 0, 1 where a run failed (which are printed), 128 + n after signal n.
+      Exit code: 0; 1 if a run failed (the command prints which); 128 + n after signal n.
 
     Raises:
       UsageError: runs of other frames, a broken table, or a folder that takes no files; before anything is trained.
@@ -153,7 +153,7 @@ def train(study, runs, preset, jobs, trust=False, modules=()):
 
 
 def _locked(run):
-    """The run's lock, a file descriptor; None where another process holds it."""
+    """The run's lock, a file descriptor; None if another process holds it."""
     os.makedirs(os.path.dirname(run.lock), exist_ok=True)
     lock = os.open(run.lock, os.O_RDWR | os.O_CREAT)
     try:
@@ -165,8 +165,8 @@ def _locked(run):
 
 
 def _started(run, preset, jobs, trust, modules, lock):
-    """A process that trains the run. It holds the lock too, so that it is alone even where this sweep is killed."""
-    words = [sys.executable, "-P", "-m", "keras_rtrl_cli", "train"]  # -P: nothing is imported from the folder it is in
+    """A process that trains the run. It holds the lock too, in case this sweep is killed."""
+    words = [sys.executable, "-P", "-m", "keras_rtrl_cli", "train"]  # -P: imports nothing from the working directory
     if run.folder.holds_run():
         words += ["--resume", run.folder.path, *(["--trust"] if trust else [])]
     else:

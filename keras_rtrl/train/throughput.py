@@ -87,8 +87,8 @@ def measure(rounds):
     env.close()
     medians = {name: float(np.median(values[WARM_UP:])) for name, values in seconds.items()}
     steps = env.batch_size * length
-    apart = sum(medians[name] for name in ("environment", "policy", "learner"))
-    return Throughput(**{name: steps / value for name, value in medians.items()}, allowed=steps / apart)
+    alone = sum(medians[name] for name in ("environment", "policy", "learner"))
+    return Throughput(**{name: steps / value for name, value in medians.items()}, allowed=steps / alone)
 
 
 def _random_actions(spec, size, generator):

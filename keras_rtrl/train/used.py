@@ -1,14 +1,14 @@
-"""Which settings a command uses: what nothing uses is refused, and what a run that was begun cannot change."""
+"""Checks which settings a command uses: refuses those that nothing uses, and those that a resume cannot change."""
 
 from keras_rtrl._checks import shown
 from keras_rtrl._errors import UsageError
 from keras_rtrl.train import building, config, settings
 
-_COMMANDS = {  # those of a command, and how it is called; train uses all, but for what is not its agent's
+_COMMANDS = {  # the settings of a command, and its name; train uses all but those of other agents
     "evaluate": (("environment.name", "environment.options", "environment.workers", "actors."), "evaluate"),
     "bench": (("environment.", "agent.", "train.rollout", "train.optimizer", "ActorCriticNetwork."), "bench env"),
 }
-_ACTORS_ELSEWHERE = ("actors.streams", "actors.queue")  # where they do not learn
+_ACTORS_ELSEWHERE = ("actors.streams", "actors.queue")  # for training alone
 _CHANGEABLE = (
     "train.frames", "train.log_updates", "train.checkpoint_minutes", "train.strategy", "environment.workers", "actors."
 )  # fmt: skip
@@ -19,12 +19,12 @@ def check(command, own, given):
 
     Args:
       command: "train", "evaluate" or "bench".
-      own: bindings of the file that was named, as `config.load` gives them. What a sweep sets, and other settings of
-        an agent that the sweep trains, may stand there.
+      own: bindings of the named file, as `config.load` gives them. It may also set values of a sweep, and settings of
+        the agents that the sweep trains.
       given: bindings of the command line.
 
     Raises:
-      UsageError: names the first, and what is meant, if something is like it.
+      UsageError: names the first such binding, and the closest setting if there is one.
     """
     agent, optimizer = config.value("agent.name", "r2ac"), _name(config.value("train.optimizer", None))
     agents, optimizers = [agent], [optimizer]
@@ -121,7 +121,7 @@ def _check_agent(binding, agents, optimizers):
 
 
 def _settings_of(agent, command):
-    """The name of an agent's settings; None where the command does not read them, or there is no such agent."""
+    """The name of an agent's settings; None if the command does not read them, or there is no such agent."""
     fits = command != "evaluate" and isinstance(agent, str) and agent in building.AGENTS
     return building.AGENTS[agent][1].__name__ if fits else None
 

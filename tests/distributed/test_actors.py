@@ -164,7 +164,7 @@ def test_a_signal_leaves_a_checkpoint_from_which_the_actors_follow(train, tmp_pa
         (["--actors", "2"], ["actors.timeout = 0"], "actors.timeout must be a finite number above 0, got 0"),
         ([], ["actors.number = -1"], "actors.number must be a whole number of at least 0, got -1"),
         ([], ["actors.number = 1", "actors.address = ''"], "actors.address must be None or a string"),
-        (["--actors", "2"], ["environment.name = 'TMaze-v0'"], "TMaze-v0 runs inside TensorFlow's graph"),
+        (["--actors", "2"], ["environment.name = 'TMaze-v0'"], "TMaze-v0, which runs inside TensorFlow's graph"),
         (["--actors", "1"], STREAM_AC, "actors.number must be 0 for a StreamACAgent"),
         (["--actors", "2"], ["environment.name = 'NoSuch-v1'"], "no environment is called 'NoSuch-v1'"),
     ],
