@@ -1,4 +1,4 @@
-"""What the benchmarks share: processes that wait for their turn, rounds, tables, figures and publishing."""
+"""Common parts of the benchmarks: processes that take turns, rounds, tables, figures and publishing."""
 
 import datetime
 import functools
@@ -17,15 +17,14 @@ END = "<!-- end of figures -->\n"
 
 
 class Unavailable(Exception):
-    """Something cannot be had here; the message says why."""
+    """Something is not available on this machine; the message says why."""
 
 
 class Process:
-    """Holds what `build(*arguments)` gives in a process of its own, and calls its methods there.
+    """Holds the object build(*arguments) in a separate process, and calls its methods there.
 
-    `ask` waits for its answer, so that no two processes compute at once. `build` can be imported by the interpreter
-    `python`; `environment` are variables beside this process' own. Raises Unavailable if `build` does, RuntimeError if
-    it fails.
+    `ask` waits for the answer, so that no two processes compute at once. The interpreter `python` must find `build`.
+    `environment` adds variables to those of this process. Raises Unavailable if `build` does, RuntimeError if it fails.
     """
 
     def __init__(self, build, *arguments, python=sys.executable, environment=None):
@@ -104,7 +103,7 @@ def serve(descriptor):
 
 
 def call(function, *arguments):
-    """function(*arguments), in a process of its own."""
+    """function(*arguments), in a separate process."""
     with Process(functools.partial, function) as process:
         return process.ask("__call__", *arguments)
 

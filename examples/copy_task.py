@@ -1,24 +1,24 @@
-"""The copy task, learned online: store a pattern of bits while it goes by, and say it back when it has ended.
+"""The copy task, learned online: see a pattern of bits, store it, and repeat it when it has ended.
 
-A sequence holds t bits, t uniform on 1..L, then t blanks; during the blanks the network is to say the bits in their
-order. Only these answers count, in the loss and in every score: whoever merely counts the length scores chance, half of
-the bits. The task is that of Irie, Gopalakrishnan and Schmidhuber (ICLR 2024): batches of 128, Adam (0.9, 0.995) with
-epsilon 1e-9, gradients clipped at a global norm of 1, state and traces zeroed where a sequence starts, and a weight
-update at every time step (--chunk 1), traces kept through the updates; or after every chunk of steps.
+A sequence holds t bits, t uniform on 1..L, then t blanks. During the blanks the network must repeat the bits in their
+order. Only these answers count, in the loss and in every score. A network that only counts the length scores chance,
+half of the bits. The task is that of Irie, Gopalakrishnan and Schmidhuber (ICLR 2024): batches of 128, Adam (0.9,
+0.995) with epsilon 1e-9, and gradients clipped at a global norm of 1. State and traces are zeroed when a sequence
+starts. The weights are updated at every time step (--chunk 1), with traces kept through the updates, or after every
+chunk of steps.
 
-The 128 streams run on: where a sequence ends the next begins, by `reset`. So no step is spent on padding, and each
-update sees streams at all places of their sequences, where a padded batch would have all of them listen, then answer.
+The 128 streams have no gaps: when a sequence ends the next begins, by `reset`. So no step is padding. And an update
+sees streams at all positions of their sequences; in a padded batch all streams would listen, then all would answer.
 
---curriculum trains on short patterns first. The held-out sequences have t on 1..L all the time.
+--curriculum trains on short patterns first. The held-out sequences always have t on 1..L.
 
---gradient tbptt is the same network on the same chunks, its gradient cut where the chunk begins: what can be learned
-without traces.
+--gradient tbptt trains the same network on the same chunks, but cuts the gradient at the start of the chunk. It shows
+what can be learned without traces.
 
     python examples/copy_task.py --curriculum --out runs/copy-rtrl
     python examples/copy_task.py --curriculum --gradient tbptt --out runs/copy-tbptt
 
---out receives config.json, metrics.csv and learning_curve.png. A killed run leaves the metrics so far, and cannot be
-resumed.
+--out gets config.json, metrics.csv and learning_curve.png. A killed run leaves its metrics, and cannot be resumed.
 """
 
 import argparse
@@ -41,7 +41,7 @@ BLANK = 2  # the third token, after the bits 0 and 1
 HELD_OUT = 4 * STREAMS  # sequences
 BLOCK = 1000  # time steps between two looks at the clock
 EVALUATE = 5  # blocks between two evaluations
-FIRST, MASTERED = 5, 0.95  # --curriculum: the longest pattern at first, and what share of the bits lengthens it
+FIRST, MASTERED = 5, 0.95  # --curriculum: the longest pattern at first, and the share of right bits that lengthens it
 
 
 class CopyStreams:
@@ -60,7 +60,7 @@ class CopyStreams:
         self._position = np.zeros(streams, np.int64)
 
     def take(self, steps):
-        """The next time steps: tokens (0, 1 or BLANK), reset (where a sequence starts), the bits to say, asked (where).
+        """The next time steps: tokens (0, 1 or BLANK), reset (a sequence starts), bits to repeat, asked (they count).
 
         Each array is [B, steps], int32 or bool.
         """
@@ -137,7 +137,7 @@ class Copier(tf.Module):
 def make_training(copier, rate, chunk, updates=None):
     """A function of a block of time steps and the carry before it, that makes an update after every chunk.
 
-    The step size falls linearly to 0 over `updates`, where these are given.
+    The step size falls linearly to 0 over `updates`, if they are given.
 
     It returns the mean loss, the share of bits right (each before its own update) and the carry after the block.
     """
@@ -262,7 +262,7 @@ def parse(words=None):
     add("--gradient", choices=("rtrl", "tbptt"), default="rtrl")
     add("--length", type=whole, default=50, help="L, the longest pattern, bits; the paper: 50 and 500")
     add("--chunk", type=whole, default=10, help="time steps an update; 1: an update at every step")
-    add("--units", type=whole, default=128, help="of the recurrent layer")
+    add("--units", type=whole, default=128, help="units of the recurrent layer")
     add("--hidden", type=whole, default=256, help="features of the read-out")
     bias = number(float, lambda value: True, "a number")
     add("--forget-bias", type=bias, default=3.0, help="eLSTM: initial bias of its forget gate")
@@ -271,12 +271,12 @@ def parse(words=None):
     add("--rate", type=positive, default=3e-3, help="Adam's step size")
     add("--anneal", action="store_true", help="let the step size fall to 0 over --steps")
     seed = number(int, lambda value: 0 <= value < 2**32, "a whole number of at least 0 and below 2**32")
-    add("--curriculum", action="store_true", help=f"first patterns of {FIRST} bits, longer as these go well")
-    add("--seed", type=seed, default=1, help="of weights, training sequences and held-out sequences")
+    add("--curriculum", action="store_true", help=f"start with patterns of {FIRST} bits, and lengthen them")
+    add("--seed", type=seed, default=1, help="seed of weights, training and held-out sequences")
     bound = parser.add_mutually_exclusive_group()
     bound.add_argument("--steps", type=whole, help="time steps of each stream, rounded up to whole blocks")
-    bound.add_argument("--minutes", type=positive, default=15.0, help="wall time, where there is no --steps")
-    add("--out", type=Path, default=Path("runs/copy_task"), help="folder for the results; made anew")
+    bound.add_argument("--minutes", type=positive, default=15.0, help="wall time, without --steps")
+    add("--out", type=Path, default=Path("runs/copy_task"), help="new folder for the results")
     args = parser.parse_args(words)
     if args.anneal and args.steps is None:
         parser.error("argument --anneal: needs --steps, over which the step size falls")

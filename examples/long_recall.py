@@ -1,27 +1,27 @@
-"""Recall over 1000 steps, learned from chunks of 50 by `model.fit` and nothing else.
+"""Recall over 1000 steps, learned from chunks of 50 by `model.fit` alone.
 
-Every step shows one of 8 symbols. The first step bears a mark: its symbol is the one to name when the sequence ends, 20
-chunks later; all symbols in between are distractors. Only the last step is asked, in the loss and in every score:
-12.5 % is chance. A held-out sequence is right where the right symbol got the largest logit, and the task is called
-solved when 99 % of them are.
+Every step shows one of 8 symbols. The first step has a mark: the network must name its symbol when the sequence ends,
+20 chunks later. All symbols in between are distractors. Only the last step counts, in the loss and in every score;
+chance is 12.5 %. A held-out sequence is right if the right symbol has the largest logit. The task is solved if 99 % of
+the held-out sequences are right.
 
-To solve it, a network must learn to write at the mark and at nothing else. But the only chunk with a loss is the last,
-and the mark is in the first. Three networks see the same chunks of the same sequences, never the same one twice:
+To solve it, a network must learn to store the marked symbol and no other. But only the last chunk has a loss, and the
+mark is in the first. Three networks see the same chunks of the same sequences; no sequence comes twice:
 
 - rtrl: ELSTM, whose traces carry the influence of every weight from chunk to chunk.
-- tbptt: the same network, its gradient cut where the chunk begins.
-- lstm: keras.layers.LSTM(stateful=True), which is cut there too.
+- tbptt: the same network, with its gradient cut at the start of the chunk.
+- lstm: keras.layers.LSTM(stateful=True), whose gradient is cut there too.
 
-All three carry their state from chunk to chunk, and start with forget gates that suit the length: their bias is its
-logarithm. For the LSTM minus that is the bias of its input gate, so that its gates start as those of ELSTM; --lstm-bias
-keras leaves it to Keras.
+All three carry their state from chunk to chunk. Their forget gates start with a bias that suits the length of the
+sequence, its logarithm. The LSTM's input gates start with minus that bias, so that its gates start like those of ELSTM;
+with --lstm-bias keras they start with Keras' default biases.
 
     python examples/long_recall.py --seeds 3 --out runs/long_recall
-    python examples/long_recall.py --length 50 --batches 400 --out runs/one_chunk     # holds it all: all three learn it
+    python examples/long_recall.py --length 50 --batches 400 --out runs/one_chunk     # one chunk: all three learn it
 
-The three take turns, an epoch each, so that what else the machine does weighs on all alike. A network that has solved
-the task stops. --out receives config.json, metrics.csv and learning_curve.png, drawn anew after every seed. A killed
-run leaves the metrics so far, and cannot be resumed.
+The three take turns, an epoch each, so that other work on the machine slows all alike. A network that has solved the
+task stops. --out gets config.json, metrics.csv and learning_curve.png, which is drawn after every seed. A killed run
+leaves its metrics so far; it cannot be resumed.
 """
 
 import argparse
@@ -211,14 +211,14 @@ def parse(words=None):
     add("--models", nargs="+", choices=MODELS, default=MODELS, help="which of the three")
     add("--length", type=whole, default=1000, help="steps of a sequence, a multiple of --chunk")
     add("--chunk", type=whole, default=50, help="steps a batch that `fit` sees")
-    add("--units", type=whole, default=64, help="of the recurrent layer")
+    add("--units", type=whole, default=64, help="units of the recurrent layer")
     bias = number(float, lambda value: True, "a number")
     add("--forget-bias", type=bias, help="initial bias of the forget gates; left out: log(length)")
-    add("--lstm-bias", choices=("same", "keras"), default="same", help="the LSTM's: of --forget-bias, or Keras' own")
+    add("--lstm-bias", choices=("same", "keras"), default="same", help="the LSTM's: by --forget-bias, or Keras' own")
     add("--rate", type=positive, default=1e-2, help="Adam's step size")
     add("--batches", type=whole, default=140, help=f"batches of {STREAMS} sequences, rounded up to whole epochs")
-    add("--seeds", type=whole, default=1, help="how many: 1, 2, ...; of weights, training and held-out sequences")
-    add("--out", type=Path, default=Path("runs/long_recall"), help="folder for the results; made anew")
+    add("--seeds", type=whole, default=1, help="number of seeds, 1, 2, ...: of weights and sequences")
+    add("--out", type=Path, default=Path("runs/long_recall"), help="new folder for the results")
     args = parser.parse_args(words)
     if args.length % args.chunk:
         parser.error(f"argument --length: must be a multiple of --chunk = {args.chunk}, got {args.length}")

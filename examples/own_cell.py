@@ -1,4 +1,4 @@
-"""A recurrent cell of your own in an agent: this file is all there is to write.
+"""A recurrent cell of your own in an agent, in this file alone.
 
 A unit remembers with a time constant tau that it learns, in steps:
 
@@ -8,7 +8,7 @@ A unit remembers with a time constant tau that it learns, in steps:
         --gin "ActorCriticNetwork.core = 'own_cell:SlowCell'" \\
         --gin "ActorCriticNetwork.core_options = {'max_tau': 100.0}"
 
-The agent reaches the end of a corridor of 40 steps and remembers the cue of its first step, by rollouts of 10 steps.
+The agent must remember the cue of the first step to the end of a corridor of 40 steps. Rollouts have 10 steps.
 `docs/write_your_own_cell.md` explains the methods. This proves the cell's derivatives:
 
     python examples/own_cell.py
@@ -23,7 +23,7 @@ from keras_rtrl.testing import check_rtrl_cell
 
 
 class SlowCell(RTRLCell):
-    """Linear units, each with a time constant of its own.
+    """Linear units; each learns a time constant.
 
     Args:
       units: N.

@@ -41,9 +41,9 @@ def parse(argv=None):
     parser.add_argument("--gradient", choices=("rtrl", "tbptt", "instant"), default="rtrl")
     parser.add_argument("--core", choices=("elstm", "rtu"), default="elstm")
     parser.add_argument("--corridor", type=int, default=40, help="steps between the cue and the choice")
-    parser.add_argument("--forget-bias", type=float, default=4.0, help="of an eLSTM: about the corridor's logarithm")
-    parser.add_argument("--steps", type=int, default=2_000_000, help="of all streams together")
-    parser.add_argument("--streams", type=int, default=16, help="mazes side by side")
+    parser.add_argument("--forget-bias", type=float, default=4.0, help="of an eLSTM: about log(corridor)")
+    parser.add_argument("--steps", type=int, default=2_000_000, help="steps of all streams together")
+    parser.add_argument("--streams", type=int, default=16, help="number of mazes")
     parser.add_argument("--rollout", type=int, default=10, help="steps of a maze between two updates")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="at the start; it falls to 0")
     parser.add_argument("--seed", type=int, default=0)
@@ -55,7 +55,7 @@ def make_agent(args, env, updates):
     """The R2AC agent with its network and its optimiser."""
     time_step_spec, action_spec = (tensor_spec.from_spec(spec) for spec in (env.time_step_spec(), env.action_spec()))
     network = networks.ActorCriticNetwork(
-        time_step_spec.observation,  # what the maze shows, the last reward and the last action
+        time_step_spec.observation,  # the maze's observation, the last reward and the last action
         action_spec,
         encoder="mlp",
         encoder_units=(),  # the observation goes straight into the core
@@ -123,7 +123,7 @@ def learn(args):
 
 
 def plot(rows, args):
-    """Draws the share of right choices over steps, beside what can be had without a memory."""
+    """Draws the share of right choices over steps, and the shares that need no memory."""
     figure, axes = plt.subplots(figsize=(6, 3.5))
     axes.plot([row["steps"] for row in rows], [row["right"] for row in rows], label=f"{args.core}, {args.gradient}")
     axes.axhline(0.5, color="grey", linestyle="--", linewidth=1, label="one arm always, no memory")

@@ -1,6 +1,6 @@
 """Builds the CUDA kernels, checks them against float64 numpy and times them on the GPU present.
 
-Needs no TensorFlow: numpy, a CUDA driver, and nvcc or a library built elsewhere; cuBLAS and JAX where they are found.
+Needs numpy, a CUDA driver, and nvcc or a library built elsewhere, but no TensorFlow. Uses cuBLAS and JAX if found.
 
     python -m benchmarks.gpu --out gpu.json
 """
@@ -31,7 +31,7 @@ def main():
     if options.library and not options.library.is_file():
         parser.error(f"argument --library: there is no file {options.library}")
 
-    # cuBLAS in plain float32, whatever the environment says.
+    # cuBLAS in plain float32, for any environment variables.
     os.environ.update(NVIDIA_TF32_OVERRIDE="0", CUBLAS_EMULATE_SINGLE_PRECISION="0")
     try:
         kernels, results = load(options)
@@ -42,7 +42,7 @@ def main():
         passed = checks.run(kernels, results.setdefault("checks", []))
         if not options.cpu:
             run_timings(kernels, results)
-    finally:  # what there is, whatever else went wrong
+    finally:  # keeps the results so far, also after an error
         if options.out:
             write_json(options.out, results)
     return not passed
@@ -88,7 +88,7 @@ def print_timings(results):
             print(f"  {name:20}{value['median'] * 1e6:10.1f}")
     for name, ratio in chunk.get("over_product_and_copy", {}).items():
         print(f"  {name} / (cuBLAS + one read and one write of S): {ratio:.2f}")
-    print("\nStreaming update: rate as 2 |S| bytes, beside copying |S|")
+    print("\nStreaming update: rate as 2 |S| bytes, compared with copying |S|")
     for stream in results["streaming"]:
         shape = ", ".join(f"{name} {value}" for name, value in stream["shape"].items())
         rates = f"{stream['bytes_per_second'] / 1e9:8.0f} GB/s of {stream['copy']['bytes_per_second'] / 1e9:.0f}"

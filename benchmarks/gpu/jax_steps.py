@@ -55,7 +55,7 @@ def _functions(jax):
 
 
 def measure(jax, batch, steps, inputs, units, repeats=20):
-    """Median seconds of the streaming step (step, trace update and gradients) where steps is 1, else of the chunk."""
+    """Median seconds of the streaming step (step, trace update and gradients) if steps is 1, else of the chunk."""
     stream, chunk = _functions(jax)
     rng = np.random.default_rng(0)
 

@@ -1,4 +1,4 @@
-"""Times of the kernels on a GPU beside what the same machine's copies, cuBLAS and JAX take."""
+"""Times of the kernels on a GPU, and of copies, cuBLAS and JAX on the same machine."""
 
 import ctypes
 import ctypes.util

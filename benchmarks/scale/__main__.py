@@ -1,10 +1,10 @@
-"""What actors on Ray cost, and what they give: the figures of docs/scale.md.
+"""The cost of actors on Ray, and the rates they reach: the figures of docs/scale.md.
 
     .venv/bin/python -m benchmarks.scale --out FILE      # from a source checkout's root, on a quiet machine: minutes
     .venv/bin/python -m benchmarks.scale --publish       # the same into results/scale, docs/scale.md and docs/figures
-    .venv/bin/python -m benchmarks.scale --quick         # only that everything runs
+    .venv/bin/python -m benchmarks.scale --quick         # checks only that everything runs
 
-Whatever is compared is alive all the while and measured in turn, round by round; given are medians.
+The programs to compare all stay alive and are measured in turn, round by round. The tables have medians.
 """
 
 import argparse
@@ -53,7 +53,7 @@ QUICK = FULL | {
 
 
 def measure(plan, log):
-    """All measurements of a plan such as FULL, as JSON takes them; after each, log(its name, what there is so far)."""
+    """All measurements of a plan such as FULL, ready for JSON. Calls log(name, measurements so far) after each."""
     found = {"when": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M} UTC", "load_before": os.getloadavg()}
     found |= {"cores": os.cpu_count(), "rounds": plan["rounds"]}
     found["sizes"] = call(trainers.sizes, ("atari_r2ac", ATARI, "dmlab_r2ac", "waiting"))
@@ -113,8 +113,8 @@ def _summary(rows):
 def main(argv=None):
     """Measures, prints the tables and writes JSON and figure."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__.partition("\n")[0])
-    parser.add_argument("--out", type=Path, help="JSON file (default: none); the figure goes beside it")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: only that everything runs")
+    parser.add_argument("--out", type=Path, help="JSON file (default: none), and in its folder the figure")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: checks only that everything runs")
     parser.add_argument("--report", type=Path, metavar="FILE", help="measure nothing: tables and figure of this file")
     parser.add_argument("--publish", action="store_true", help="keep the results, or those of --report, in their place")
     args = parser.parse_args(argv)

@@ -1,4 +1,4 @@
-"""From the measured costs: what a fleet of any size asks of each learner, and what the simulation is given."""
+"""From the measured costs: the load of each learner with a fleet of any size, and the inputs of the simulation."""
 
 import collections
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from benchmarks.scale.simulation import Costs, simulate
 
-# What no measurement here can know.
+# Assumptions; nothing here measures them.
 NETWORK = 1.25e9  # bytes a second of a network card, each way: 10 Gbit/s
 MEMORY = 64e9  # bytes of a learner's machine
 STORE = 0.3 * MEMORY  # of it for Ray's object store, Ray's own default
@@ -14,12 +14,12 @@ ACTORS_PER_NODE = 16  # one a core
 QUEUE = 2
 
 Load = collections.namedtuple("Load", "learning process rollouts weights traces store")
-Load.__doc__ = """What is asked of one learner where no actor ever waits, each as a share of what it has.
+Load.__doc__ = """The load of one learner if no actor ever waits, each entry as a share of what the learner has.
 
-learning: the update's time.
-process: its one Python thread beside the updates: Ray's calls, objects taken and put, batches.
+learning: time of the updates.
+process: its one Python thread outside the updates: Ray's calls, objects taken and put, batches.
 rollouts: bytes a second into its network card.
-weights: bytes a second out of it, those of gradients summed over learners too.
+weights: bytes a second out of its network card, also those of gradients summed over learners.
 traces: memory for the carry of all streams of its actors.
 store: object store for all rollouts that may wait.
 """
@@ -33,7 +33,7 @@ def fit(found, preset):
 
 
 def rollout_bytes(size, streams=1):
-    """Of an actor's rollout."""
+    """Bytes of an actor's rollout."""
     return streams * (size["frames"] + size["else"])
 
 
@@ -48,13 +48,13 @@ def seconds_of(found, what, size):
 def per_request(found):
     """Seconds that each call under way costs at every update.
 
-    `ray.wait` goes over every actor's oldest call once, where all rollouts are there, and over all calls once.
+    If all rollouts have arrived, `ray.wait` goes over the oldest call of each actor once, and over all calls once.
     """
     return (1 / QUEUE + 1) * found["store"]["wait"][-1] / found["store"]["pending"][-1]
 
 
-def besides(found, size, count):
-    """Seconds of the learner's process for one update beside the update itself, requests under way left out."""
+def overhead(found, size, count):
+    """Seconds of the learner's process for one update, without the update itself and without pending requests."""
     streams = size["streams"] // count
     taking = found["store"]["call"] + seconds_of(found, "get", rollout_bytes(size, streams))
     joining = float(np.interp(count, found["joining"]["rollouts"], found["joining"]["seconds"]))
@@ -76,7 +76,7 @@ def load(found, preset, rate, streams, actors, learners, faster=1.0):
     weights = min(count, mine / ACTORS_PER_NODE) + 2 * (learners - 1) / learners  # each node takes a version once
     return Load(
         learning=updates * (fixed + per_stream * size["streams"]) / faster,
-        process=updates * (besides(found, size, count) + per_request(found) * mine * QUEUE),
+        process=updates * (overhead(found, size, count) + per_request(found) * mine * QUEUE),
         rollouts=updates * count * rollout_bytes(size, streams) / NETWORK,
         weights=updates * weights * size["weights"] / NETWORK,
         traces=mine * streams * size["traces"] / MEMORY,
@@ -96,14 +96,14 @@ def actor_rate(found, streams):
 
 
 def waiting_costs(found, actors, streams):
-    """Costs of the waiting environment's actors of `streams` streams, each of which waits in its turn."""
+    """Costs of the waiting environment's actors of `streams` streams, which wait one after another."""
     fixed, per_stream = fit(found, "waiting")
     alone = found["waiting"][str(streams)]["alone"]["rate"] / streams
     size = found["sizes"]["waiting"] | {"streams": actors * streams}
     wait = 0.02 * streams
     return Costs(
         steps=size["steps"], wait=wait, act=1 / alone - wait, rollout=0.0,
-        learn=fixed + per_stream * actors * streams, threads=1, update=besides(found, size, actors),
+        learn=fixed + per_stream * actors * streams, threads=1, update=overhead(found, size, actors),
         request=per_request(found),
     )  # fmt: skip
 
@@ -116,7 +116,7 @@ def atari_costs(found, preset, streams, cores):
     return Costs(
         steps=size["steps"], wait=0.0, act=streams / rate, rollout=0.0,
         learn=size["streams"] * size["steps"] / learner["rate"], threads=min(learner["own"], cores),
-        update=besides(found, size, count), request=per_request(found), actor_threads=used,
+        update=overhead(found, size, count), request=per_request(found), actor_threads=used,
     )  # fmt: skip
 
 

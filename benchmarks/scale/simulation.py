@@ -8,24 +8,24 @@ import math
 
 _COSTS = "steps wait act rollout learn threads update request bytes_in bytes_out actor_threads"
 Costs = collections.namedtuple("Costs", _COSTS, defaults=[0.0, 0.0, 0.0, 0.0, 1])
-Costs.__doc__ = """What an actor's rollout and a learner's update cost.
+Costs.__doc__ = """The costs of an actor's rollout and of a learner's update.
 
 steps: T, steps of a rollout.
 wait: seconds of a step in which no core works.
 act: seconds that a step takes on cores.
-rollout: seconds on cores that a rollout takes besides.
-learn: seconds of an update, on cores of its own.
+rollout: further seconds that a rollout takes on cores.
+learn: seconds of an update on free cores.
 threads: cores that the learner keeps busy meanwhile.
-update: seconds of one core that an update takes besides.
+update: further seconds of one core that an update takes.
 request: seconds of one core, of the learner's process, for each request under way, at every update.
-bytes_in: of a rollout, through the learner's network card.
-bytes_out: of the weights that an actor needs, likewise.
+bytes_in: bytes of a rollout, through the learner's network card.
+bytes_out: bytes of the weights that an actor needs, through the same card.
 actor_threads: cores that an actor keeps busy while it is on cores.
 """
 
 
 class _Machine:
-    """Cores that jobs share evenly, and timers. A job on them is never faster than on cores of its own."""
+    """Cores that jobs share evenly, and timers. A job on them is never faster than on free cores."""
 
     def __init__(self, cores):
         self._cores = cores

@@ -1,4 +1,4 @@
-"""What runs in a process of its own: a whole training run, a fleet that only plays, the learner alone."""
+"""The programs that run in separate processes: a whole training run, a fleet that only plays, the learner alone."""
 
 import functools
 import os
@@ -19,7 +19,7 @@ from keras_rtrl.train.checkpoints import Counters
 from keras_rtrl.train.runners import make_actors, make_runner
 
 WAITING = str(Path(__file__).with_name("waiting.gin"))
-# Observations and number of actions where the simulator is not installed.
+# Observations and number of actions if the simulator is not installed.
 SHAPES = {"dmlab_r2ac": ((72, 96, 3), 9)}
 
 
@@ -76,7 +76,7 @@ class _Timed:
     """What is measured, update by update."""
 
     def run(self, untimed, updates):
-        """`untimed` updates, then `updates` that count: (agent steps a second, cores of its own, busy cores, extra)."""
+        """`untimed` updates, then `updates` that count: (agent steps a second, cores it used, busy cores, extra)."""
         for _ in range(untimed):
             self._update()
         start, extra = _now(), []

@@ -1,4 +1,4 @@
-"""Times the layers beside keras', torch's and JAX's: the figures of docs/performance.md.
+"""Times the layers, and those of keras, torch and JAX: the figures of docs/performance.md.
 
     .venv/bin/python -m benchmarks.speed                 # from a source checkout's root, on a quiet machine
     .venv/bin/python -m benchmarks.speed --publish       # kept in results/speed, docs/performance.md and docs/figures
@@ -84,7 +84,7 @@ def _shapes(text):
 
 
 def _facts():
-    """What the times depend on besides the code's versions."""
+    """Facts that the times depend on, without the versions of the code."""
     cpu = Path("/proc/cpuinfo").read_text()
 
     def field(name):

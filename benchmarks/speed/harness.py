@@ -11,9 +11,9 @@ from benchmarks.speed import contestants
 from benchmarks.speed.contestants import QUICK_SIZES, SIZES, THREADS
 from benchmarks.speed.worker import Worker
 
-# torch needs newer packages than tf-agents allows, so the peers live in an environment of their own.
+# torch needs newer packages than tf-agents allows, so the peers are in a separate environment.
 PEERS = Path(sys.prefix) / "bench" / "bin" / "python"
-# Threads, alike for all; beside these each process may use only as many cores (worker.py).
+# Threads, the same for all. Each process may also use only as many cores (worker.py).
 THREAD_VARIABLES = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "TF_NUM_INTRAOP_THREADS",
      "TF_NUM_INTEROP_THREADS", "NPROC"), str(THREADS)
@@ -70,7 +70,7 @@ class Harness(contextlib.ExitStack):
             for row in rows.values():
                 row["ratio"] = row["median"] / rows["keras_lstm"]["median"]
         curves = {name: row.pop("losses") for name, row in rows.items() if "losses" in row}
-        for name, losses in curves.items():  # how far they lie apart
+        for name, losses in curves.items():  # how much they differ
             pairs = zip(losses, next(iter(curves.values())), strict=True)
             rows[name]["loss_gap"] = max(abs(a - b) / (abs(b) + 1e-2) for a, b in pairs)
         return {"size": size._asdict(), "rows": rows, "limits": limits}
@@ -102,7 +102,7 @@ class Harness(contextlib.ExitStack):
         return {"size": size._asdict(), "rows": rows}
 
     def _measure(self, title, candidates, rounds=None):
-        """{contestant: its times}, of those that can be had."""
+        """{contestant: its times}, for those that are available."""
         ready, usual = [], {}
         for contestant in candidates:
             if contestant.framework in self._processes:
@@ -122,7 +122,7 @@ class Harness(contextlib.ExitStack):
             seconds[contestant].append(self._ask(contestant, "time", contestant.name, repeat=repeat, warm=warm))
         found = {contestant: _summary(times) for contestant, times in seconds.items()}
         for contestant in ready:
-            if contestant.kind == "STREAMING" and "keras" not in contestant.name:  # the same problem for all of these
+            if contestant.kind == "STREAMING" and "keras" not in contestant.name:  # all these have the same problem
                 found[contestant]["losses"] = self._ask(contestant, "first_losses", contestant.name, _COMPARED)
         for process in self._processes.values():
             process.ask("drop")

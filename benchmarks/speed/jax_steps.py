@@ -47,7 +47,7 @@ def _plus(pair, other):
 def zero_carry(batch, inputs, units, dtype=jnp.float32):
     """State, traces of nu and vartheta, and of either kernel; each of two components."""
 
-    def pair(*shape):  # arrays of their own, as donating them needs
+    def pair(*shape):  # separate arrays, since they are donated
         return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)
 
     vector, matrix = (batch, units), (batch, inputs, units)
@@ -146,7 +146,7 @@ def _training(differentiate, size):
 
 
 def _streaming_loop(carried):
-    """One jitted loop; `carried`: the coefficients go through it instead of being made anew at each step."""
+    """One jitted loop; `carried`: the coefficients go through it instead of being made at each step."""
 
     def step(loop, now):
         params, c, state, of_nu, of_vartheta, S = loop

@@ -168,7 +168,7 @@ def _context_table(found):
 
 
 def _best(rows, way):
-    """The native row, or the twin's where there is none."""
+    """The native row, or the twin's if there is none."""
     return rows.get(f"{way}_native") or rows.get(f"{way}_twin")
 
 

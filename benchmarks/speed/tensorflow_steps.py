@@ -1,7 +1,7 @@
 """TensorFlow's contestants: this project's layers and streaming form, and keras' LSTM and GRU.
 
 Whole training steps, one tf.function each: core, head, mean square of its errors at every step, keras' RMSprop. All
-cores are stateful: where one step ends the next goes on.
+cores are stateful: a step continues the one before.
 """
 
 from functools import partial

@@ -1,4 +1,4 @@
-"""Puts what Griffe and Markdown would read in another way into words that they render as written."""
+"""Rewrites parts of docstrings that Griffe and Markdown would render wrongly."""
 
 import re
 import textwrap
@@ -11,11 +11,11 @@ class Sections(griffe.Extension):
         if obj.docstring is None:
             return
         text = obj.docstring.value
-        # A list of arguments, as Keras' docstrings have it.
+        # A list of arguments, as in Keras' docstrings.
         text = re.sub(r"^Call arguments:\n", "Other Parameters: Call arguments\n", text, flags=re.MULTILINE)
-        # Examples, which Markdown takes for quotations.
+        # Examples: Markdown would render them as quotations.
         text = re.sub(r"(?:^(?:>>>|\.\.\.).*(?:\n|\Z))+", _code, text, flags=re.MULTILINE)
-        # Sentences, in which a colon ends no type.
+        # Sentences: Griffe would read the text before a colon as a type.
         obj.docstring.value = re.sub(
             r"^Returns:\n((?:(?:  .*)?(?:\n|\Z))+)", _sentences, text, count=1, flags=re.MULTILINE
         )

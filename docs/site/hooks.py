@@ -1,4 +1,4 @@
-"""MkDocs: figures that lie in results/, beside the runs they show, are put into the site; pages link to ../results/."""
+"""MkDocs: puts the figures of results/ into the site; pages link to ../results/."""
 
 from pathlib import Path
 
