@@ -1,4 +1,4 @@
-// The arguments of the ops and their shapes, one table an op, checked alike where graphs are made and where ops run.
+// The arguments of the ops and their shapes, one table an op, checked in the same way when graphs are made and when ops run.
 #ifndef KERAS_RTRL_TF_ARGUMENTS_H_
 #define KERAS_RTRL_TF_ARGUMENTS_H_
 

@@ -1,4 +1,4 @@
-// Where the kernels run: the same calls on TensorFlow's worker threads, or in the order of its CUDA stream.
+// The devices of the kernels: the same calls on TensorFlow's worker threads, or in the order of its CUDA stream.
 #ifndef KERAS_RTRL_TF_DEVICE_H_
 #define KERAS_RTRL_TF_DEVICE_H_
 

@@ -75,7 +75,7 @@ class CellOp : public OpKernel {
 
   int cell() const { return cell_; }
 
-  // The tensors of an input; none where the op has no such input.
+  // The tensors of an input; none if the op has no such input.
   Pointers In(OpKernelContext* ctx, absl::string_view name) const {
     Pointers pointers;
     if (const int i = Find(inputs_, name); i >= 0) {
@@ -87,7 +87,7 @@ class CellOp : public OpKernel {
   static const void* First(const Pointers& pointers) { return pointers.empty() ? nullptr : pointers[0]; }
   const void* One(OpKernelContext* ctx, absl::string_view name) const { return First(In(ctx, name)); }
 
-  // The tensors of an output; the buffer of input `forward` is taken over where nothing else needs it. Null on an error.
+  // The tensors of an output; the buffer of input `forward` is reused if nothing else needs it. Null on an error.
   absl::InlinedVector<void*, 4> Out(OpKernelContext* ctx, const Dims& dims, absl::string_view name,
                                     absl::string_view forward = "") const {
     const int i = Find(outputs_, name), from = Find(inputs_, forward);
@@ -245,7 +245,7 @@ class StreamingUpdateOp : public CellOp<Device, T> {
     return dims->Match(argument, tensor.shape().dim_sizes());
   }
 
-  // Copies a variable's buffer where someone else holds it too, such as a value read before.
+  // Copies a variable's buffer if something else holds it too, such as a value read before.
   static absl::Status Own(OpKernelContext* ctx, Device* device, tensorflow::Var* variable) {
     Tensor* tensor = variable->tensor();
     if (tensor->NumElements() == 0 || tensor->RefCountIsOne()) return absl::OkStatus();
@@ -257,7 +257,7 @@ class StreamingUpdateOp : public CellOp<Device, T> {
   }
 };
 
-// A variable's handle lies on the host wherever its buffer is.
+// A variable's handle is on the host, on whichever device its buffer is.
 #define KERAS_RTRL_REGISTER(OP, DEVICE, T, ...)                                                    \
   REGISTER_KERNEL_BUILDER(                                                                         \
       Name("KerasRtrl" #OP).Device(tensorflow::DEVICE_##DEVICE).TypeConstraint<T>("T")__VA_ARGS__, \

@@ -1,4 +1,4 @@
-// What a cell is to the kernels: a struct like those beside this file, listed in cells.h.
+// A cell of the kernels is a struct like those in this folder, listed in cells.h.
 //
 // V is a number on the GPU and a vector of units on the CPU; exp, sigmoid, tanh, expm1, sincos, sqrt, maximum,
 // minimum and select(condition, then, else) exist for all. A cell gives:
@@ -11,8 +11,8 @@
 //   local(s, next, u, c, d)                J, a (of every gate) and v of the step from s to next, u as step() left it
 //   expand(S, all)                         the traces of every gate from those stored
 //
-// Beside these there is times(factor, value): their product, 0 for a factor of 0 whatever the value. With it a step that
-// a reset or a cotangent of 0 has cut off contributes nothing, also where it is not a number or infinite.
+// There is also times(factor, value): their product, and 0 if the factor is 0, for any value. So a step that a reset or
+// a cotangent of 0 has cut off contributes nothing, even if it is NaN or infinite.
 #ifndef KERAS_RTRL_CELLS_CELL_H_
 #define KERAS_RTRL_CELLS_CELL_H_
 

@@ -1,5 +1,5 @@
 // The cells' functions for plain numbers, on the host and on the device. Included before the cells: a call on float or
-// double is looked up where a cell is defined, not where it is used.
+// double is looked up at the definition of a cell, not at its use.
 #ifndef KERAS_RTRL_CELLS_SCALAR_H_
 #define KERAS_RTRL_CELLS_SCALAR_H_
 

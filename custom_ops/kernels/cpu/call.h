@@ -85,7 +85,7 @@ T* scratch(int64_t count) {
   return static_cast<T*>(memory.data);
 }
 
-// Calls f(item) for every item, in parallel where there is a pool.
+// Calls f(item) for every item, in parallel if there is a pool.
 template <class F>
 void for_each(const keras_rtrl_pool* pool, int64_t items, int64_t cost, const F& f) {
   struct Range {

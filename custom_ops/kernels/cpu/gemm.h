@@ -7,7 +7,7 @@
 namespace keras_rtrl {
 inline namespace KERAS_RTRL_LEVEL {
 
-// 24 or 12 sums, beside kVectors of B and one number of A, fill the 32 or 16 registers.
+// 24 or 12 sums, kVectors of B and one number of A fill the 32 or 16 registers.
 constexpr int kRows = 6;
 constexpr int kVectors = KERAS_RTRL_REGISTERS == 32 ? 4 : 2;
 template <class T>

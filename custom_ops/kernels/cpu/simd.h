@@ -24,7 +24,7 @@
 #define KERAS_RTRL_REGISTERS 16
 #endif
 
-// For what would make the code large where it is inlined, and gains nothing there.
+// For functions that gain nothing from inlining and would make the code large.
 #define KERAS_RTRL_APART __attribute__((noinline))
 
 namespace keras_rtrl {
@@ -81,7 +81,7 @@ struct Vec {
     for (int64_t i = 0; i < count; ++i) p[i] = part[i];
   }
 
-  // To an aligned address, past the caches where the machine can; fence() afterwards.
+  // To an aligned address, past the caches if the machine can do so; call fence() afterwards.
   KERAS_RTRL_FN void stream(float* p) const {
 #if defined(__AVX512F__)
     _mm512_stream_ps(p, reinterpret_cast<__m512>(v));
@@ -107,7 +107,7 @@ struct Vec {
   friend KERAS_RTRL_FN Mask operator>(const Vec& a, const Vec& b) { return a.v > b.v; }
   friend KERAS_RTRL_FN Mask operator!=(const Vec& a, const Vec& b) { return a.v != b.v; }
   friend KERAS_RTRL_FN Vec select(Mask c, const Vec& a, const Vec& b) { return c ? a.v : b.v; }
-  // Both return `a` where it is not a number.
+  // Both return `a` if it is NaN.
   friend KERAS_RTRL_FN Vec maximum(const Vec& a, const Vec& b) { return b.v > a.v ? b.v : a.v; }
   friend KERAS_RTRL_FN Vec minimum(const Vec& a, const Vec& b) { return b.v < a.v ? b.v : a.v; }
   // The value is selected, not the product: so the product still goes into a fused sum.

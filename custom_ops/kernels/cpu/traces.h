@@ -123,7 +123,7 @@ struct Traces {
       }
   }
 
-  // Into how many parts at least the work is cut where it is cut into `others` already; 1 where there is none.
+  // The least number of parts to cut the work into, if it is already cut into `others`; 1 without a pool.
   static int64_t parts_for(const keras_rtrl_pool* pool, int64_t others) {
     return pool ? ratio_up(2 * pool->threads, larger(others, 1)) : 1;
   }
@@ -162,8 +162,8 @@ struct Traces {
     });
   }
 
-  // Rows of S that an item takes of each stream, where it sums over streams: enough that the jumps from stream to stream,
-  // which the hardware does not foresee, are few, and the sums stay in the cache.
+  // Rows of S that an item takes of each stream, if it sums over streams. They are many enough that the jumps between
+  // streams, which the hardware cannot predict, are few, and few enough that the sums stay in the cache.
   static int64_t row_block(const Call& call, const keras_rtrl_pool* pool) {
     return smaller(32, 2 * ratio_up(larger(call.D, 1), pool ? 4 * pool->threads : 2));
   }
@@ -224,7 +224,7 @@ struct Traces {
                              const T* saved, const T* const* states, const T* start, T* S, T* r, T* d_kernel,
                              T* d_rho) {
     const Call call(*chunk);
-    // Streams are summed inside an item. The rows are divided too where there are few units.
+    // Streams are summed inside an item. The rows are divided too if there are few units.
     const int64_t units = block_units(call, pool, 1), blocks = ratio_up(call.N, units);
     const int64_t inputs = larger(call.D, 1);  // r is advanced without inputs too
     const int64_t rows = ratio_up(ratio_up(inputs, parts_for(pool, blocks)), kRows) * kRows;

@@ -16,7 +16,7 @@ struct Kind {
   using T = T_;
 };
 
-// Returns call(Kind<the chunk's cell, its type>()), or `otherwise` where there is no such cell or type.
+// Returns call(Kind<the chunk's cell, its type>()), or `otherwise` if there is no such cell or type.
 template <class Result, class Call>
 Result dispatch(const keras_rtrl_chunk& chunk, Result otherwise, Call call) {
   int cell = 0;
@@ -48,7 +48,7 @@ Chunk<typename K::T> chunk_of(const keras_rtrl_chunk& from) {
   return chunk;
 }
 
-// Where a chunk's scratch memory holds what.
+// Offsets of the arrays in a chunk's scratch memory.
 struct Scratch {
   int64_t row = 0, groups = 0;
   size_t begin = 0, driven = 0, product = 0, partial = 0, bytes = 0;
@@ -71,7 +71,7 @@ Scratch scratch_of(const keras_rtrl_chunk& chunk) {
   return scratch;
 }
 
-// The suffix scan into scratch memory, then S = product S0 + x' driven, contracted with `start` where there is one.
+// The suffix scan into scratch memory, then S = product S0 + x' driven, contracted with `start` if there is one.
 template <class K>
 int trace_step(const keras_rtrl_chunk& from, void* stream, void* memory, const void* x, const void* state0,
                const void* saved, const void* const* states, const void* S0, const void* r0, void* S, void* r,
@@ -100,7 +100,7 @@ int trace_step(const keras_rtrl_chunk& from, void* stream, void* memory, const v
   return start ? trace_contract<Traces<Cell>, T>(step, stream) : trace<Traces<Cell>, T>(step, stream);
 }
 
-// start . S0 and start . r0, added to d_kernel and d_rho; of r0 alone where S0 is NULL.
+// start . S0 and start . r0, added to d_kernel and d_rho; of r0 alone if S0 is NULL.
 template <class K>
 int contract_step(const keras_rtrl_chunk& from, void* stream, const void* start, const void* S0, const void* r0,
                   void* d_kernel, void* d_rho) {

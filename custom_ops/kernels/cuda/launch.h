@@ -50,7 +50,7 @@ struct AdjointScan {
 };
 
 // The suffix scan of the trace step: driven [B, T, G', row] = Q_t a_t, `row` being N m rounded up to whole packs;
-// product [B, N, m, m] = Q_1 J_1; r; and begin [B], the last step with a reset, 0 where there is none.
+// product [B, N, m, m] = Q_1 J_1; r; and begin [B], the last step with a reset, 0 if there is none.
 template <class T>
 struct SuffixScan {
   Chunk<T> chunk;
@@ -62,8 +62,9 @@ struct SuffixScan {
   int64_t* begin;
 };
 
-// S = product S0 + sum of driven (x) x from step `begin` of each stream on. With the contraction, the streams are shared out among `groups` of blocks; each
-// group adds its streams up in its own [D, G, N] of `partial`, or straight to d_kernel where there is one group.
+// S = product S0 + sum of driven (x) x from step `begin` of each stream on. With the contraction, the streams are divided
+// among `groups` of blocks; each group adds up its streams in its own [D, G, N] of `partial`, or directly in d_kernel if
+// there is one group.
 template <class T>
 struct TraceStep {
   Chunk<T> chunk;

@@ -1,4 +1,4 @@
-// Sixteen bytes of numbers, moved at once where they are aligned.
+// Sixteen bytes of numbers, moved at once if they are aligned.
 #ifndef KERAS_RTRL_CUDA_PACK_CUH_
 #define KERAS_RTRL_CUDA_PACK_CUH_
 
@@ -28,7 +28,7 @@ __device__ __forceinline__ Pack<T, W> read(const T* from) {
   return pack;
 }
 
-// To global memory. The stores are named: the compiler takes an assigned pack apart.
+// To global memory. The stores are explicit, since the compiler would split the assignment of a pack.
 __device__ __forceinline__ void store_pack(float* to, const Pack<float, 4>& pack) {
   __stwb(reinterpret_cast<float4*>(to), make_float4(pack.v[0], pack.v[1], pack.v[2], pack.v[3]));
 }

@@ -33,8 +33,8 @@ __device__ __forceinline__ void unit_coefficients(const Chunk<T>& chunk, int64_t
 }
 
 // Calls compute(step, keep_state, take_input, numbers) for each t of stream b in order, or from the last to the first,
-// step = b T + t. numbers[f] is what source(t, f) points to, or 0 where that is NULL; it is read at some time before
-// the call and may be written over from then on.
+// step = b T + t. numbers[f] is the number at source(t, f), or 0 if that is NULL. It is read at some time before the
+// call and may be overwritten after that.
 template <bool Backward, int Fields, class T, class Source, class Compute>
 __device__ __forceinline__ void scan_steps(const Chunk<T>& chunk, int64_t b, Source source, Compute compute) {
   constexpr int A = kAhead<T>;

@@ -94,7 +94,7 @@ class Problem:
         return Array(self.kernels.memory, value, self.dtype, offset)
 
     def traces(self, value):
-        """An array of the traces' kind: off the aligned address where the shape says so."""
+        """An array like the traces, off the aligned address if the shape says so."""
         return self.put(value, self.shape.offset)
 
     def _normal(self, *shape, scale=1.0):
@@ -183,7 +183,7 @@ def _forward_adjoint(problem):
             du = saved if in_place else problem.put(saved.shape)
             d_rho, start = problem.put((problem.shape.batch, *problem.rho.shape)), problem.put(problem.state0.shape)
             used = Array(problem.kernels.memory, (B, T), np.uint8)
-            # In one of the two the second component, where there is one, has no cotangents.
+            # In one of the two cases the second component, if there is one, has no cotangents.
             e = problem.e * (np.arange(problem.cell.components) < 2 - instant)
             given = [problem.put(np.ascontiguousarray(e_i)) if e_i.any() else None for e_i in np.moveaxis(e, -1, 0)]
             state0 = problem.put(problem.state0)

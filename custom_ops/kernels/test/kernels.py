@@ -128,7 +128,7 @@ class Kernels:
 
     Args:
       path: the library.
-      memory: where its arrays lie.
+      memory: memory of its arrays.
       cuda: the functions for CUDA devices, else those for the CPU.
     """
 

@@ -52,7 +52,7 @@ void same(const std::vector<T>& a, const std::vector<T>& b, const char* what) {
         std::string(what) + " does not repeat bit for bit");
 }
 
-// A pool of three threads made anew at each call, each taking every third item.
+// A pool of three threads, made at each call; each takes every third item.
 void run_threads(void*, int64_t items, int64_t, void (*task)(void*, int64_t, int64_t), void* argument) {
   std::vector<std::thread> threads;
   for (int64_t first = 0; first < 3; ++first)

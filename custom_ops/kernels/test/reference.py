@@ -13,7 +13,7 @@ STEP = 1e-30
 
 
 class Cell(NamedTuple):
-    """G gates of which the first G' store traces, m components, P parameters; `phi(s, u, rho)` the next state."""
+    """G gates, the first G' with stored traces, m components, P parameters; `phi(s, u, rho)` is the next state."""
 
     gates: int
     stored: int
@@ -93,7 +93,7 @@ def expand(cell, S):
 
 
 def times(factor, value):
-    """factor * value, 0 for a factor of 0 whatever the value."""
+    """factor * value, and 0 if the factor is 0, for any value."""
     return factor * np.where(factor != 0, value, 0.0)
 
 

@@ -1,4 +1,4 @@
-// Runs the blocks of a kernel for cuda_runtime.h beside this file.
+// Runs the blocks of a kernel for cuda_runtime.h in this folder.
 #include <string.h>
 #include <ucontext.h>
 

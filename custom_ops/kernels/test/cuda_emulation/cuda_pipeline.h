@@ -1,4 +1,4 @@
-// The part of CUDA's header for asynchronous copies that the kernels use; see cuda_runtime.h beside this file.
+// The part of CUDA's header for asynchronous copies that the kernels use; see cuda_runtime.h in this folder.
 #ifndef KERAS_RTRL_TEST_CUDA_EMULATION_PIPELINE_H_
 #define KERAS_RTRL_TEST_CUDA_EMULATION_PIPELINE_H_
 
