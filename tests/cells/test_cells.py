@@ -196,3 +196,11 @@ def test_parameters_that_ran_away_give_finite_numbers(cell, dtype):
         new = cell.phi(state, u, cell.coefficients(rho))[0]
     np.testing.assert_allclose(tape.gradient(new, rho["vartheta"]), local.v["vartheta"][0], rtol=1e-5, atol=1e-6)
     assert local.v["vartheta"][0][0] == 0
+
+
+def test_a_cell_without_a_read_out_is_as_wide_as_its_state():
+    class Two(RTRLCell):
+        gates = ("u",)
+        components = 2
+
+    assert Two(3).output_size == 6
