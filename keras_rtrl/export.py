@@ -19,7 +19,9 @@ import tensorflow as tf
 
 from keras_rtrl._checks import shown, whole_number
 from keras_rtrl._keras import LEGACY, keras
+from keras_rtrl.engine import Carry
 from keras_rtrl.layers import RTRL
+from keras_rtrl.layers.carry import Chosen, chosen_by
 from keras_rtrl.layers.recurrent import Recurrent, of_size
 
 
@@ -306,10 +308,7 @@ class _Pass:
     def outputs(self, model, run, tensors):
         """The model's outputs by name, without states and traces of its layers."""
         with contextlib.ExitStack() as stack:
-            for layer in self._layers:
-                call = self._call_of(layer, layer.call)
-                vars(layer)["call"] = call  # not by setattr: Keras keeps account of what it is given
-                stack.callback(vars(layer).pop, "call")
+            stack.enter_context(chosen_by(self._choose))
             for inner in self._models:  # tf-keras insists on the number of steps of a functional model's keras.Input
                 vars(inner)["_manual_input_spec"] = None
                 stack.callback(vars(inner).pop, "_manual_input_spec")
@@ -331,41 +330,36 @@ class _Pass:
                 outputs[_unique(name, {*self.states, *outputs})] = leaf
         return outputs
 
-    def _call_of(self, layer, original):
-        """What stands in for a layer's `call` during the pass."""
+    def _choose(self, layer, x, initial_state, reset):
+        """States of a layer's call, from outside or as the model gives them; never traces."""
+        if layer not in self._layers:
+            return None
+        self.steps.add(x.shape[1])
+        batch = x.shape[0]
+        zeros = layer.get_initial_state(tf.shape(x)[0] if batch is None else batch)
+        own = initial_state is None
+        whole = own
+        if own:
+            names = self._names(layer, zeros)
+            states = [self._state(name, zero) for name, zero in zip(names, zeros, strict=True)]
+            if reset is None:
+                self.open_resets = True
+                reset = layer._check_flags("reset", self._reset, x)
+        else:
+            states = tf.nest.flatten(initial_state)
+            whole = len(states) > len(zeros)
+            states = self._without_traces(layer, states) if whole else states
+        carries = layer.given_carries(x, states)
 
-        @tf.autograph.experimental.do_not_convert
-        def call(sequences, initial_state=None, mask=None, training=None, reset=None):
-            self.steps.add(sequences.shape[1])
-            batch = sequences.shape[0]
-            zeros = layer.get_initial_state(tf.shape(sequences)[0] if batch is None else batch)
-            own = initial_state is None
-            whole = own
-            if own:
-                names = self._names(layer, zeros)
-                states = [self._state(name, zero) for name, zero in zip(names, zeros, strict=True)]
-                if reset is None:
-                    self.open_resets = True
-                    reset = self._reset
-            else:
-                states = tf.nest.flatten(initial_state)
-                whole = len(states) > len(zeros)
-                states = self._without_traces(layer, states) if whole else states
-            kept = layer.stateful, layer.return_state
-            layer.stateful, layer.return_state = False, True
-            try:
-                y, *states = original(sequences, initial_state=states, mask=mask, training=False, reset=reset)
-            finally:
-                layer.stateful, layer.return_state = kept
+        def keep(carries):
+            states = [carry.state for carry in carries]
             if own:
                 self.states.update(zip(names, states, strict=True))
             for name, state in zip(_state_names(layer, zeros), states, strict=True):
                 self._states_named[state.ref()] = name
-            if not layer.return_state:
-                return y
-            return (y, *(part for state in states for part in ((state, *self._traces(layer)) if whole else (state,))))
+            return [Carry(state, *self._traces(layer)) for state in states] if whole and layer.return_state else carries
 
-        return call
+        return Chosen(carries, keep, reset=reset)
 
     def _names(self, layer, zeros):
         """Names of the states that a layer goes on with in this call."""

@@ -14,6 +14,8 @@ import tensorflow as tf
 from keras_rtrl._checks import shown, whole_number
 from keras_rtrl._keras import LEGACY, keras
 from keras_rtrl.diagnostics import figures
+from keras_rtrl.engine import Carry
+from keras_rtrl.layers.carry import Chosen, chosen_by
 from keras_rtrl.layers.recurrent import Recurrent
 
 
@@ -98,7 +100,7 @@ class RTRLDiagnostics(keras.callbacks.Callback):
         self._writer = tf.summary.create_file_writer(self.log_dir)
 
     def on_train_batch_begin(self, batch, logs=None):
-        carries = [_carry(layer) for layer in self._layers]
+        carries = [layer.kept_carries() for layer in self._layers]
         if self.data is not None:
             # At the end of its data fit may find that it has no batch. Then it did not train: this batch is the next.
             values = self._read() if self._trained else self._window.pop().values
@@ -121,8 +123,8 @@ class RTRLDiagnostics(keras.callbacks.Callback):
         if foreseen is None:
             return
         for layer, old, new in zip(self._layers, self._window[-1].states, foreseen, strict=True):
-            got = _states(_carry(layer))
-            if any(tf.norm(got[name] - new[name]) > 0.1 * tf.norm(got[name] - old[name]) for name in got):
+            got = _states(layer.kept_carries())
+            if any(tf.norm(g - n) > 0.1 * tf.norm(g - o) for g, n, o in zip(got, new, old, strict=True)):
                 warnings.warn(
                     f"RTRLDiagnostics: {layer.name} ended a batch in another state than that batch of data leads to. "
                     "Unless layers below it draw at random (dropout) or the carry was set meanwhile, data does not "
@@ -177,25 +179,21 @@ class RTRLDiagnostics(keras.callbacks.Callback):
     def _replayed(self, chunks, carries):
         """The carries before the last chunk, computed again from the state before the first chunk and zero traces."""
         first = chunks[0].states
-        carries = [
-            {name: states.get(name, tf.zeros_like(value)) for name, value in carry.items()}
-            if states
-            else tf.nest.map_structure(tf.zeros_like, carry)  # the first chunk ever
-            for carry, states in zip(carries, first, strict=True)
-        ]
+        carries = [_without_history(own, states) for own, states in zip(carries, first, strict=True)]
         for chunk, after in itertools.pairwise(chunks):
             carries = self._advance(carries, chunk.values)
             # A stream whose state is zero between two chunks was reset there by hand.
-            carries = [_kept(carry, states) for carry, states in zip(carries, after.states, strict=True)]
+            carries = [_kept(own, states) for own, states in zip(carries, after.states, strict=True)]
         return carries
 
     # What runs the model; the carries go in and come out as values.
 
     def _advance_chunk(self, carries, values):
         x, _, _ = keras.utils.unpack_x_y_sample_weight(values)
-        with _carrying(self._layers, carries) as slots:
+        carries = list(carries)
+        with chosen_by(self._chooses(carries)):
             self.model(x, training=False)
-        return _values(slots)
+        return carries
 
     def _differentiate_chunk(self, carries, values):
         """Gradients by name (of layers that carry traces), decay ratios by name, and the states after the chunk."""
@@ -203,7 +201,7 @@ class RTRLDiagnostics(keras.callbacks.Callback):
         layers = [
             entry for layer, carry in zip(self._layers, carries, strict=True) for entry in _recurrent(layer, carry)
         ]
-        seen = {}
+        seen, carries = {}, list(carries)
         weights = {
             name: [w if LEGACY else w.value for w in child.recurrent_weights().values()]
             for name, child, carry in layers
@@ -211,9 +209,7 @@ class RTRLDiagnostics(keras.callbacks.Callback):
         }
         with tf.GradientTape() as tape:
             tape.watch(weights)
-            with _carrying(self._layers, carries) as slots, contextlib.ExitStack() as taps:
-                for name, child, _ in layers:
-                    taps.enter_context(_tapped(child, seen, name))
+            with chosen_by(self._chooses(carries, seen)):
                 y_pred = self.model(x, training=False)
             loss = self.model.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight)
             # Both gradients would have the regularisers' in common.
@@ -221,59 +217,78 @@ class RTRLDiagnostics(keras.callbacks.Callback):
             loss -= tf.add_n([tf.cast(p, loss.dtype) for p in penalties]) if penalties else 0.0
         gradients = tape.gradient(loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         gradients = {name: tf.concat([tf.reshape(g, [-1]) for g in parts], 0) for name, parts in gradients.items()}
-        return gradients, seen, [_states(carry) for carry in _values(slots)]
+        return gradients, seen, [_states(own) for own in carries]
+
+    def _chooses(self, carries, seen=None):
+        """A function for `chosen_by`: stateful layers take their carries from the list, and put new ones there.
+
+        Decay ratios of recurrent layers are put into `seen`, by name.
+        """
+
+        def choose(layer, x, initial_state, reset):
+            if layer not in self._layers:
+                return None
+            place = self._layers.index(layer)
+            names = {id(child): name for name, child, _ in _recurrent(layer, carries[place])}
+
+            def keep(new):
+                carries[place] = new
+                return layer.completed(new) if layer.return_state else new
+
+            def recur(child, x, carry, reset, mask, traces):
+                states, new = child.recur(x, carry, reset, mask, traces)
+                seen[names[id(child)]] = _decay(child, x, carry, reset, mask, states)
+                return states, new
+
+            return Chosen(carries[place], keep, reset=reset, recur=None if seen is None else recur)
+
+        return choose
 
 
 class _Chunk(NamedTuple):
-    """A batch as fit gets it, and each layer's states before it, by name; {} if a layer had no carry yet."""
+    """A batch as fit gets it, and before it the states of each layer, a tuple; () if it had no carry yet."""
 
     values: tuple
     states: list
 
 
-class _Slot:
-    """Stands for a variable of a carry while a layer is called."""
-
-    def __init__(self, value):
-        self.value = value
-
-    def __tf_tensor__(self, dtype=None, name=None):
-        return tf.convert_to_tensor(self.value, dtype, name=name)
-
-    def assign(self, value):
-        self.value = value
+def _states(carries):
+    """States of each layer of a stack; () if there is no carry yet."""
+    return tuple(carry.state for carry in carries or ())
 
 
-def _carry(layer):
-    """The training carry of a stateful layer by name, {} if it has none yet."""
-    kept = layer._kept("training", layer._training_carry)
-    return {name: tf.convert_to_tensor(variable) for name, variable in kept.items()}
+def _without_history(carries, states):
+    """The carries with these states, () being zeros, and with zero traces."""
+    zeros = tf.nest.map_structure(lambda value: None if value is None else tf.zeros_like(value), carries)
+    return [zero._replace(state=state) for zero, state in zip(zeros, states, strict=True)] if states else zeros
 
 
-def _states(carry):
-    return {name: value for name, value in carry.items() if name.startswith("state")}
+def _kept(carries, states):
+    """The carries with zeros for streams that are all zero in `states`."""
+    live = tf.reduce_any([tf.reduce_any(value != 0, (1, 2)) for value in states], axis=0)
+
+    def kept(value):
+        if value is None:
+            return None
+        return tf.where(tf.reshape(live, (-1, *(1,) * (value.shape.rank - 1))), value, tf.zeros_like(value))
+
+    return [Carry(*map(kept, carry)) for carry in carries]
 
 
-def _kept(carry, states):
-    """The carry with zeros for streams that are all zero in `states`."""
-    live = tf.reduce_any([tf.reduce_any(value != 0, (1, 2)) for value in states.values()], axis=0)
-    return {
-        name: tf.where(tf.reshape(live, (-1, *(1,) * (value.shape.rank - 1))), value, tf.zeros_like(value))
-        for name, value in carry.items()
-    }
-
-
-def _values(slots):
-    return [{name: slot.value for name, slot in own.items()} for own in slots]
-
-
-def _recurrent(layer, carry):
+def _recurrent(layer, carries):
     """Name, layer and `Carry` of each recurrent layer in a stateful layer, which is one itself or a stack."""
     children = layer._recurrent_layers()
     return [
         (layer.name if child is layer else f"{layer.name}/{i}", child, own)
-        for i, (child, own) in enumerate(zip(children, layer._by_layer(carry), strict=True), 1)
+        for i, (child, own) in enumerate(zip(children, carries, strict=True), 1)
     ]
+
+
+def _decay(layer, x, carry, reset, mask, states):
+    """Decay ratios of a recurrent layer's chunk."""
+    rho = {key: tf.cast(weight, layer.trace_dtype) for key, weight in layer.recurrent_weights().items()}
+    kernel, inputs = rho.pop("kernel"), tf.cast(x, layer.trace_dtype)
+    return figures.decay(figures.jacobians(layer.cell, kernel, rho, inputs, carry.state, states, reset), mask)
 
 
 def _penalties(layer):
@@ -282,43 +297,6 @@ def _penalties(layer):
         regularizer = getattr(layer, f"{roles[name]}_regularizer")
         if regularizer is not None:
             yield regularizer(weight)
-
-
-@contextlib.contextmanager
-def _carrying(layers, carries):
-    """Stateful layers read and write these carries instead of their own, whether called for training or not."""
-    slots = [{name: _Slot(value) for name, value in carry.items()} for carry in carries]
-    with contextlib.ExitStack() as stack:
-        for layer, own in zip(layers, slots, strict=True):
-            stack.enter_context(_replaced(layer, "_own_carry", lambda batch, training, own=own: own))
-        yield slots
-
-
-@contextlib.contextmanager
-def _tapped(layer, seen, name):
-    """Puts the decay ratios of `layer` into `seen` when it is called."""
-    recur = layer.recur
-
-    def tapped(x, carry, reset, mask, traces):
-        states, new = recur(x, carry, reset, mask, traces)
-        rho = {key: tf.cast(weight, layer.trace_dtype) for key, weight in layer.recurrent_weights().items()}
-        kernel, inputs = rho.pop("kernel"), tf.cast(x, layer.trace_dtype)
-        J = figures.jacobians(layer.cell, kernel, rho, inputs, carry.state, states, reset)
-        seen[name] = figures.decay(J, mask)
-        return states, new
-
-    with _replaced(layer, "recur", tapped):
-        yield
-
-
-@contextlib.contextmanager
-def _replaced(layer, method, function):
-    # Past Keras' own __setattr__, which would track it.
-    vars(layer)[method] = tf.autograph.experimental.do_not_convert(function)
-    try:
-        yield
-    finally:
-        del vars(layer)[method]
 
 
 @contextlib.contextmanager

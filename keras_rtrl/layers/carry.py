@@ -1,7 +1,10 @@
 """The carries that a stateful layer keeps from call to call, and control over them."""
 
+import contextlib
 import math
+import threading
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +29,49 @@ class Entry(NamedTuple):
     name: str
     shape: tuple
     dtype: str
+
+
+class Chosen(NamedTuple):
+    """The carries that a call begins with, and what becomes of those after it.
+
+    Attributes:
+      carries: a `Carry` for each recurrent layer.
+      keep: function of the carries after the call; returns those that the layer returns with `return_state`.
+      traces: for each recurrent layer, whether its new carry has traces; None: those have whose carry has.
+      reset: [B, T] bool or None.
+      recur: as `Recurrent.unroll`.
+    """
+
+    carries: list
+    keep: Callable
+    traces: list | None = None
+    reset: tf.Tensor | None = None
+    recur: Callable | None = None
+
+
+_elsewhere = threading.local()
+
+
+@contextlib.contextmanager
+def chosen_by(choose):
+    """Inside, carries come from elsewhere and go there: layers neither take their own nor move them.
+
+    Args:
+      choose: function of a layer and of x [B, T, D], initial_state and reset of its call; returns `Chosen`, or None if
+        the layer chooses.
+    """
+    before = getattr(_elsewhere, "choose", None)
+    _elsewhere.choose = tf.autograph.experimental.do_not_convert(choose)
+    try:
+        yield
+    finally:
+        _elsewhere.choose = before
+
+
+def chosen_elsewhere(layer, x, initial_state, reset):
+    """What the function of `chosen_by` chooses for a call; None if there is none, or if it leaves that to the layer."""
+    choose = getattr(_elsewhere, "choose", None)
+    return None if choose is None else choose(layer, x, initial_state, reset)
 
 
 class KeepsCarry:
@@ -173,9 +219,16 @@ class KeepsCarry:
     def _suffixes(self):
         return [("" if layer is self else f"_{i}") for i, layer in enumerate(self._recurrent_layers(), 1)]
 
-    def _by_layer(self, named):
+    def by_layer(self, named):
         """One `Carry` a recurrent layer of a carry by name."""
         return [Carry(*(named.get(field + suffix) for field in Carry._fields)) for suffix in self._suffixes]
+
+    def kept_carries(self):
+        """The training carry of a stateful layer: a `Carry` of tensors for each recurrent layer. None: not made yet."""
+        if self._training_carry is None:
+            return None
+        kept = self._kept("training", self._training_carry)
+        return self.by_layer({name: tf.convert_to_tensor(variable) for name, variable in kept.items()})
 
     def _own_carry(self, batch, training):
         """Variables by name of the carry that this call continues: the inference state where training is False."""

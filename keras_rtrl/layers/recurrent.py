@@ -10,7 +10,7 @@ import tensorflow as tf
 from keras_rtrl._checks import flag, shown
 from keras_rtrl._keras import LEGACY, keras
 from keras_rtrl.engine import zero_carry
-from keras_rtrl.layers.carry import CARRIES, KeepsCarry, known_training
+from keras_rtrl.layers.carry import CARRIES, Chosen, KeepsCarry, chosen_elsewhere, known_training
 from keras_rtrl.layers.signature import check_signature, sign
 
 # What keras.layers.LSTM takes and no layer here does, and what there is instead.
@@ -26,9 +26,10 @@ _SAVE_WEIGHTS = inspect.unwrap(keras.Model.save_weights).__code__
 
 
 class Recurrent(KeepsCarry, keras.layers.Layer):
-    """A layer over sequences whose carry is an argument and a result of `_run`.
+    """A layer over sequences, whose `unroll` is a function of its arguments and the weights.
 
-    A subclass gives the methods below that raise, and sets `_input_dim` where it is built.
+    `call` chooses the carries that `unroll` begins with, and keeps those that it ends with. A subclass gives the
+    methods below that raise, and sets `_input_dim` in `build`.
     """
 
     zero_output_for_mask = False
@@ -72,18 +73,19 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
         """Width of the output where the input has `width` features."""
         raise NotImplementedError
 
-    def _run(self, x, carries, reset, mask, traces):
-        """Outputs and new carries of a chunk.
+    def unroll(self, x, carries, reset=None, mask=None, traces=None, recur=None):
+        """Outputs and new carries of a chunk, from the arguments and the weights alone.
 
         Args:
           x: [B, T, D].
           carries: a `Carry` for each recurrent layer.
           reset, mask: [B, T] bool or None.
-          traces: for each recurrent layer, whether its new carry has traces.
+          traces: for each recurrent layer, whether its new carry has traces; None: those have whose carry has.
+          recur: function of an RTRL layer, its input [B, T, D], its `Carry`, reset, mask and traces, in the place of
+            `RTRL.recur`.
 
         Returns:
-          Outputs [B, T, W], of the last step alone [B, 1, W] where `_only_last(mask)`; a `Carry` for each recurrent
-          layer.
+          Outputs [B, T, W], of the last step alone [B, 1, W] if that suffices; a `Carry` for each recurrent layer.
         """
         raise NotImplementedError
 
@@ -119,43 +121,60 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
         reset = self._check_flags("reset", reset, x)
         if mask is not None:
             x = tf.where(mask[..., None], x, tf.zeros_like(x))  # padding may hold anything, NaN too
-        own, fresh, batch = None, False, x.shape[0]
-        if initial_state is not None:
-            entries = self._check_initial_state(initial_state, batch)
-            named = {
-                e.name: self._check_rows(e, value, x)
-                for e, value in zip(entries, tf.nest.flatten(initial_state), strict=True)
-            }
-        elif self.stateful:
-            self._check_batch(batch)
-            own = self._own_carry(batch, training)
-            named = {name: tf.convert_to_tensor(variable) for name, variable in own.items()}
-        else:
-            fresh = self.return_state
-            if fresh and batch is not None:
-                self._check_memory(batch)
-            rows = tf.shape(x)[0] if batch is None else batch
-            named = {e.name: tf.zeros((rows, *e.shape), e.dtype) for e in self._entries(False)}
-        carries = self._by_layer(named)
-        y, carries = self._run(x, carries, reset, mask, [fresh or c.S is not None for c in carries])
-        if own is not None:
-            for variable, value in zip(own.values(), flat(carries), strict=True):
-                variable.assign(value)
-            if self.return_state:  # the inference state has no traces
-                carries = [
-                    c
-                    if c.S is not None
-                    else zero_carry(layer.cell, batch, layer.trace_dtype, layer._input_dim)._replace(state=c.state)
-                    for layer, c in zip(self._recurrent_layers(), carries, strict=True)
-                ]
+        chosen = chosen_elsewhere(self, x, initial_state, reset) or self._choose(x, initial_state, training, reset)
+        carries, keep, traces, reset, recur = chosen
+        y, carries = self.unroll(x, carries, reset, mask, traces, recur)
+        carries = keep(carries)
         if mask is not None:
             y = hold(y, mask, self.zero_output_for_mask and self.return_sequences)
         y = y if self.return_sequences else y[:, -1]
-        if not self.return_state:
-            return y
+        return (y, *flat(carries)) if self.return_state else y
+
+    def _choose(self, x, initial_state, training, reset):
+        """The carries of a call: given, kept, or zeros."""
+        if initial_state is not None:
+            self._check_not_stateful()
+            return Chosen(self.given_carries(x, initial_state), self._signed, reset=reset)
+        batch = x.shape[0]
+        if self.stateful:
+            self._check_batch(batch)
+            own = self._own_carry(batch, training)
+
+            def keep(carries):
+                for variable, value in zip(own.values(), flat(carries), strict=True):
+                    variable.assign(value)
+                return self._signed(self.completed(carries)) if self.return_state else carries
+
+            carries = self.by_layer({name: tf.convert_to_tensor(variable) for name, variable in own.items()})
+            return Chosen(carries, keep, reset=reset)
+        if self.return_state and batch is not None:
+            self._check_memory(batch)
+        rows = tf.shape(x)[0] if batch is None else batch
+        carries = self.by_layer({e.name: tf.zeros((rows, *e.shape), e.dtype) for e in self._entries(False)})
+        return Chosen(carries, self._signed, [self.return_state] * len(carries), reset)
+
+    def given_carries(self, x, initial_state):
+        """A `Carry` for each recurrent layer, of an `initial_state` that is checked against x [B, T, D]."""
+        entries = self._check_initial_state(initial_state, x.shape[0])
+        values = zip(entries, tf.nest.flatten(initial_state), strict=True)
+        return self.by_layer({e.name: self._check_rows(e, value, x) for e, value in values})
+
+    def completed(self, carries):
+        """The carries with zeros for traces that are not there."""
+
+        def zero(layer, state):
+            rows = tf.shape(state)[0] if state.shape[0] is None else state.shape[0]
+            return zero_carry(layer.cell, rows, layer.trace_dtype, layer._input_dim)
+
+        return [
+            zero(layer, carry.state)._replace(state=carry.state) if carry.S is None else carry
+            for layer, carry in zip(self._recurrent_layers(), carries, strict=True)
+        ]
+
+    def _signed(self, carries):
         for layer, carry in zip(self._recurrent_layers(), carries, strict=True):
             sign(carry, layer)
-        return (y, *flat(carries))
+        return carries
 
     # Checks. Each raises before anything is computed.
 
@@ -195,8 +214,6 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
 
     def _check_initial_state(self, initial_state, batch):
         """Entries of the carry that `initial_state` is: states alone, or the whole."""
-        if self.stateful:
-            raise ValueError("initial_state must be left out: a stateful layer carries its own; see reset_state().")
         values = initial_state if isinstance(initial_state, (list, tuple)) else [initial_state]
         states, whole = self._entries(False), self._entries(True)
         if len(values) not in (len(states), len(whole)):
@@ -213,6 +230,10 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
             if not (dtype.is_floating or dtype.is_integer):
                 raise TypeError(f"{what} must be numbers, got {dtype.name}.")
         return entries
+
+    def _check_not_stateful(self):
+        if self.stateful:
+            raise ValueError("initial_state must be left out: a stateful layer carries its own; see reset_state().")
 
     def _check_makers(self, initial_state):
         """Refuses traces that are known to be another layer's."""
@@ -308,6 +329,7 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
         def compute_output_spec(self, sequences, initial_state=None, mask=None, training=None, reset=None):
             self._check_sequences(sequences)
             if initial_state is not None:
+                self._check_not_stateful()
                 self._check_initial_state(initial_state, sequences.shape[0])
             elif self.stateful:
                 self._check_batch(sequences.shape[0])

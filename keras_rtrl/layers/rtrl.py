@@ -183,23 +183,30 @@ class RTRL(Recurrent):
         )
         setattr(self, name, weight)  # as an attribute, so that Checkpoint finds it
 
-    def _run(self, x, carries, reset, mask, traces):
-        states, carry = self.recur(x, carries[0], reset, mask, traces[0])
+    def unroll(self, x, carries, reset=None, mask=None, traces=None, recur=None):
+        (carry,), (wanted,) = carries, traces or [carries[0].S is not None]
+        states, carry = (recur or type(self).recur)(self, x, carry, reset, mask, wanted)
         if self._only_last(mask):
             x, states = x[:, -1:], tuple(s[:, -1:] for s in states)
         if reset is None or x.shape[1] == 1:
-            return self.read(x, states), [carry]
-        return sound_only(self.read, x, states), [carry]
+            return self.read_out(x, states), [carry]
+        return sound_only(self.read_out, x, states), [carry]
 
     def recur(self, x, carry, reset, mask, traces):
-        """States of a chunk (m tensors [B, T, N] in `trace_dtype`) and the `Carry` after it; `_run` says of what."""
+        """States of a chunk, m tensors [B, T, N] in `trace_dtype`, and the `Carry` after it, its traces if `traces`."""
         w = {name: tf.cast(weight, self.trace_dtype) for name, weight in self.recurrent_weights().items()}
         kernel = w.pop("kernel")
         inputs = tf.cast(x, self.trace_dtype)
         return chunked.run(self.cell, kernel, w, inputs, carry, reset, mask, self.gradient, traces, self.implementation)
 
-    def read(self, x, states):
-        """Outputs [..., output_size] from inputs [..., D] and new states, m tensors [..., N]: differentiable code."""
+    def read_out(self, x, state):
+        """Output [..., output_size] from the input and its new state: differentiable code.
+
+        Args:
+          x: [..., D].
+          state: [..., N, m], as a carry has it, or a tuple of its m components [..., N].
+        """
+        states = state if isinstance(state, tuple) else tf.unstack(state, axis=-1)
         w = {name: tf.cast(getattr(self, name), self.compute_dtype) for name in self._parameters}
         return self.cell.output(
             tf.cast(x, self.compute_dtype), tuple(tf.cast(s, self.compute_dtype) for s in states), w
@@ -210,10 +217,6 @@ class RTRL(Recurrent):
     def recurrent_weights(self):
         """The weights that RTRL trains, by name: "kernel" [D, G N] and each per-unit parameter [N]; when built."""
         return {name: getattr(self, name) for name in ("kernel", *self.cell.unit_names)}
-
-    def read_out(self, x, state):
-        """Output [B, output_size] from one step's input [B, D] and its new state [B, N, m]: differentiable code."""
-        return self.read(x, tf.unstack(state, axis=-1))
 
     def get_config(self):
         config = {"cell": keras.saving.serialize_keras_object(self.cell), **self._common_config()}

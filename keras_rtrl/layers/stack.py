@@ -146,16 +146,17 @@ class RTRLStack(Recurrent):
         _build(layer, width)
         return layer
 
-    def _run(self, x, carries, reset, mask, traces):
+    def unroll(self, x, carries, reset=None, mask=None, traces=None, recur=None):
+        traces = traces or [carry.S is not None for carry in carries]
         new = []
 
-        def recur(layer, h):
+        def own(layer, h):
             i = len(new)
-            states, carry = layer.recur(h, carries[i], reset, mask, traces[i])
+            states, carry = (recur or type(layer).recur)(layer, h, carries[i], reset, mask, traces[i])
             new.append(carry)
             return states
 
-        return self.wire(x, recur, mask, self._only_last(mask)), new
+        return self.wire(x, own, mask, self._only_last(mask)), new
 
     def wire(self, x, recur, mask=None, only_last=False):
         """Output of the stack around recurrences that are computed elsewhere.
@@ -181,7 +182,7 @@ class RTRLStack(Recurrent):
             states = recur(layer, h)
             if only_last and layer is recurrent[-1]:
                 below, h, states = below[:, -1:], h[:, -1:], tuple(s[:, -1:] for s in states)
-            h = tf.cast(layer.read(h, states), self.compute_dtype)
+            h = tf.cast(layer.read_out(h, states), self.compute_dtype)
             if self.gate:
                 h = self._values[i](h) * self._gates[i](h)
             if self.residual:

@@ -10,12 +10,16 @@ D, N = 60, 400
 NORMAL, ZEROS = (0.0, 0.1), (0.0, 0.0)
 LECUN, GLOROT = (0.0, D**-0.5), (0.0, (2 / (D + N)) ** 0.5)
 WEIGHTS = {
-    "EGRU": {"kernel": LECUN, **dict.fromkeys(("w_r", "w_z", "w_h"), NORMAL), **dict.fromkeys(("b_r", "b_z", "b_h"), ZEROS)},
+    "EGRU": {
+        "kernel": LECUN, "w_r": NORMAL, "w_z": NORMAL, "w_h": NORMAL, "b_r": ZEROS, "b_z": ZEROS, "b_h": ZEROS
+    },
     "ELSTM": {
         "kernel": NORMAL, "w_f": NORMAL, "w_z": NORMAL, "b_f": (3.0, 0.1), "b_z": NORMAL, "output_kernel": GLOROT,
         "output_recurrent_kernel": (0.0, (2 / (N + N)) ** 0.5), "output_bias": ZEROS,
     },
-    "LRU": {"kernel": (0.0, (2 * D) ** -0.5), "C_re": (0.0, (2 * N) ** -0.5), "C_im": (0.0, (2 * N) ** -0.5), "D": LECUN},
+    "LRU": {
+        "kernel": (0.0, (2 * D) ** -0.5), "C_re": (0.0, (2 * N) ** -0.5), "C_im": (0.0, (2 * N) ** -0.5), "D": LECUN
+    },
     "MinGRU": {"kernel": LECUN, "b_z": ZEROS, "b_h": ZEROS},
     "RTU": {"kernel": LECUN},
 }  # fmt: skip
