@@ -385,6 +385,11 @@ def test_wrong_arguments():
         agent.train(make_frames([MID] * 2), weights=tf.ones([1]))
 
 
+def test_who_predicts_has_no_games_to_report():
+    assert TDLambdaAgent.predicts
+    assert not StreamACAgent.predicts
+
+
 def test_stack_that_would_be_cut_off_is_refused():
     def network(gradient):
         core = layers.RTRLStack([layers.RTU(4, gradient=gradient), layers.RTU(4, gradient=gradient)])

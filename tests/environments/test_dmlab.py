@@ -364,6 +364,16 @@ def test_a_renderer_that_is_not_loaded_apart_calls_into_tensorflow(build_rendere
     opengl.load_apart("/nowhere/lib.so")
 
 
+def test_mesa_is_loaded_apart_from_the_folders_that_its_users_name(build_renderer, monkeypatch):
+    if build_renderer is None:
+        pytest.skip("no C compiler")
+    folder = build_renderer()
+    driver = (folder / "libdmlab_headless_sw.so").rename(folder / "swrast_dri.so")
+    monkeypatch.setenv("LIBGL_DRIVERS_PATH", f"/nowhere:{folder}")
+    opengl.load_mesa()
+    assert ctypes.CDLL(str(driver)).draws() == 1
+
+
 def test_the_settings_an_instance_gets(lab_module, monkeypatch):
     """The engine tells its instructions to nobody."""
     configs, Lab = [], lab_module.Lab

@@ -394,3 +394,5 @@ def test_an_id_may_name_the_module_that_registers_it(tmp_path, monkeypatch):
         environments.make("of_mine:Other-v0")
     with pytest.raises(ImportError, match="of_yours:Mine-v0 needs a module that cannot be imported: No module named"):
         environments.make("of_yours:Mine-v0")
+    with pytest.raises(ImportError, match=":Mine-v0 needs a module that cannot be imported: Empty module name"):
+        environments.make(":Mine-v0")

@@ -165,3 +165,12 @@ def test_bad_use_of_the_gymnasium_form():
     env.reset(seed=0)
     with pytest.raises(ValueError, match=r"action must be an int in 0\.\.3"):
         env.step(4)
+
+
+def test_corridor_has_40_steps_unless_said_otherwise():
+    env, one = environments.make("TMaze-v0", num_envs=1, seed=0), gymnasium.make("TMaze-v0")
+    env.reset()
+    one.reset(seed=0)
+    for last in [False] * 41 + [True]:
+        assert (env.step(tf.zeros([1], tf.int64)).step_type[0] == StepType.LAST) == last
+        assert one.step(0)[2] == last

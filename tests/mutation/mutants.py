@@ -55,9 +55,9 @@ def of_no_effect(source):
     def matters_not(node):
         if isinstance(node, ast.Assign):
             names = [target.id for target in node.targets if isinstance(target, ast.Name)]
-            return any(name.endswith(("__all__", "_BYTES", "SCORES")) for name in names)
+            return any(name.endswith(("__all__", "_BYTES", "SCORES", "_LIMITS")) for name in names)
         if isinstance(node, ast.Call):
-            return ast.unparse(node.func).split(".")[0] in ("warnings", "logging", "logger", "log")
+            return ast.unparse(node.func).split(".")[0] in ("warnings", "logging", "logger", "log", "fits_memory")
         if isinstance(node, ast.keyword):
             return node.arg == "strict"
         return isinstance(node, (ast.Raise, ast.JoinedStr, ast.Import, ast.ImportFrom))

@@ -76,7 +76,9 @@ OTHERS = {
     "agents/experience": ["tests/agents/test_wrong_arguments.py", "tests/agents/test_not_finite.py"],
     "drivers": ["tests/drivers"],
     "environments": [],
-    "environments/halves": ["tests/environments/test_workers.py", "tests/environments/test_atari.py", "-k", "halves"],
+    "environments/halves": ["tests/environments/test_workers.py"],
+    "environments/opengl": ["tests/environments/test_dmlab.py", "-k", "apart or mesa"],
+    "environments/spaces": ["tests/environments/test_gymnasium_vector.py", "tests/environments/test_popgym.py"],
     "environments/in_graph": ["tests/environments/test_tmaze.py", "tests/environments/test_memory_chain.py"],
 }
 

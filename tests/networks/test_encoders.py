@@ -88,6 +88,7 @@ def test_an_observation_of_other_parts():
         ("impala_shallow", (3, 72, 96), None, "the channels last"),
         ("impala_deep", (1, 64, 64), None, "the channels last"),
         ("impala_deep", (12, 64, 64), None, "the channels last"),
+        ("impala_deep", (16, 64, 64), None, "the channels last"),
     ],
 )
 def test_bad_arguments(name, shape, units, message):
