@@ -94,14 +94,14 @@ class Chosen:
     """A pytest plug-in. Without `seconds` it measures tests until ten budgets are spent.
 
     With `seconds`, what each test takes, it runs the quickest first, as many as the budget allows: of many small tests
-    some sees a fault sooner than one large one.
+    some sees a fault sooner than one large one. With a budget of 0 it chooses nothing: all tests run.
     """
 
     def __init__(self, budget, seconds=None):
         self.budget, self.seconds, self.measured = budget, seconds, {}
 
     def pytest_collection_modifyitems(self, items):
-        if self.seconds is not None:
+        if self.seconds is not None and self.budget:
             known = sorted((item for item in items if item.nodeid in self.seconds), key=self.cost)
             spent = itertools.accumulate(map(self.cost, known))
             within = [item for item, seconds in zip(known, spent, strict=True) if seconds <= self.budget]
@@ -180,7 +180,7 @@ def run(mutants, budget, results, log):
         copy_of_the_tree(tree)
         for number, mutant in enumerate(mutants, 1):
             module, tests = mutant["module"], tests_of(mutant["module"])
-            if (key := tuple(tests)) not in measured:
+            if budget and (key := tuple(tests)) not in measured:
                 code, seconds = fork(tree, tests, Chosen(budget), 3600, log)
                 if code not in (pytest.ExitCode.OK, pytest.ExitCode.INTERRUPTED) or not seconds:
                     raise SystemExit(f"error: {tests} fail without a mutant (exit code {code}): see {log.name}")
@@ -191,7 +191,8 @@ def run(mutants, budget, results, log):
             # Another time for each, by which Python knows that what it compiled before is another module.
             os.utime(tree / module, (number, number))
             began = time.monotonic()
-            code, _ = fork(tree, tests, Chosen(budget, measured[key]), 60 + 10 * budget, log)
+            seconds = measured[key] if budget else {}
+            code, _ = fork(tree, tests, Chosen(budget, seconds), 60 + 10 * budget if budget else 900, log)
             shutil.copy2(TOP / module, tree / module)
             found = {0: "passed", None: "timeout"}.get(code, "failed")
             took = round(time.monotonic() - began, 1)
@@ -205,7 +206,7 @@ def main():
     parser.add_argument("modules", nargs="*", help="the default is all that the Keras chosen can test")
     parser.add_argument("--each", type=int, default=7, help="mutants of a module")
     parser.add_argument("--seed", type=int, default=0, help="which mutants are drawn")
-    parser.add_argument("--budget", type=float, default=30, help="seconds of the processor for the tests of a mutant")
+    parser.add_argument("--budget", type=float, default=30, help="processor seconds for a mutant; 0: all its tests")
     parser.add_argument("--again", action="store_true", help="try survivors again")
     parser.add_argument("--results", default="build/mutants.jsonl", help="what was tried before, and is tried now")
     parser.add_argument("--tool", default=".venv/mutation/bin/python", help="a Python that has cosmic-ray")

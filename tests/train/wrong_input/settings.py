@@ -135,7 +135,8 @@ KINDS = {
     "ActorCriticNetwork.encoder_units": optional(widths),
     "ActorCriticNetwork.head_units": widths,
     "ActorCriticNetwork.core": choice,
-    "ActorCriticNetwork.gradient": choice,
+    "ActorCriticNetwork.gradient": optional(choice),
+    "ActorCriticNetwork.units": optional(whole(1)),
     "ActorCriticNetwork.core_options": optional(mapping),
     "ActorCriticNetwork.recurrent_parameters": optional(choice),  # beside units
     "learning_rate": number(0),
