@@ -71,7 +71,7 @@ def make_agent(args, env, updates):
         network,
         keras.optimizers.Adam(keras.optimizers.schedules.PolynomialDecay(args.learning_rate, updates, 0.0)),
         num_streams=args.streams,
-        config=agents.R2ACConfig(gamma=0.99, entropy_cost=0.01, gradient_clip=1.0),
+        config=agents.R2ACConfig(gamma=0.99, entropy_regularization=0.01, gradient_clipping=1.0),
         train_step_counter=tf.Variable(0, dtype=tf.int64),
     )
 

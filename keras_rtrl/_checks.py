@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import functools
+import inspect
 import math
 import numbers
 import os
@@ -125,3 +126,26 @@ def fits_memory(setting, needed):
         raise ValueError(
             f"{setting} would take at least {figure} GiB of memory; this machine has {memory / 2**30:,.1f} GiB"
         )
+
+
+def renamed(**names):
+    """A decorator of a class whose arguments had other names before: `names` are the new ones, by the old ones.
+
+    An old name raises a TypeError that says the new one. The class keeps the names as `renamed_arguments`.
+    """
+
+    def decorate(made):
+        init = made.__init__
+
+        @functools.wraps(init)
+        def __init__(self, *args, **kwargs):
+            for old in names.keys() & kwargs.keys():
+                raise TypeError(f"{made.__name__} has no argument {old} any more: it is {names[old]}")
+            init(self, *args, **kwargs)
+
+        __init__.__signature__ = inspect.signature(init)  # gin follows no __wrapped__
+        made.__init__ = __init__
+        made.renamed_arguments = names
+        return made
+
+    return decorate

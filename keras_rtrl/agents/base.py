@@ -31,7 +31,16 @@ class ActorCriticAgent(tf_agent.TFAgent):
     predicts = False  # returns of a task without games, by `prediction` in a LossInfo's `extra`
 
     def __init__(
-        self, time_step_spec, action_spec, network, optimizer, num_streams, config=None, train_step_counter=None
+        self,
+        time_step_spec,
+        action_spec,
+        network,
+        optimizer,
+        *,
+        num_streams,
+        config=None,
+        train_step_counter=None,
+        name=None,
     ):
         """Creates the agent, the network's variables, the optimiser's and the carry.
 
@@ -43,12 +52,14 @@ class ActorCriticAgent(tf_agent.TFAgent):
           num_streams: B, number of streams of every batch of experience; under a strategy those of all replicas.
           config: the agent's settings; None for the defaults.
           train_step_counter: int64 variable, counts calls of train(); None for the global step.
+          name: the agent's name, as of any tf.Module; None: from the class.
 
         Raises:
           ValueError: num_streams that is no whole number of at least 1 or no multiple of the strategy's replicas, an
             action that the agent does not take, or a network or an optimiser made in another scope.
           TypeError: settings of another agent, or an argument of another kind.
         """
+        tf.Module.__init__(self, name=name)
         _check_parts(time_step_spec, action_spec, network, optimizer, train_step_counter)
         self._streams = Streams(num_streams)
         self._num_streams = self._streams.count
@@ -171,10 +182,9 @@ def _check_parts(time_step_spec, action_spec, network, optimizer, counter):
 class RolloutAgent(ActorCriticAgent):
     """Base of agents that learn from rollouts of B streams, experience [B, T + 1]; the carry is the core's."""
 
-    def __init__(
-        self, time_step_spec, action_spec, network, optimizer, num_streams, config=None, train_step_counter=None
-    ):
-        super().__init__(time_step_spec, action_spec, network, optimizer, num_streams, config, train_step_counter)
+    def __init__(self, time_step_spec, action_spec, network, optimizer, **arguments):
+        """As `ActorCriticAgent`."""
+        super().__init__(time_step_spec, action_spec, network, optimizer, **arguments)
         rows = [part[0] for part in network.get_initial_carry(1)]
         self._by_stream = StreamVariables(self._streams, [f"carry_{i}" for i in range(len(rows))], rows)
         self._carry = self._by_stream.whole

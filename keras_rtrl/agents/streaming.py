@@ -35,14 +35,12 @@ class StreamingAgent(ActorCriticAgent):
     frames_needed = 2
     objectives = ()  # what there is an eligibility trace for
 
-    def __init__(
-        self, time_step_spec, action_spec, network, optimizer, num_streams, config=None, train_step_counter=None
-    ):
+    def __init__(self, time_step_spec, action_spec, network, optimizer, *, num_streams, **arguments):
         """As `ActorCriticAgent`, with num_streams 1; a tf-keras optimiser or `ObGD` is given the gradient -delta z."""
         if whole_number("num_streams", num_streams) != 1:
             name = type(self).__name__
             raise ValueError(f"num_streams must be 1: {name} has a TD error a stream, got {num_streams}")
-        super().__init__(time_step_spec, action_spec, network, optimizer, 1, config, train_step_counter)
+        super().__init__(time_step_spec, action_spec, network, optimizer, num_streams=1, **arguments)
         config = self._config
         core = network.recurrent_core
         gradients = core.gradients if isinstance(core, RTRLCore) else ("tbptt",)

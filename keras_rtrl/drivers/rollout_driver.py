@@ -21,14 +21,14 @@ class RolloutDriver(driver.Driver):
     for one, the other steps.
     """
 
-    def __init__(self, env, policy, num_steps, observers=()):
+    def __init__(self, env, policy, observers=None, *, num_steps):
         """Creates the driver.
 
         Args:
           env: a batched PyEnvironment, or a TFEnvironment.
           policy: a TFPolicy.
+          observers: None, or a list of callables of one Trajectory of tensors [B, T + 1, ...], each theirs to keep.
           num_steps: T, steps of the batched environment a call.
-          observers: callables of one Trajectory of tensors [B, T + 1, ...], each theirs to keep.
 
         Raises:
           ValueError: num_steps that is no whole number of at least 1 or for which there is no memory, an environment
@@ -40,6 +40,7 @@ class RolloutDriver(driver.Driver):
         if not isinstance(policy, tf_policy.TFPolicy):
             raise TypeError(f"policy must be a TFPolicy, such as an agent's collect_policy, got {shown(policy)}")
         num_steps = whole_number("num_steps", num_steps)
+        observers = [] if observers is None else observers
         if not isinstance(observers, (list, tuple)) or not all(callable(observer) for observer in observers):
             raise TypeError(f"observers must be a list of callables of one Trajectory, got {shown(observers)}")
         frame = sum(spec.shape.num_elements() * spec.dtype.size for spec in tf.nest.flatten(policy.trajectory_spec))

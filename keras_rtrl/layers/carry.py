@@ -219,7 +219,7 @@ class KeepsCarry:
     def _suffixes(self):
         return [("" if layer is self else f"_{i}") for i, layer in enumerate(self._recurrent_layers(), 1)]
 
-    def by_layer(self, named):
+    def _by_layer(self, named):
         """One `Carry` a recurrent layer of a carry by name."""
         return [Carry(*(named.get(field + suffix) for field in Carry._fields)) for suffix in self._suffixes]
 
@@ -228,7 +228,7 @@ class KeepsCarry:
         if self._training_carry is None:
             return None
         kept = self._kept("training", self._training_carry)
-        return self.by_layer({name: tf.convert_to_tensor(variable) for name, variable in kept.items()})
+        return self._by_layer({name: tf.convert_to_tensor(variable) for name, variable in kept.items()})
 
     def _own_carry(self, batch, training):
         """Variables by name of the carry that this call continues: the inference state where training is False."""

@@ -145,19 +145,19 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
                     variable.assign(value)
                 return self._signed(self.completed(carries)) if self.return_state else carries
 
-            carries = self.by_layer({name: tf.convert_to_tensor(variable) for name, variable in own.items()})
+            carries = self._by_layer({name: tf.convert_to_tensor(variable) for name, variable in own.items()})
             return Chosen(carries, keep, reset=reset)
         if self.return_state and batch is not None:
             self._check_memory(batch)
         rows = tf.shape(x)[0] if batch is None else batch
-        carries = self.by_layer({e.name: tf.zeros((rows, *e.shape), e.dtype) for e in self._entries(False)})
+        carries = self._by_layer({e.name: tf.zeros((rows, *e.shape), e.dtype) for e in self._entries(False)})
         return Chosen(carries, self._signed, [self.return_state] * len(carries), reset)
 
     def given_carries(self, x, initial_state):
         """A `Carry` for each recurrent layer, of an `initial_state` that is checked against x [B, T, D]."""
         entries = self._check_initial_state(initial_state, x.shape[0])
         values = zip(entries, tf.nest.flatten(initial_state), strict=True)
-        return self.by_layer({e.name: self._check_rows(e, value, x) for e, value in values})
+        return self._by_layer({e.name: self._check_rows(e, value, x) for e, value in values})
 
     def completed(self, carries):
         """The carries with zeros for traces that are not there."""

@@ -97,7 +97,7 @@ class RolloutActor(Actor):
         policy.generator.reset(self._generator)
         policy.generator.skip((request * self._actors + self._number) % 2**30 * _DRAWS)
         self._env, self._frames = env, []
-        self._driver = RolloutDriver(env, policy, self._num_steps, [self._frames.append])
+        self._driver = RolloutDriver(env, policy, [self._frames.append], num_steps=self._num_steps)
         self._state = policy.get_initial_state(self._streams)
         # not the request, which another process may have begun with that nothing more is known of
         self._life, self._start = uuid.uuid4().hex, 0

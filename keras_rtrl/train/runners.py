@@ -81,7 +81,7 @@ class Simulator:
     def __init__(self, env, agent, rollout):
         self._env = env
         self._train = tf.function(agent.train, autograph=False)
-        self._driver = RolloutDriver(env, agent.collect_policy, rollout, observers=[self._learn])
+        self._driver = RolloutDriver(env, agent.collect_policy, observers=[self._learn], num_steps=rollout)
         self._loss_info = None
         self.extra = {}
         self.state = ()  # nothing to checkpoint
@@ -184,7 +184,7 @@ class InGraph:
     def __init__(self, env, agent, rollout, max_updates):
         self._env, self._agent = env, agent
         self.max_updates = max_updates
-        self._driver = RolloutDriver(env, agent.collect_policy, rollout)
+        self._driver = RolloutDriver(env, agent.collect_policy, num_steps=rollout)
         self._shape = (env.batch_size, rollout)
         self._policy_state = tuple(
             tf.Variable(part, trainable=False, name="policy_state")

@@ -155,6 +155,9 @@ def check(bindings, imports):
     for setting, value, where, _ in bindings:
         configurable, _, parameter = setting.rpartition(".")
         if configurable in CONFIGURABLES:
+            new = getattr(gin.get_configurable(configurable), "renamed_arguments", {}).get(parameter)
+            if new is not None:
+                raise UsageError(f"{where}: {configurable}.{parameter} has another name now: {configurable}.{new}")
             if parameter not in parameters(configurable):
                 raise UsageError(f"{where}: {configurable} has no setting {shown(parameter)}{suggestion(setting)}")
         elif configurable and not imports:

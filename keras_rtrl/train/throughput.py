@@ -51,7 +51,7 @@ def measure(rounds):
     optimizer = building.optimizer(config.value("train.optimizer", None), 1e-4)
     agent = building.agent(env, building.network(env), optimizer, settings)
     rollouts = []
-    driver = RolloutDriver(env, agent.collect_policy, length, [rollouts.append])
+    driver = RolloutDriver(env, agent.collect_policy, [rollouts.append], num_steps=length)
     driver.run()
     rollout = rollouts.pop()
     policy, generator = agent.collect_policy, np.random.default_rng(0)

@@ -82,14 +82,16 @@ def make_agent(kind, seed=3, num_streams=B):
         normalize_observation=kind != "r2ac",
     )
     if kind == "r2ac":  # a rule under which the size of a gradient counts
-        agent_class, config, optimizer = R2ACAgent, R2ACConfig(gradient_clip=5.0), tf_keras.optimizers.SGD(1e-2)
+        agent_class, config, optimizer = R2ACAgent, R2ACConfig(gradient_clipping=5.0), tf_keras.optimizers.SGD(1e-2)
     else:  # minibatches of two chunks of four streams: often one replica has none of them
         agent_class, optimizer = RTRLPPOAgent, tf_keras.optimizers.Adam(1e-3)
         config = PPOConfig(
-            epochs=2, minibatches=4, chunk=3, gradient_clip=1.5, stale_gradient=False, stale_target=False
+            num_epochs=2, minibatches=4, chunk=3, gradient_clipping=1.5, stale_gradient=False, stale_target=False
         )
     time_steps, counter = ts.time_step_spec(observations), tf.Variable(0, dtype=tf.int64)
-    return agent_class(time_steps, action_spec, network, optimizer, num_streams, config, counter)
+    return agent_class(
+        time_steps, action_spec, network, optimizer, num_streams=num_streams, config=config, train_step_counter=counter
+    )
 
 
 @functools.cache  # an agent's function is traced once

@@ -11,21 +11,21 @@ from keras_rtrl.agents import ObGD, PPOConfig, R2ACConfig, StreamACConfig, TDLam
 DEFAULTS = {
     R2ACConfig: {
         "gamma": 0.99,
-        "value_cost": 0.5,
-        "entropy_cost": 0.01,
+        "value_pred_loss_coef": 0.5,
+        "entropy_regularization": 0.01,
         "reward_clip": 1.0,
-        "gradient_clip": 40.0,
+        "gradient_clipping": 40.0,
         "train_core": True,
     },
     PPOConfig: {
         "gamma": 0.99,
-        "gae_lambda": 0.95,
-        "clip": 0.2,
-        "value_clip": 0.2,
-        "value_cost": 0.5,
-        "entropy_cost": 0.0,
-        "gradient_clip": 0.5,
-        "epochs": 4,
+        "lambda_value": 0.95,
+        "importance_ratio_clipping": 0.2,
+        "value_clipping": 0.2,
+        "value_pred_loss_coef": 0.5,
+        "entropy_regularization": 0.0,
+        "gradient_clipping": 0.5,
+        "num_epochs": 4,
         "minibatches": 32,
         "chunk": 16,
         "stale_gradient": True,
@@ -35,8 +35,8 @@ DEFAULTS = {
     StreamACConfig: {
         "gamma": 0.99,
         "trace_decay": 0.8,
-        "entropy_cost": 0.01,
-        "value_cost": 1.0,
+        "entropy_regularization": 0.01,
+        "value_pred_loss_coef": 1.0,
         "scale_reward": True,
         "window": 1,
     },
@@ -44,15 +44,15 @@ DEFAULTS = {
 }
 ALLOWED = {
     "gamma": [0.0, 0.5, 1.0],
-    "gae_lambda": [0.0, 1.0],
+    "lambda_value": [0.0, 1.0],
     "trace_decay": [0.0, 1.0],
-    "value_cost": [0.0, 0.5],
-    "entropy_cost": [0.0, 0.5],
-    "clip": [0.5],
-    "value_clip": [None, 0.5],
+    "value_pred_loss_coef": [0.0, 0.5],
+    "entropy_regularization": [0.0, 0.5],
+    "importance_ratio_clipping": [0.5],
+    "value_clipping": [None, 0.5],
     "reward_clip": [None, 0.5],
-    "gradient_clip": [None, 0.5],
-    "epochs": [1],
+    "gradient_clipping": [None, 0.5],
+    "num_epochs": [1],
     "minibatches": [1],
     "chunk": [1],
     "window": [1],
@@ -62,6 +62,29 @@ ALLOWED = {
 @pytest.mark.parametrize("config", DEFAULTS)
 def test_defaults(config):
     assert dataclasses.asdict(config()) == DEFAULTS[config]
+
+
+RENAMED = {
+    PPOConfig: {
+        "gae_lambda": "lambda_value", "clip": "importance_ratio_clipping", "value_clip": "value_clipping",
+        "value_cost": "value_pred_loss_coef", "entropy_cost": "entropy_regularization",
+        "gradient_clip": "gradient_clipping", "epochs": "num_epochs",
+    },
+    R2ACConfig: {
+        "value_cost": "value_pred_loss_coef", "entropy_cost": "entropy_regularization",
+        "gradient_clip": "gradient_clipping",
+    },
+    StreamACConfig: {"value_cost": "value_pred_loss_coef", "entropy_cost": "entropy_regularization"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "old", "new"), [(c, *pair) for c, names in RENAMED.items() for pair in names.items()]
+)
+def test_old_names_say_the_new_ones(config, old, new):
+    with pytest.raises(TypeError, match=f"{config.__name__} has no argument {old} any more: it is {new}"):
+        config(**{old: 1})
+    assert new in DEFAULTS[config]
 
 
 @pytest.mark.parametrize("config", DEFAULTS)

@@ -136,7 +136,7 @@ def test_drivers_collect_by_a_policy_that_sees_no_last_action_at_the_start(name,
     network = ActorCriticNetwork(time_steps.observation, actions, encoder_units=(), units=4)
     agent = made.agent(R2ACAgent, network, R2ACConfig())
     rollouts = []
-    RolloutDriver(env, agent.collect_policy, 100, [rollouts.append]).run()
+    RolloutDriver(env, agent.collect_policy, [rollouts.append], num_steps=100).run()
     (rollout,) = rollouts
     start = tf.equal(rollout.step_type, FIRST)
     assert np.sum(start) > 2

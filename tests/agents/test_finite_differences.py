@@ -91,7 +91,12 @@ def r2ac_gradients(gradient, core, actions=ONE):
     network = make_network(actions, core, gradient)
     first, second = make_rollout(network, actions, 1), make_rollout(network, actions, 2)
     optimizer = keras.optimizers.SGD(0.0)
-    agent = R2ACAgent(*arguments(network, actions), optimizer, B, R2ACConfig(gradient_clip=None, reward_clip=None))
+    agent = R2ACAgent(
+        *arguments(network, actions),
+        optimizer,
+        num_streams=B,
+        config=R2ACConfig(gradient_clipping=None, reward_clip=None),
+    )
     variables = network.trainable_variables
 
     agent.train(first)
@@ -146,8 +151,10 @@ def test_r2ac_by_truncated_bptt_differs():
 def ppo_gradients(gradient, core, actions, **options):
     network = make_network(actions, core, gradient, shared_heads=False, head_units=(3,), **options)
     first, second = make_rollout(network, actions, 1), make_rollout(network, actions, 2)
-    config = PPOConfig(epochs=1, minibatches=1, chunk=3, gradient_clip=None, entropy_cost=0.01, scale_reward=False)
-    agent = RTRLPPOAgent(*arguments(network, actions), keras.optimizers.SGD(0.0), B, config)
+    config = PPOConfig(
+        num_epochs=1, minibatches=1, chunk=3, gradient_clipping=None, entropy_regularization=0.01, scale_reward=False
+    )
+    agent = RTRLPPOAgent(*arguments(network, actions), keras.optimizers.SGD(0.0), num_streams=B, config=config)
     variables = network.trainable_variables
     agent.train(first)
     batch, _ = agent.prepare(second)

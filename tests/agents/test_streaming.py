@@ -53,10 +53,19 @@ def make_agent(
     agent_class, config_class = AGENTS[kind]
     config = {"gamma": GAMMA, "trace_decay": DECAY, **config}
     if kind == "ac":
-        config = {"entropy_cost": ENTROPY_COST, "value_cost": VALUE_COST, "scale_reward": scale, **config}
+        costs = {"entropy_regularization": ENTROPY_COST, "value_pred_loss_coef": VALUE_COST}
+        config = {**costs, "scale_reward": scale, **config}
     counter = tf.Variable(0, dtype=tf.int64)
     optimizer = optimizer or keras.optimizers.SGD(0.0)
-    return agent_class(ts.time_step_spec(HISTORY), ACTIONS, network, optimizer, 1, config_class(**config), counter)
+    return agent_class(
+        ts.time_step_spec(HISTORY),
+        ACTIONS,
+        network,
+        optimizer,
+        num_streams=1,
+        config=config_class(**config),
+        train_step_counter=counter,
+    )
 
 
 def make_frames(step_type, seed=0, discount=None):
@@ -308,13 +317,13 @@ def make_players(optimizer, seed=0):
     action_spec = tensor_spec.from_spec(env.action_spec())
     network = ActorCriticNetwork(spec.observation, action_spec, core="rtu", units=8, encoder_units=())
     counter = tf.Variable(0, dtype=tf.int64)
-    return env, StreamACAgent(spec, action_spec, network, optimizer, 1, train_step_counter=counter)
+    return env, StreamACAgent(spec, action_spec, network, optimizer, num_streams=1, train_step_counter=counter)
 
 
 def test_whole_loop_compiles_and_equals_stepping_by_hand():
     steps = 40
     env, agent = make_players(ObGD())
-    driver = RolloutDriver(env, agent.collect_policy, 1)
+    driver = RolloutDriver(env, agent.collect_policy, num_steps=1)
     losses = []
     driver.observers.append(lambda rollout: losses.append(float(agent.train(rollout).loss)))
     for _ in range(steps):
@@ -376,13 +385,22 @@ def test_wrong_arguments():
     agent = make_agent()
     spec, network = ts.time_step_spec(HISTORY), agent.network
     with pytest.raises(ValueError, match=r"num_streams must be 1.*got 2"):
-        TDLambdaAgent(spec, ACTIONS, network, keras.optimizers.SGD(0.1), 2)
+        TDLambdaAgent(spec, ACTIONS, network, keras.optimizers.SGD(0.1), num_streams=2)
     with pytest.raises(TypeError, match="config must be a TDLambdaConfig, got StreamACConfig"):
-        TDLambdaAgent(spec, ACTIONS, network, keras.optimizers.SGD(0.1), 1, StreamACConfig())
+        TDLambdaAgent(spec, ACTIONS, network, keras.optimizers.SGD(0.1), num_streams=1, config=StreamACConfig())
     with pytest.raises(ValueError, match=r"2 frames of each stream.*got step_type of shape.*1, 3"):
         agent.train(make_frames([MID] * 3))
     with pytest.raises(ValueError, match="takes no weights"):
         agent.train(make_frames([MID] * 2), weights=tf.ones([1]))
+
+
+def test_an_agent_has_a_name():
+    network = make_agent().network
+    arguments = ts.time_step_spec(HISTORY), ACTIONS, network, keras.optimizers.SGD(0.1)
+    assert TDLambdaAgent(*arguments, num_streams=1, name="critic").name == "critic"
+    assert TDLambdaAgent(*arguments[:3], keras.optimizers.SGD(0.1), num_streams=1).name == "td_lambda_agent"
+    with pytest.raises(TypeError, match="positional"):
+        TDLambdaAgent(*arguments, 1)
 
 
 def test_who_predicts_has_no_games_to_report():
@@ -397,8 +415,8 @@ def test_stack_that_would_be_cut_off_is_refused():
 
     spec, optimizer = ts.time_step_spec(HISTORY), keras.optimizers.SGD(0.1)
     with pytest.raises(ValueError, match=r"network: TDLambdaAgent takes a core of one RTRL layer, got a stack of 2"):
-        TDLambdaAgent(spec, ACTIONS, network("rtrl"), optimizer, 1)
-    agent = TDLambdaAgent(spec, ACTIONS, network("tbptt"), keras.optimizers.SGD(0.1), 1)
+        TDLambdaAgent(spec, ACTIONS, network("rtrl"), optimizer, num_streams=1)
+    agent = TDLambdaAgent(spec, ACTIONS, network("tbptt"), keras.optimizers.SGD(0.1), num_streams=1)
     assert np.isfinite(agent.train(make_frames([FIRST, MID])).loss)
 
 
@@ -409,7 +427,7 @@ def test_settings_out_of_range(config, name, value):
         config(**{name: value})
 
 
-@pytest.mark.parametrize("name", ["entropy_cost", "value_cost"])
+@pytest.mark.parametrize("name", ["entropy_regularization", "value_pred_loss_coef"])
 def test_costs_out_of_range(name):
     with pytest.raises(ValueError, match=name):
         StreamACConfig(**{name: -1.0})

@@ -186,9 +186,9 @@ R2AC = {
     "boundary_t": FRAMES > 0,
 }
 GAE = {name: VTRACE[name] for name in ("reward_t", "discount_t", "value_t", "bootstrap_value", "boundary_t")}
-GAE["gae_lambda"] = 0.9
+GAE["lambda_value"] = 0.9
 PPO = dict.fromkeys(("log_ratio_t", "entropy_t", "value_t", "old_value_t", "advantage_t", "return_t"), FRAMES)
-PPO |= {"boundary_t": FRAMES > 0, "clip": 0.2, "value_clip": None}
+PPO |= {"boundary_t": FRAMES > 0, "importance_ratio_clipping": 0.2, "value_clipping": None}
 LOSSES = {r2ac_losses.vtrace: VTRACE, r2ac_losses.r2ac_loss: R2AC, ppo_losses.gae: GAE, ppo_losses.ppo_terms: PPO}
 
 
@@ -242,20 +242,20 @@ HUGE = 10**400
 CONFIGS = {
     R2ACConfig: {
         "gamma": ["0.9", 1.1, -0.1, HUGE, None],
-        "value_cost": [-1, np.inf, "x"],
-        "entropy_cost": [np.inf, np.nan, -1],
+        "value_pred_loss_coef": [-1, np.inf, "x"],
+        "entropy_regularization": [np.inf, np.nan, -1],
         "reward_clip": [0, np.inf],
-        "gradient_clip": [np.inf, 0, "40"],
+        "gradient_clipping": [np.inf, 0, "40"],
         "train_core": ["no", 1, None],
     },
     PPOConfig: {
         "gamma": ["0.9", 2],
-        "gae_lambda": [1.5],
-        "clip": [0, np.inf],
-        "value_clip": [0],
-        "entropy_cost": [np.inf],
-        "gradient_clip": [np.inf],
-        "epochs": [0, HUGE],
+        "lambda_value": [1.5],
+        "importance_ratio_clipping": [0, np.inf],
+        "value_clipping": [0],
+        "entropy_regularization": [np.inf],
+        "gradient_clipping": [np.inf],
+        "num_epochs": [0, HUGE],
         "minibatches": [1.5],
         "chunk": ["16"],
         "stale_gradient": ["no"],
@@ -265,8 +265,8 @@ CONFIGS = {
     StreamACConfig: {
         "gamma": ["0.9"],
         "trace_decay": [HUGE],
-        "entropy_cost": [np.inf],
-        "value_cost": [-1],
+        "entropy_regularization": [np.inf],
+        "value_pred_loss_coef": [-1],
         "scale_reward": ["no"],
         "window": [0],
     },
@@ -371,7 +371,6 @@ DRIVERS = {
     "policy": ({"policy": None}, "^policy must be a TFPolicy, .*, got None"),
     "observers": ({"observers": [3]}, r"^observers must be a list of callables of one Trajectory, got \[3\]"),
     "no list": ({"observers": 3}, "^observers must be a list of callables of one Trajectory, got 3"),
-    "none": ({"observers": None}, "^observers must be a list of callables of one Trajectory, got None"),
     "num_steps": ({"num_steps": 0}, "^num_steps must be a whole number of at least 1, got 0"),
     "memory": ({"num_steps": 10**12}, "^num_steps=1000000000000: a rollout would take at least .* GiB"),
 }
@@ -387,7 +386,7 @@ def test_drivers(case):
 @pytest.mark.parametrize(("field", "value"), [("discount", 5.0), ("step_type", 7)])
 def test_time_steps_that_no_environment_gives(field, value, monkeypatch):
     env = environment()
-    driver = RolloutDriver(env, policy(), 2)
+    driver = RolloutDriver(env, policy(), num_steps=2)
     time_step = env.reset()
     wrong = np.full_like(getattr(time_step, field), value)
     if field == "step_type":

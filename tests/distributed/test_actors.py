@@ -19,7 +19,7 @@ PPO = (
     "ActorCriticNetwork.normalize_observation = True",
     "PPOConfig.chunk = 5",
     "PPOConfig.minibatches = 2",
-    "PPOConfig.epochs = 2",
+    "PPOConfig.num_epochs = 2",
 )
 
 STREAM_AC = ("agent.name = 'stream_ac'", "environment.num_envs = 1", "train.rollout = 1", "train.optimizer = @ObGD")

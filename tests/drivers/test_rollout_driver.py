@@ -68,7 +68,7 @@ def by_hand(env, policy, frames):
 def test_rollouts_equal_a_hand_stepped_loop_and_overlap_by_one_frame(kind):
     env = make_env(kind)
     rollouts = []
-    driver = RolloutDriver(env, CountingPolicy(env), STEPS, observers=[rollouts.append])
+    driver = RolloutDriver(env, CountingPolicy(env), observers=[rollouts.append], num_steps=STEPS)
     for _ in range(5):
         driver.run()
     other = make_env("py" if kind == "workers" else kind)
@@ -99,7 +99,7 @@ def test_rollouts_equal_a_hand_stepped_loop_and_overlap_by_one_frame(kind):
 def test_frame_t_holds_an_observation_and_a_step_type_only(kind):
     env = make_env(kind)
     rollouts = []
-    RolloutDriver(env, CountingPolicy(env), STEPS, [rollouts.append]).run()
+    RolloutDriver(env, CountingPolicy(env), [rollouts.append], num_steps=STEPS).run()
     last = tf.nest.map_structure(lambda x: x[:, -1].numpy(), rollouts[0])
     for part in (last.action, last.policy_info["count"], last.next_step_type, last.reward, last.discount):
         assert not part.any()
@@ -110,10 +110,10 @@ def test_frame_t_holds_an_observation_and_a_step_type_only(kind):
 def test_what_run_gives_goes_on_where_it_ended(kind):
     env, other = make_env(kind), make_env(kind)
     rollouts, explicit = [], []
-    driver = RolloutDriver(env, CountingPolicy(env), STEPS, [rollouts.append])
+    driver = RolloutDriver(env, CountingPolicy(env), [rollouts.append], num_steps=STEPS)
     driver.run()
     driver.run()
-    explicit_driver = RolloutDriver(other, CountingPolicy(other), STEPS, [explicit.append])
+    explicit_driver = RolloutDriver(other, CountingPolicy(other), [explicit.append], num_steps=STEPS)
     explicit_driver.run(*explicit_driver.run())
     for a, b in zip(rollouts, explicit, strict=True):
         tf.nest.map_structure(np.testing.assert_array_equal, tf.nest.flatten(a), tf.nest.flatten(b))
@@ -122,7 +122,7 @@ def test_what_run_gives_goes_on_where_it_ended(kind):
 def test_observers_keep_what_they_were_given():
     env = make_env("py")
     rollouts = []
-    driver = RolloutDriver(env, CountingPolicy(env), STEPS, [rollouts.append])
+    driver = RolloutDriver(env, CountingPolicy(env), [rollouts.append], num_steps=STEPS)
     driver.run()
     before = tf.nest.map_structure(lambda x: np.array(x, copy=True), rollouts[0])
     driver.run()
@@ -136,7 +136,7 @@ def test_one_half_steps_while_the_policy_acts_for_the_other(monkeypatch):
         for name in ("step_async", "step_wait"):
             method = getattr(half, name)
             monkeypatch.setattr(half, name, lambda *x, i=i, name=name, f=method: (calls.append((name, i)), f(*x))[1])
-    RolloutDriver(env, CountingPolicy(env), 2).run()
+    RolloutDriver(env, CountingPolicy(env), num_steps=2).run()
     assert calls == [
         *(("step_async", 0), ("step_async", 1)),
         *(("step_wait", 0), ("step_async", 0), ("step_wait", 1), ("step_async", 1)),
@@ -147,8 +147,8 @@ def test_one_half_steps_while_the_policy_acts_for_the_other(monkeypatch):
 def test_rollout_inside_an_outer_compiled_function():
     env, other = make_env("tf"), make_env("tf")
     rollouts = []
-    RolloutDriver(other, CountingPolicy(other), STEPS, [rollouts.append]).run()
-    driver = RolloutDriver(env, CountingPolicy(env), STEPS)
+    RolloutDriver(other, CountingPolicy(other), [rollouts.append], num_steps=STEPS).run()
+    driver = RolloutDriver(env, CountingPolicy(env), num_steps=STEPS)
     compiled = tf.function(driver.rollout, jit_compile=True)
     state = driver.policy.get_initial_state(3)
     rollout, time_step, state = compiled(env.current_time_step(), state)
@@ -161,7 +161,7 @@ def test_a_policy_without_state():
     env = make_env("tf_py")
     policy = random_tf_policy.RandomTFPolicy(*_tensor_specs(env))
     rollouts = []
-    _, state = RolloutDriver(env, policy, 2, [rollouts.append]).run()
+    _, state = RolloutDriver(env, policy, [rollouts.append], num_steps=2).run()
     assert state == ()
     assert rollouts[0].action.shape == (3, 3)
 
@@ -171,8 +171,8 @@ def test_bad_arguments():
     policy = CountingPolicy(env)
     for bad in (0, 2.5, None, "a"):
         with pytest.raises(ValueError, match="num_steps"):
-            RolloutDriver(env, policy, bad)
+            RolloutDriver(env, policy, num_steps=bad)
     with pytest.raises(TypeError, match="PyEnvironment or a TFEnvironment"):
-        RolloutDriver("CartPole", policy, 1)
+        RolloutDriver("CartPole", policy, num_steps=1)
     with pytest.raises(TypeError, match="rollout"):
-        RolloutDriver(env, policy, 1).rollout(None, None)
+        RolloutDriver(env, policy, num_steps=1).rollout(None, None)

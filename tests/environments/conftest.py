@@ -81,7 +81,7 @@ def train_disturbed():
             return step(action)
 
         setattr(stepped, stepping, disturbed)
-        driver = RolloutDriver(env, agent.collect_policy, 8, observers=[rollouts.append])
+        driver = RolloutDriver(env, agent.collect_policy, observers=[rollouts.append], num_steps=8)
         update = tf.function(agent.train)
         for _ in range(3):
             driver.run()

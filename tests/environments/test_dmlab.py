@@ -535,7 +535,7 @@ def test_training_goes_on_after_a_crash(tmp_path, monkeypatch):
     vector = environments.make(SPOKEN, num_envs=2, seed=0, **SMALL)
     env = environments.with_history(vector)
     agent, rollouts = make_agent(env), []
-    driver = RolloutDriver(env, agent.collect_policy, 5, observers=[rollouts.append])
+    driver = RolloutDriver(env, agent.collect_policy, observers=[rollouts.append], num_steps=5)
     train = tf.function(agent.train)
     losses = []
     for update in range(4):

@@ -31,7 +31,7 @@ AGENTS = {
     "ppo": NETWORK
     + 'agent.name = "ppo"\nenvironment.name = "TMaze-v0"\nenvironment.options = {"corridor": 3}\n'
     + "environment.num_envs = 2\ntrain.rollout = 8\ntrain.log_updates = 2\n"
-    + "PPOConfig.chunk = 4\nPPOConfig.epochs = 2\nPPOConfig.minibatches = 2\n",
+    + "PPOConfig.chunk = 4\nPPOConfig.num_epochs = 2\nPPOConfig.minibatches = 2\n",
 }
 
 
@@ -137,7 +137,9 @@ def test_errors_are_those_of_returns_computed_after_the_run(tmp_path):
     env, agent = predictor()
     seen, step = [], tf.function(agent.train)
     ideal = []
-    driver = RolloutDriver(env, agent.collect_policy, 1, [lambda x: seen.append((step(x), x.reward[0, 0].numpy()))])
+    driver = RolloutDriver(
+        env, agent.collect_policy, [lambda x: seen.append((step(x), x.reward[0, 0].numpy()))], num_steps=1
+    )
     for _ in range(1001):
         ideal.append(env.ideal_prediction().numpy()[0])
         driver.run()

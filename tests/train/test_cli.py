@@ -140,7 +140,7 @@ def test_bad_setting_is_named(error, tmp_path, binding, names):
     ("lines", "names"),
     [
         ("seed = 3", "line 2: nothing uses 'seed'"),
-        ("PPOConfig.clip = 0.3", "line 2: nothing uses PPOConfig.clip"),
+        ("PPOConfig.importance_ratio_clipping = 0.3", "line 2: nothing uses PPOConfig.importance_ratio_clipping"),
         ("RMSprop.rho = 0.3", "line 2: nothing uses RMSprop.rho"),
         ("train.rolout = 3", "line 2: train has no setting 'rolout' (did you mean 'train.rollout'?)"),
         ("trian.rollout = 3", "line 2: there is no setting 'trian.rollout' (did you mean 'train.rollout'?)"),
@@ -167,11 +167,15 @@ def test_settings_of_an_agent_that_a_sweep_trains(tmp_path):
     """Also what a preset sets for the agent that it had, and settings of actors for --actors."""
     path = tmp_path / "mine.gin"
     path.write_text(
-        'include "tmaze_r2ac.gin"\nPPOConfig.clip = 0.3\nactors.queue = 1\nRMSprop.rho = 0.9\nsweep.tasks = {"T": []}\n'
+        'include "tmaze_r2ac.gin"\nPPOConfig.importance_ratio_clipping = 0.3\nactors.queue = 1\nRMSprop.rho = 0.9\n'
+        'sweep.tasks = {"T": []}\n'
         'sweep.conditions = {"a": [], "b": ["agent.name = \'ppo\'", "train.optimizer = @RMSprop"]}\n'
     )
     used.check("train", *config.load(str(path)))
-    used.check("train", *config.load(config.find("tmaze_r2ac"), ["agent.name = 'ppo'", "PPOConfig.clip = 0.3"]))
+    used.check(
+        "train",
+        *config.load(config.find("tmaze_r2ac"), ["agent.name = 'ppo'", "PPOConfig.importance_ratio_clipping = 0.3"]),
+    )
 
 
 @pytest.mark.parametrize(
@@ -185,7 +189,7 @@ def test_settings_of_an_agent_that_a_sweep_trains(tmp_path):
         (["--gin", "train.optimizer = @RMSprop"], "train.optimizer = @Adam"),
         (["--gin", "agent.name = 'ppo'"], "agent.name = 'r2ac'"),
         (["--gin", "seed = 3"], "nothing uses 'seed'"),
-        (["--gin", "PPOConfig.clip = 0.3"], "nothing uses PPOConfig.clip"),
+        (["--gin", "PPOConfig.importance_ratio_clipping = 0.3"], "nothing uses PPOConfig.importance_ratio_clipping"),
         (["--gin", ""], "sets nothing"),
     ],
 )

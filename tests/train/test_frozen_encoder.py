@@ -47,7 +47,7 @@ def pretrained(tmp_path_factory):
     """The folder of a run of CartPole by TBPTT; by PPO, which normalises observations."""
     run = str(tmp_path_factory.mktemp("frozen") / "pretrained")
     core = ["ActorCriticNetwork.recurrent_parameters = None", "ActorCriticNetwork.gradient = 'tbptt'"]
-    ppo = ["PPOConfig.minibatches = 2", "PPOConfig.chunk = 4", "PPOConfig.epochs = 1"]
+    ppo = ["PPOConfig.minibatches = 2", "PPOConfig.chunk = 4", "PPOConfig.num_epochs = 1"]
     assert train(run, *core, *ppo, preset="ppo_rtu_mujoco_p") == 0
     return run
 

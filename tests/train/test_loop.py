@@ -47,7 +47,7 @@ def test_run_leaves_everything(tmaze_run):
     assert record["preset"] == "tmaze_r2ac"
     config = (tmaze_run / "config.gin").read_text()
     assert "train.rollout = 5" in config  # a binding
-    assert "R2ACConfig.value_cost = 0.5" in config  # a default that nobody named
+    assert "R2ACConfig.value_pred_loss_coef = 0.5" in config  # a default that nobody named
 
 
 def test_metrics_count_frames_updates_and_games(tmaze_run):

@@ -35,10 +35,9 @@ class RTRLPPOAgent(RolloutAgent):
     config_class = PPOConfig
     extra_class = PPOExtra
 
-    def __init__(
-        self, time_step_spec, action_spec, network, optimizer, num_streams, config=None, train_step_counter=None
-    ):
-        super().__init__(time_step_spec, action_spec, network, optimizer, num_streams, config, train_step_counter)
+    def __init__(self, time_step_spec, action_spec, network, optimizer, **arguments):
+        """As `ActorCriticAgent`."""
+        super().__init__(time_step_spec, action_spec, network, optimizer, **arguments)
         seed = tf.random.uniform([], maxval=tf.int64.max, dtype=tf.int64)
         seed = self._streams.from_first(seed)
         self._generator = on_host(lambda: tf.random.Generator.from_seed(seed))
@@ -86,7 +85,7 @@ class RTRLPPOAgent(RolloutAgent):
         if self._reward_scaler is not None:
             reward = self._reward_scaler(reward)
         advantage = losses.gae(
-            reward, self._config.gamma * discount, values, last_value, boundary, self._config.gae_lambda
+            reward, self._config.gamma * discount, values, last_value, boundary, self._config.lambda_value
         )
         actions = self._network.actions
         frames = PPOBatch(
@@ -159,7 +158,7 @@ class RTRLPPOAgent(RolloutAgent):
           batch: PPOBatch.
 
         Returns:
-          (loss, PPOTerms), scalars: policy_loss + value_cost value_loss - entropy_cost entropy.
+          (loss, PPOTerms), scalars: policy_loss + value_pred_loss_coef value_loss - entropy_regularization entropy.
         """
         config, actions = self._config, self._network.actions
         outputs, values, _ = self._network.unroll(batch.observation, batch.reset, batch.carry)
@@ -171,10 +170,14 @@ class RTRLPPOAgent(RolloutAgent):
             batch.advantage,
             batch.advantage + batch.value,
             batch.boundary,
-            config.clip,
-            config.value_clip,
+            config.importance_ratio_clipping,
+            config.value_clipping,
         )
-        loss = terms.policy_loss + config.value_cost * terms.value_loss - config.entropy_cost * terms.entropy
+        loss = (
+            terms.policy_loss
+            + config.value_pred_loss_coef * terms.value_loss
+            - config.entropy_regularization * terms.entropy
+        )
         return loss, terms
 
     def _minibatch(self, batch):
@@ -185,8 +188,8 @@ class RTRLPPOAgent(RolloutAgent):
         gradients = tape.gradient(loss, self._trained, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         gradients, loss, terms = all_sum((gradients, loss, terms))
         norm = tf.linalg.global_norm(gradients)
-        if self._config.gradient_clip is not None:
-            gradients, _ = tf.clip_by_global_norm(gradients, self._config.gradient_clip, use_norm=norm)
+        if self._config.gradient_clipping is not None:
+            gradients, _ = tf.clip_by_global_norm(gradients, self._config.gradient_clipping, use_norm=norm)
         return tf.stack([loss, *terms, norm]), gradients
 
     def _train(self, experience, weights=None):
@@ -214,7 +217,7 @@ class RTRLPPOAgent(RolloutAgent):
             return i + 1, sums
 
         sums = tf.zeros([len(self.loss_names)], streams.one(first.value).dtype) + streams.one(start)
-        _, sums = tf.while_loop(lambda i, _: i < config.epochs, epoch, (0, sums), parallel_iterations=1)
+        _, sums = tf.while_loop(lambda i, _: i < config.num_epochs, epoch, (0, sums), parallel_iterations=1)
         only_if(is_finite(tf.unstack(sums)), lambda: streams.run(self._end, rows, carry), lambda: self._restore(before))
         self.train_step_counter.assign_add(1)
         return _loss_info(sums / config.optimizer_steps)

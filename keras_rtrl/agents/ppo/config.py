@@ -4,23 +4,32 @@ import dataclasses
 
 import gin
 
-from keras_rtrl._checks import flag, number, whole_number
+from keras_rtrl._checks import flag, number, renamed, whole_number
 
 
 @gin.configurable(module="keras_rtrl")
+@renamed(
+    gae_lambda="lambda_value",
+    clip="importance_ratio_clipping",
+    value_clip="value_clipping",
+    value_cost="value_pred_loss_coef",
+    entropy_cost="entropy_regularization",
+    gradient_clip="gradient_clipping",
+    epochs="num_epochs",
+)
 @dataclasses.dataclass(frozen=True)
 class PPOConfig:
     """Settings of the PPO learner; the defaults are the paper's (Elelimy et al., NeurIPS 2024), but for `chunk`.
 
     Attributes:
       gamma: discount, in [0, 1]; multiplied with the environment's own.
-      gae_lambda: lambda of the generalised advantage estimate, in [0, 1].
-      clip: the probability ratio is clipped to [1 - clip, 1 + clip].
-      value_clip: values are clipped to within this of the rollout's; None for no clipping.
-      value_cost: weight of 1/2 (V - return)^2.
-      entropy_cost: weight of the policy's entropy.
-      gradient_clip: largest global norm of a minibatch's gradient; None for no clipping.
-      epochs: passes over a rollout.
+      lambda_value: lambda of the generalised advantage estimate, in [0, 1].
+      importance_ratio_clipping: the probability ratio is clipped to 1 plus or minus this.
+      value_clipping: values are clipped to within this of the rollout's; None for no clipping.
+      value_pred_loss_coef: weight of 1/2 (V - return)^2.
+      entropy_regularization: weight of the policy's entropy.
+      gradient_clipping: largest global norm of a minibatch's gradient; None for no clipping.
+      num_epochs: passes over a rollout.
       minibatches: optimiser steps an epoch, each on as many chunks.
       chunk: steps a rollout is cut into, each from a stored carry; 1 is the paper's per-step scheme. Truncated BPTT
         (gradient="tbptt") reaches back so many steps.
@@ -34,13 +43,13 @@ class PPOConfig:
     """
 
     gamma: float = 0.99
-    gae_lambda: float = 0.95
-    clip: float = 0.2
-    value_clip: float | None = 0.2
-    value_cost: float = 0.5
-    entropy_cost: float = 0.0
-    gradient_clip: float | None = 0.5
-    epochs: int = 4
+    lambda_value: float = 0.95
+    importance_ratio_clipping: float = 0.2
+    value_clipping: float | None = 0.2
+    value_pred_loss_coef: float = 0.5
+    entropy_regularization: float = 0.0
+    gradient_clipping: float | None = 0.5
+    num_epochs: int = 4
     minibatches: int = 32
     chunk: int = 16
     stale_gradient: bool = True
@@ -48,15 +57,15 @@ class PPOConfig:
     scale_reward: bool = True
 
     def __post_init__(self):
-        for name in ("gamma", "gae_lambda"):
+        for name in ("gamma", "lambda_value"):
             number(name, getattr(self, name), low=0, high=1)
-        for name in ("value_cost", "entropy_cost"):
+        for name in ("value_pred_loss_coef", "entropy_regularization"):
             number(name, getattr(self, name), low=0)
-        number("clip", self.clip, above=0)
-        for name in ("value_clip", "gradient_clip"):
+        number("importance_ratio_clipping", self.importance_ratio_clipping, above=0)
+        for name in ("value_clipping", "gradient_clipping"):
             if getattr(self, name) is not None:
                 number(name, getattr(self, name), above=0)
-        for name in ("epochs", "minibatches", "chunk"):
+        for name in ("num_epochs", "minibatches", "chunk"):
             whole_number(name, getattr(self, name))
         for name in ("stale_gradient", "stale_target", "scale_reward"):
             flag(name, getattr(self, name))
@@ -64,4 +73,4 @@ class PPOConfig:
     @property
     def optimizer_steps(self):
         """Optimiser steps a rollout."""
-        return self.epochs * self.minibatches
+        return self.num_epochs * self.minibatches

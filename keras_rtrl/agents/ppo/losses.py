@@ -16,7 +16,7 @@ from keras_rtrl.distributed.replicas import all_sum
 PPOTerms = collections.namedtuple("PPOTerms", ["policy_loss", "value_loss", "entropy", "kl", "clip_fraction"])
 
 
-def gae(reward_t, discount_t, value_t, bootstrap_value, boundary_t, gae_lambda):
+def gae(reward_t, discount_t, value_t, bootstrap_value, boundary_t, lambda_value):
     """Advantages [B, T].
 
         delta_t = r_t + gamma_t V_{t+1} - V_t,    A_t = delta_t + gamma_t lambda A_{t+1},    V_T = bootstrap_value
@@ -31,7 +31,7 @@ def gae(reward_t, discount_t, value_t, bootstrap_value, boundary_t, gae_lambda):
       value_t: V_t, [B, T].
       bootstrap_value: V of frame T, [B].
       boundary_t: bool [B, T].
-      gae_lambda: lambda, from 0 to 1.
+      lambda_value: lambda, from 0 to 1.
 
     Returns:
       [B, T]; no gradient flows through it.
@@ -40,7 +40,7 @@ def gae(reward_t, discount_t, value_t, bootstrap_value, boundary_t, gae_lambda):
       TypeError: an argument that is no tensor or array, or of another dtype than the first.
       ValueError: shapes that do not fit, or a lambda out of range.
     """
-    gae_lambda = number("gae_lambda", gae_lambda, 0, high=1)
+    lambda_value = number("lambda_value", lambda_value, 0, high=1)
     reward_t, discount_t, value_t, boundary_t, bootstrap_value = rollouts(
         bootstrap_value, reward_t=reward_t, discount_t=discount_t, value_t=value_t, boundary_t=boundary_t
     )
@@ -48,7 +48,7 @@ def gae(reward_t, discount_t, value_t, bootstrap_value, boundary_t, gae_lambda):
     next_value_t = tf.concat([value_t[:, 1:], bootstrap_value[:, tf.newaxis]], axis=1)
     delta_t = reward_t + tf.math.multiply_no_nan(next_value_t, discount_t) - value_t
     delta_t = tf.where(boundary_t, tf.zeros_like(value_t), delta_t)
-    decay_t = tf.where(boundary_t, tf.zeros_like(value_t), discount_t * gae_lambda)
+    decay_t = tf.where(boundary_t, tf.zeros_like(value_t), discount_t * lambda_value)
     # scan runs over the first axis
     advantage_t = tf.scan(
         lambda later, step: step[0] + tf.math.multiply_no_nan(later, step[1]),
@@ -59,11 +59,21 @@ def gae(reward_t, discount_t, value_t, bootstrap_value, boundary_t, gae_lambda):
     return tf.transpose(advantage_t)
 
 
-def ppo_terms(log_ratio_t, entropy_t, value_t, old_value_t, advantage_t, return_t, boundary_t, clip, value_clip):
+def ppo_terms(
+    log_ratio_t,
+    entropy_t,
+    value_t,
+    old_value_t,
+    advantage_t,
+    return_t,
+    boundary_t,
+    importance_ratio_clipping,
+    value_clipping,
+):
     """The terms of the clipped loss, means over frames that are no boundary.
 
-        policy_loss = - mean min(q A, clip(q, 1 - clip, 1 + clip) A),        q = pi(a_t) / pi_old(a_t)
-        value_loss  = 1/2 mean max((V - G)^2, (V_old + clip(V - V_old, -value_clip, value_clip) - G)^2)
+        policy_loss = - mean min(q A, clip(q, 1 - e, 1 + e) A),        q = pi(a_t) / pi_old(a_t)
+        value_loss  = 1/2 mean max((V - G)^2, (V_old + clip(V - V_old, -c, c) - G)^2)
 
     A is the advantage, normalised over the batch to mean 0 and standard deviation 1. Where every replica of a
     tf.distribute strategy calls this with its own part of a batch, what comes is its share of the whole batch's terms:
@@ -77,7 +87,7 @@ def ppo_terms(log_ratio_t, entropy_t, value_t, old_value_t, advantage_t, return_
       advantage_t: A, before it is normalised.
       return_t: G.
       boundary_t: bool.
-      clip, value_clip: as `PPOConfig`.
+      importance_ratio_clipping, value_clipping: e and c, as `PPOConfig`.
 
     Returns:
       PPOTerms of scalars; kl is an estimate of KL(old || new) in nats (Schulman 2020), clip_fraction the share of
@@ -85,10 +95,10 @@ def ppo_terms(log_ratio_t, entropy_t, value_t, old_value_t, advantage_t, return_
 
     Raises:
       TypeError: an argument that is no tensor or array, or of another dtype than the first.
-      ValueError: shapes that do not fit, clip or value_clip that is not above 0.
+      ValueError: shapes that do not fit, or importance_ratio_clipping or value_clipping not above 0.
     """
-    clip = number("clip", clip, above=0)
-    value_clip = None if value_clip is None else number("value_clip", value_clip, above=0)
+    epsilon = number("importance_ratio_clipping", importance_ratio_clipping, above=0)
+    value_clipping = None if value_clipping is None else number("value_clipping", value_clipping, above=0)
     log_ratio_t, entropy_t, value_t, old_value_t, advantage_t, return_t, boundary_t = frames(
         log_ratio_t=log_ratio_t,
         entropy_t=entropy_t,
@@ -119,15 +129,15 @@ def ppo_terms(log_ratio_t, entropy_t, value_t, old_value_t, advantage_t, return_
     centred = advantage_t - advantages / count
     advantage_t = centred / (tf.sqrt(all_sum(mean(tf.square(centred)))) + 1e-8)
     ratio_t = tf.exp(log_ratio_t)
-    clipped_t = tf.clip_by_value(ratio_t, 1 - clip, 1 + clip)
+    clipped_t = tf.clip_by_value(ratio_t, 1 - epsilon, 1 + epsilon)
     error_t = tf.square(value_t - return_t)
-    if value_clip is not None:
-        near_t = old_value_t + tf.clip_by_value(value_t - old_value_t, -value_clip, value_clip)
+    if value_clipping is not None:
+        near_t = old_value_t + tf.clip_by_value(value_t - old_value_t, -value_clipping, value_clipping)
         error_t = tf.maximum(error_t, tf.square(near_t - return_t))
     return PPOTerms(
         policy_loss=-mean(tf.minimum(ratio_t * advantage_t, clipped_t * advantage_t)),
         value_loss=0.5 * mean(error_t),
         entropy=mean(entropy_t),
         kl=tf.stop_gradient(mean(ratio_t - 1 - log_ratio_t)),
-        clip_fraction=mean(tf.cast(tf.abs(ratio_t - 1) > clip, value_t.dtype)),
+        clip_fraction=mean(tf.cast(tf.abs(ratio_t - 1) > epsilon, value_t.dtype)),
     )

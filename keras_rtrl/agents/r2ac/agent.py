@@ -19,7 +19,7 @@ R2ACExtra = collections.namedtuple("R2ACExtra", ["policy_loss", "value_loss", "e
 class R2ACAgent(RolloutAgent):
     """Advantage actor-critic over an endless rollout of B streams.
 
-        loss = - sum log pi(a_t) A_t + value_cost 1/2 sum (v_t - V_t)^2 - entropy_cost sum H(pi_t)
+        loss = - sum log pi(a_t) A_t + value_pred_loss_coef 1/2 sum (v_t - V_t)^2 - entropy_regularization sum H(pi_t)
 
     summed over streams and time, with V-trace targets v and advantages A. The agent owns the learner's carry (state,
     and traces under gradient="rtrl") of each stream: row b of every batch must be stream b, and each rollout must
@@ -60,13 +60,14 @@ class R2ACAgent(RolloutAgent):
             log_mu = actions.log_probability(actions.from_info(step.policy_info), step.action)
             targets = losses.vtrace(log_pi - log_mu, config.gamma * discount, reward, values, last_value, boundary)
             terms = losses.r2ac_loss(log_pi, actions.entropy(outputs), values, targets, boundary)
-            total = terms.policy_loss + config.value_cost * terms.value_loss - config.entropy_cost * terms.entropy
+            total = terms.policy_loss + config.value_pred_loss_coef * terms.value_loss
+            total -= config.entropy_regularization * terms.entropy
         gradients = tape.gradient(total, self._trained, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         total += self._zero_if_finite(carry, total.dtype)
         gradients, total, terms = all_sum((gradients, total, terms))
         norm = tf.linalg.global_norm(gradients)
-        if config.gradient_clip is not None:
-            gradients, _ = tf.clip_by_global_norm(gradients, config.gradient_clip, use_norm=norm)
+        if config.gradient_clipping is not None:
+            gradients, _ = tf.clip_by_global_norm(gradients, config.gradient_clipping, use_norm=norm)
         return tf_agent.LossInfo(total, R2ACExtra(*terms, gradient_norm=norm)), gradients, carry
 
     def _train(self, experience, weights=None):

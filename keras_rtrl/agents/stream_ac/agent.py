@@ -16,8 +16,8 @@ class StreamACAgent(StreamingAgent):
 
         delta = r + gamma v(s') - v(s)
         z_v = k gamma lambda z_v + grad v(s)
-        z_pi = k gamma lambda z_pi + grad (log pi(a) + entropy_cost sign(delta) H(pi))
-        parameters += learning rate * delta (value_cost z_v + z_pi)
+        z_pi = k gamma lambda z_pi + grad (log pi(a) + entropy_regularization sign(delta) H(pi))
+        parameters += learning rate * delta (value_pred_loss_coef z_v + z_pi)
 
     with both gradients from one set of RTRL traces. Rewards r are scaled as the config says, observations normalised
     where the network does so. `extra`: value v(s), TD error delta and the policy's entropy; the loss is delta^2 / 2.
@@ -39,14 +39,14 @@ class StreamACAgent(StreamingAgent):
         actions = self._network.actions
         score = tf.reduce_sum(actions.log_probability(forward.outputs, action))
         entropy = tf.reduce_sum(actions.entropy(forward.outputs))
-        return [forward.value, score + self._config.entropy_cost * tf.sign(td_error) * entropy]
+        return [forward.value, score + self._config.entropy_regularization * tf.sign(td_error) * entropy]
 
     def _extra(self, forward, td_error):
         return StreamACExtra(forward.value, td_error, tf.reduce_sum(self._network.actions.entropy(forward.outputs)))
 
     def _direction(self, td_error, traces):
         critic, actor = traces
-        for_critic, for_actor = self._config.value_cost * td_error, td_error
+        for_critic, for_actor = self._config.value_pred_loss_coef * td_error, td_error
         if isinstance(self._optimizer, ObGD):
             for_critic *= self._optimizer.bound(td_error, critic, self._optimizer.critic_kappa)
             for_actor *= self._optimizer.bound(td_error, actor, self._optimizer.actor_kappa)

@@ -4,10 +4,14 @@ import dataclasses
 
 import gin
 
-from keras_rtrl._checks import flag, number, whole_number
+from keras_rtrl._checks import flag, number, renamed, whole_number
 
 
 @gin.configurable(module="keras_rtrl")
+@renamed(
+    value_cost="value_pred_loss_coef",
+    entropy_cost="entropy_regularization",
+)
 @dataclasses.dataclass(frozen=True)
 class StreamACConfig:
     """Settings of the streaming actor-critic; the defaults are those of Elsayed et al. (2024).
@@ -15,8 +19,8 @@ class StreamACConfig:
     Attributes:
       gamma: discount, in [0, 1]; multiplied with the environment's own.
       trace_decay: lambda of actor and critic, in [0, 1].
-      entropy_cost: weight of the policy's entropy.
-      value_cost: weight of the critic's step beside the actor's.
+      entropy_regularization: weight of the policy's entropy.
+      value_pred_loss_coef: weight of the critic's step beside the actor's.
       scale_reward: divide rewards by the running standard deviation of the discounted return.
       window: steps that truncated BPTT goes back, of cores with gradient="tbptt".
 
@@ -26,15 +30,15 @@ class StreamACConfig:
 
     gamma: float = 0.99
     trace_decay: float = 0.8
-    entropy_cost: float = 0.01
-    value_cost: float = 1.0
+    entropy_regularization: float = 0.01
+    value_pred_loss_coef: float = 1.0
     scale_reward: bool = True
     window: int = 1
 
     def __post_init__(self):
         for name in ("gamma", "trace_decay"):
             number(name, getattr(self, name), low=0, high=1)
-        for name in ("entropy_cost", "value_cost"):
+        for name in ("entropy_regularization", "value_pred_loss_coef"):
             number(name, getattr(self, name), low=0)
         whole_number("window", self.window)
         flag("scale_reward", self.scale_reward)

@@ -35,21 +35,21 @@ def make_agent(env, core="rtu", gradient="rtrl", rate=1e-3, normalize=False, **c
         encoder_units=(),
         normalize_observation=normalize,
     )
-    settings = {"epochs": 2, "minibatches": 2, "chunk": 3, "scale_reward": False, **config}
+    settings = {"num_epochs": 2, "minibatches": 2, "chunk": 3, "scale_reward": False, **config}
     return RTRLPPOAgent(
         ts.time_step_spec(observations),
         actions,
         network,
         keras.optimizers.Adam(rate),
-        B,
-        PPOConfig(**settings),
-        tf.Variable(0, dtype=tf.int64),
+        num_streams=B,
+        config=PPOConfig(**settings),
+        train_step_counter=tf.Variable(0, dtype=tf.int64),
     )
 
 
 def rollouts(env, agent, count, steps=T):
     made = []
-    driver = RolloutDriver(env, agent.collect_policy, steps, [made.append])
+    driver = RolloutDriver(env, agent.collect_policy, [made.append], num_steps=steps)
     for _ in range(count):
         driver.run()
     return made
@@ -103,7 +103,7 @@ def test_first_minibatch_has_ratio_one():
 def test_learners_state_is_the_acting_one():
     env = make_env()
     agent = make_agent(env, rate=0.0)
-    driver = RolloutDriver(env, agent.collect_policy, T, [agent.train])
+    driver = RolloutDriver(env, agent.collect_policy, [agent.train], num_steps=T)
     for _ in range(3):
         _, state = driver.run()
         np.testing.assert_allclose(agent.carry[0], state[0], rtol=1e-4, atol=1e-6)
@@ -150,7 +150,7 @@ def test_stale_and_fresh(float64, stale):
 
     def trained(stale, rate):
         env = make_env()
-        agent = make_agent(env, rate=rate, stale_gradient=stale[0], stale_target=stale[1], epochs=2)
+        agent = make_agent(env, rate=rate, stale_gradient=stale[0], stale_target=stale[1], num_epochs=2)
         for rollout in rollouts(env, agent, 2):
             info = agent.train(rollout)
         return [info.loss, *info.extra], values_of(agent.network.trainable_variables)
@@ -165,7 +165,7 @@ def test_stale_and_fresh(float64, stale):
 
 def test_one_epoch_one_minibatch_is_one_step_of_the_loss():
     env = make_env()
-    agent = make_agent(env, epochs=1, minibatches=1, gradient_clip=None, value_clip=None)
+    agent = make_agent(env, num_epochs=1, minibatches=1, gradient_clipping=None, value_clipping=None)
     (rollout,) = rollouts(env, agent, 1)
     batch, carry = agent.prepare(rollout)
     with tf.GradientTape() as tape:
@@ -192,7 +192,7 @@ def test_compiled_equals_eager():
         agent = make_agent(env, normalize=True, scale_reward=True)
         train = tf.function(agent.train, autograph=False, jit_compile=True) if compiled else agent.train
         numbers = []
-        driver = RolloutDriver(env, agent.collect_policy, T, [lambda r: numbers.append(train(r))])
+        driver = RolloutDriver(env, agent.collect_policy, [lambda r: numbers.append(train(r))], num_steps=T)
         for _ in range(3):
             driver.run()
         return [[info.loss, *info.extra] for info in numbers]
@@ -267,13 +267,13 @@ def test_reset_carry():
     ("options", "message"),
     [
         ({"gamma": 1.5}, "gamma"),
-        ({"gae_lambda": -0.1}, "gae_lambda"),
-        ({"clip": 0}, "clip"),
-        ({"value_clip": -1}, "value_clip"),
-        ({"value_cost": -1}, "value_cost"),
-        ({"entropy_cost": "a"}, "entropy_cost"),
-        ({"gradient_clip": 0}, "gradient_clip"),
-        ({"epochs": 0}, "epochs"),
+        ({"lambda_value": -0.1}, "lambda_value"),
+        ({"importance_ratio_clipping": 0}, "importance_ratio_clipping"),
+        ({"value_clipping": -1}, "value_clipping"),
+        ({"value_pred_loss_coef": -1}, "value_pred_loss_coef"),
+        ({"entropy_regularization": "a"}, "entropy_regularization"),
+        ({"gradient_clipping": 0}, "gradient_clipping"),
+        ({"num_epochs": 0}, "num_epochs"),
         ({"minibatches": 1.5}, "minibatches"),
         ({"chunk": 0}, "chunk"),
     ],
@@ -296,4 +296,4 @@ def test_bad_experience():
     with pytest.raises(ValueError, match=r"minibatches must divide the 16 chunks.*got minibatches=5"):
         make_agent(env, minibatches=5).train(rollout)
     with pytest.raises(ValueError, match="num_streams"):
-        RTRLPPOAgent(agent.time_step_spec, agent.action_spec, agent.network, agent.optimizer, 0)
+        RTRLPPOAgent(agent.time_step_spec, agent.action_spec, agent.network, agent.optimizer, num_streams=0)

@@ -11,9 +11,9 @@ def constants(*values, dtype=tf.float64):
     return [tf.constant(value, dtype) for value in values]
 
 
-def advantages(reward, discount, value, bootstrap, boundary, gae_lambda):
+def advantages(reward, discount, value, bootstrap, boundary, lambda_value):
     reward, discount, value, bootstrap = constants(reward, discount, value, bootstrap)
-    return losses.gae(reward, discount, value, bootstrap, tf.constant(boundary), gae_lambda).numpy()
+    return losses.gae(reward, discount, value, bootstrap, tf.constant(boundary), lambda_value).numpy()
 
 
 def test_gae_by_hand():

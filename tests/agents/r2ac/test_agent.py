@@ -119,14 +119,14 @@ def numpy_loss(agent, experience, config):
             # v_t - V_t = delta_t + gamma c (v_{t+1} - V_{t+1}) = rho (r + gamma v_{t+1} - V_t), as c = rho
             v = values[b, t] + advantage
             p = np.exp(log_pi[b, t])
-            total += -log_pi[b, t, a] * advantage + config.value_cost * 0.5 * (v - values[b, t]) ** 2
-            total -= config.entropy_cost * -(p * log_pi[b, t]).sum()
+            total += -log_pi[b, t, a] * advantage + config.value_pred_loss_coef * 0.5 * (v - values[b, t]) ** 2
+            total -= config.entropy_regularization * -(p * log_pi[b, t]).sum()
     return total
 
 
 @pytest.mark.parametrize(("core", "gradient"), CORES)
 def test_loss_is_the_sum_worked_out_frame_by_frame(core, gradient):
-    agent = make_agent(core, gradient, entropy_cost=0.3, value_cost=0.7, gamma=0.9)
+    agent = make_agent(core, gradient, entropy_regularization=0.3, value_pred_loss_coef=0.7, gamma=0.9)
     set_carry(agent)
     experience = make_experience(step_type=[[MID, MID, LAST, FIRST, MID, MID], [MID, MID, MID, MID, LAST, FIRST]])
     experience = with_values(experience, "discount", (0, 1), 0.0)
@@ -179,7 +179,7 @@ def test_nothing_after_a_last_reaches_a_loss_before_it(core, gradient):
 
 def test_termination_gives_a_zero_bootstrap_and_truncation_the_last_value():
     # reward 0 at the episode's last step, so that step's target is 0 or gamma V(last observation)
-    agent = make_agent(entropy_cost=0.0, value_cost=0.0)
+    agent = make_agent(entropy_regularization=0.0, value_pred_loss_coef=0.0)
     types = [[MID, LAST]] * B
     experience = make_experience(steps=1, step_type=types)._replace(reward=tf.zeros([B, 2]))
     terminated = with_values(experience, "discount", (slice(None), 0), 0.0)
@@ -276,7 +276,11 @@ def _loss_from_outputs(agent, experience, logits, values, last_value):
     reward = tf.clip_by_value(experience.reward[:, :-1], -1, 1)
     targets = losses.vtrace(log_rho, config.gamma * experience.discount[:, :-1], reward, values, last_value, boundary)
     terms = losses.r2ac_loss(log_pi, head.entropy(logits), values, targets, boundary)
-    return terms.policy_loss + config.value_cost * terms.value_loss - config.entropy_cost * terms.entropy
+    return (
+        terms.policy_loss
+        + config.value_pred_loss_coef * terms.value_loss
+        - config.entropy_regularization * terms.entropy
+    )
 
 
 @pytest.mark.parametrize("core", ["elstm", "rtu"])
@@ -309,7 +313,7 @@ def test_a_frozen_core_stays_and_the_rest_learns():
 
 def test_gradient_is_clipped_by_its_global_norm():
     clip = 0.01
-    agent, free = make_agent(rate=1.0, gradient_clip=clip), make_agent(rate=1.0, gradient_clip=None)
+    agent, free = make_agent(rate=1.0, gradient_clipping=clip), make_agent(rate=1.0, gradient_clipping=None)
     for one, expected in ((agent, clip), (free, None)):
         before = [v.numpy() for v in one.network.variables]
         norm = float(one.train(make_experience()).extra.gradient_norm)
@@ -349,7 +353,12 @@ def test_bad_experience_and_arguments():
         agent.train(tf.nest.map_structure(lambda x: x[:, :1], make_experience()))
     with pytest.raises(ValueError, match="weights"):
         agent.train(make_experience(), weights=tf.ones([2]))
-    for name, value in (("gamma", 1.5), ("entropy_cost", -1.0), ("reward_clip", 0.0), ("gradient_clip", -1.0)):
+    for name, value in (
+        ("gamma", 1.5),
+        ("entropy_regularization", -1.0),
+        ("reward_clip", 0.0),
+        ("gradient_clipping", -1.0),
+    ):
         with pytest.raises(ValueError, match=name):
             R2ACConfig(**{name: value})
     with pytest.raises(ValueError, match="num_streams"):

@@ -28,7 +28,12 @@ def make_agent(env, core="elstm", **options):
         env.time_step_spec().observation, env.action_spec(), core=core, units=8, encoder_units=(), **options
     )
     return R2ACAgent(
-        env.time_step_spec(), env.action_spec(), network, keras.optimizers.Adam(1e-3), B, R2ACConfig(gradient_clip=1.0)
+        env.time_step_spec(),
+        env.action_spec(),
+        network,
+        keras.optimizers.Adam(1e-3),
+        num_streams=B,
+        config=R2ACConfig(gradient_clipping=1.0),
     )
 
 
@@ -89,7 +94,7 @@ for t in range(4):
 def test_policy_saver_in_a_fresh_process(cartpole, tmp_path):
     agent = make_agent(cartpole, "rtu")
     rollouts = []
-    RolloutDriver(cartpole, agent.policy, 4, [rollouts.append]).run()
+    RolloutDriver(cartpole, agent.policy, [rollouts.append], num_steps=4).run()
     policy_saver.PolicySaver(agent.policy).save(str(tmp_path / "policy"))
     rollout = rollouts[0]
     frames = {f"0/observation/{name}": value for name, value in rollout.observation.items()}
@@ -115,7 +120,7 @@ def test_collecting_and_training_in_one_compiled_function(core):
     def make_loop():
         env = with_history(make("TMaze-v0", num_envs=B, seed=4, corridor=2))
         agent = make_agent(env, core)
-        return env, agent, RolloutDriver(env, agent.collect_policy, T)
+        return env, agent, RolloutDriver(env, agent.collect_policy, num_steps=T)
 
     env, agent, driver = make_loop()
 

@@ -26,7 +26,8 @@ def make_agent(optimizer, actions=ONE, **config):
     }
     network = ActorCriticNetwork(history, actions, core="rtu", units=4, encoder_units=(5,))
     counter = tf.Variable(0, dtype=tf.int64)
-    return StreamACAgent(ts.time_step_spec(history), actions, network, optimizer, 1, StreamACConfig(**config), counter)
+    settings = {"num_streams": 1, "config": StreamACConfig(**config), "train_step_counter": counter}
+    return StreamACAgent(ts.time_step_spec(history), actions, network, optimizer, **settings)
 
 
 def make_transition(agent, seed=0, step_type=(MID, MID), reward=1.0, discount=1.0):
@@ -47,7 +48,7 @@ def make_transition(agent, seed=0, step_type=(MID, MID), reward=1.0, discount=1.
 
 
 def test_obgd_bounds_actor_and_critic_apart():
-    agent = make_agent(ObGD(0.7, critic_kappa=2.0, actor_kappa=3.0), scale_reward=False, value_cost=0.5)
+    agent = make_agent(ObGD(0.7, critic_kappa=2.0, actor_kappa=3.0), scale_reward=False, value_pred_loss_coef=0.5)
     variables = agent.network.trainable_variables
     for seed in range(3):
         before = [variable.numpy() for variable in variables]
@@ -67,7 +68,7 @@ def test_entropy_has_the_sign_of_the_td_error():
     traces = {}
     for cost in (0.0, 0.5):
         for reward in (-3.0, 3.0):
-            agent = make_agent(keras.optimizers.SGD(0.0), scale_reward=False, entropy_cost=cost)
+            agent = make_agent(keras.optimizers.SGD(0.0), scale_reward=False, entropy_regularization=cost)
             agent.train(make_transition(agent, reward=reward))
             traces[cost, reward] = np.concatenate([part.numpy().ravel() for part in agent.eligibility["actor"]])
     np.testing.assert_allclose(traces[0.0, -3.0], traces[0.0, 3.0])

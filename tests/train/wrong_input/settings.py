@@ -21,7 +21,7 @@ train.rollout = 4
 train.log_updates = 1
 """
 TMAZE = f'include "tmaze_r2ac.gin"\n{TINY}environment.options = {{"corridor": 3}}\n'
-PPO = 'agent.name = "ppo"\nPPOConfig.epochs = 1\nPPOConfig.minibatches = 1\nPPOConfig.chunk = 4\n'
+PPO = 'agent.name = "ppo"\nPPOConfig.num_epochs = 1\nPPOConfig.minibatches = 1\nPPOConfig.chunk = 4\n'
 ONE = f"{TINY}environment.num_envs = 1\ntrain.rollout = 1\n"
 STREAM = f'include "stream_ac_memory.gin"\n{ONE}'
 CONDITIONING = f'include "td_trace_conditioning.gin"\n{ONE}'
@@ -147,7 +147,7 @@ KINDS = {
     "ObGD.name": label,
     "gamma": number(0, 1),
     "TDLambdaConfig.gamma": number(0, 0.96),  # as long as the task sums returns
-    "gae_lambda": number(0, 1),
+    "lambda_value": number(0, 1),
     "trace_decay": number(0, 1),
     "rho": undecided,
     "beta_1": undecided,
@@ -155,11 +155,11 @@ KINDS = {
     "epsilon": number(above=0),
     "critic_kappa": number(above=0),
     "actor_kappa": number(above=0),
-    "clip": number(above=0),
-    "value_cost": number(0),
-    "entropy_cost": number(0),
-    "value_clip": optional(number(above=0)),
-    "gradient_clip": optional(number(above=0)),
+    "importance_ratio_clipping": number(above=0),
+    "value_pred_loss_coef": number(0),
+    "entropy_regularization": number(0),
+    "value_clipping": optional(number(above=0)),
+    "gradient_clipping": optional(number(above=0)),
     "reward_clip": optional(number(above=0)),
     # options of environments and cores
     "corridor": whole(1),
