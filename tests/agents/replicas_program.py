@@ -197,9 +197,8 @@ def errors(strategy, rollout):
         parts = {"network": agent.network, "optimizer": agent.optimizer, part: getattr(other, part)}
         try:
             with strategy.scope():
-                type(agent)(
-                    agent.time_step_spec, agent.action_spec, parts["network"], parts["optimizer"], B, agent.config
-                )
+                specs = agent.time_step_spec, agent.action_spec
+                type(agent)(*specs, parts["network"], parts["optimizer"], num_streams=B, config=agent.config)
         except ValueError as error:
             messages[part] = str(error)
     return messages

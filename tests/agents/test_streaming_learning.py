@@ -34,7 +34,8 @@ def outcomes(task, agent_class, config, optimizer, steps, gradient, seed=0, **co
         use_last_reward=False,
         **core,
     )
-    agent = agent_class(spec, actions, network, optimizer, 1, config, tf.Variable(0, dtype=tf.int64))
+    counter = tf.Variable(0, dtype=tf.int64)
+    agent = agent_class(spec, actions, network, optimizer, num_streams=1, config=config, train_step_counter=counter)
     runner, counters = make_runner(env, agent, 1, 20_000), Counters()
     return [runner.run(20_000, counters) for _ in range(steps // 20_000)]
 
