@@ -219,7 +219,7 @@ class RolloutAgent(ActorCriticAgent):
     def _zero_if_finite(self, carry, dtype):
         """0, or NaN if the carry after a rollout is not finite; to be added to what is reported.
 
-        Traces of the kernel are not looked at: they are large, and where they are not finite no gradient is.
+        Traces of the kernel are not looked at: they are large, and if they are not finite no gradient is.
         """
         states = len(self._network.state_spec)  # then come S and r of each layer
         finite = is_finite([part for i, part in enumerate(carry) if i < states or (i - states) % 2])
@@ -230,7 +230,7 @@ class RolloutAgent(ActorCriticAgent):
 
     def _checked(self, experience, weights):
         experience = super()._checked(experience, weights)
-        # of use only where the static shape is unknown
+        # of use only if the static shape is unknown
         dynamic = tf.shape(experience.step_type)
         tf.debugging.assert_equal(dynamic[0], self._streams.worker, "experience must hold num_streams streams")
         tf.debugging.assert_greater(dynamic[1], 1, "experience must hold at least 2 frames (T + 1)")

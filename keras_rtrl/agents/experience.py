@@ -12,7 +12,7 @@ from keras_rtrl.engine.native import traced_for_xla
 def checked(experience, spec, frames=None):
     """`experience` as a Trajectory of tensors that fit the specs, [B, T + 1, ...] each.
 
-    Parts, dtypes and shapes are always checked. Values are where there are any, that is eagerly, and not inside a
+    Parts, dtypes and shapes are always checked. Values are checked if there are any, that is eagerly, and not inside a
     tf.function: step types, discounts and actions that no environment gives. NaN and infinity pass: an update that is
     not finite is not applied.
 

@@ -13,7 +13,7 @@ class ObGD(keras.optimizers.SGD):
 
         alpha = learning_rate / max(1, learning_rate kappa max(|delta|, 1) |z|_1)
 
-    Actor and critic have a trace, hence a step size each. An agent without eligibility traces gets plain gradient
+    Actor and critic each have a trace and a step size. An agent without eligibility traces gets plain gradient
     descent of it.
 
     Args:
@@ -31,7 +31,7 @@ class ObGD(keras.optimizers.SGD):
     def bound(self, td_error, trace, kappa):
         """Factor in (0, 1] on the learning rate, for a scalar TD error and a trace, a list of tensors."""
         norm = tf.add_n([tf.reduce_sum(tf.abs(part)) for part in trace])
-        rate = self._learning_rate  # not `learning_rate`, which is that of the step before where there is a schedule
+        rate = self._learning_rate  # not `learning_rate`, which is that of the step before if there is a schedule
         if isinstance(rate, keras.optimizers.schedules.LearningRateSchedule):
             rate = rate(self.iterations)
         reach = kappa * tf.cast(rate, norm.dtype) * tf.maximum(tf.abs(td_error), 1.0) * norm

@@ -11,7 +11,7 @@ from keras_rtrl.networks.normalizer import RunningNormalizer, clipped
 class RewardScaler(tf.Module):
     """Divides rewards by the running standard deviation of the discounted return, and clips them.
 
-    The return is R_t = gamma k_t R_{t-1} + r_t of each stream, k_t = 0 where an episode begins; nothing is subtracted
+    The return is R_t = gamma k_t R_{t-1} + r_t of each stream, k_t = 0 if an episode begins; nothing is subtracted
     from a reward (Engstrom et al. 2020).
 
     Args:
@@ -61,16 +61,16 @@ class RewardScaler(tf.Module):
         self.statistics.update(returns, ~boundary)
 
     def __call__(self, reward):
-        """Scaled rewards in the dtype of `reward`; NaN where it is not finite. Raises TypeError if that is no float."""
+        """Scaled rewards in the dtype of `reward`; NaN if it is not finite. Raises TypeError if that is no float."""
         reward = floats("reward", reward)
         return clipped(reward / tf.cast(self.scale, reward.dtype), -self._limit, self._limit)
 
     def reset(self):
-        """Forgets the returns under way, not the statistics: the streams begin anew."""
+        """Forgets the returns under way, not the statistics: the streams begin again."""
         self._by_stream.reset()
 
     def gather(self):
-        """Brings what is saved of the returns under way up to date, where several replicas have them."""
+        """Brings what is saved of the returns under way up to date, if several replicas have them."""
         self._by_stream.gather()
 
     def scatter(self):

@@ -22,7 +22,7 @@ class StreamingAgent(ActorCriticAgent):
 
         z = k gamma lambda z + gradient,   parameters += learning rate * delta z
 
-    with a trace z for each of the agent's objectives, k = 0 where an episode starts, and delta the TD error of the
+    with a trace z for each of the agent's objectives, k = 0 if an episode starts, and delta the TD error of the
     network's value, whose v(s') is that of the same parameters. A frame between two episodes (LAST to FIRST) gives no
     update; a truncated episode bootstraps from its last observation.
 
@@ -68,7 +68,7 @@ class StreamingAgent(ActorCriticAgent):
     def eligibility(self):
         """The eligibility traces: {objective: tuple of variables, one for each trainable one of the network}.
 
-        Empty where lambda is 0.
+        Empty if lambda is 0.
         """
         return dict(zip(self.objectives, self._eligibility, strict=False))
 

@@ -96,7 +96,7 @@ class RolloutDriver(driver.Driver):
     def rollout(self, time_step, policy_state):
         """One rollout as graph operations; the observers are not called.
 
-        For loops that compile collecting and training into one tf.function (also with jit_compile=True, where the
+        For loops that compile collecting and training into one tf.function (also with jit_compile=True, if the
         environment can); TFEnvironment only.
 
         Args:
@@ -163,7 +163,7 @@ class RolloutDriver(driver.Driver):
             return self.env.reset()
 
     def _act(self, time_step, state):
-        # the choice that tf.function makes anew at each call takes longer than a small network
+        # the choice that tf.function makes at each call takes longer than a small network
         arguments = [tf.convert_to_tensor(x) for x in tf.nest.flatten((time_step, state))]
         size = arguments[0].shape[0]
         if size not in self._action_fns:

@@ -6,9 +6,9 @@ import tensorflow as tf
 
 
 def times(factor, value):
-    """factor * value, 0 for a factor of 0 whatever the value.
+    """factor * value; 0 for a factor of 0 and any value.
 
-    With it what a reset or a cotangent of 0 has cut off contributes nothing, also where it is NaN or infinite.
+    With it what a reset or a cotangent of 0 has cut off contributes nothing, also if it is NaN or infinite.
     """
     if tf.is_tensor(factor) and tf.is_tensor(value):
         return tf.math.multiply_no_nan(value, factor)
@@ -20,7 +20,7 @@ def _is_zero(entry):
 
 
 def dot(factors, values):
-    """Sum of `times` over two equally long sequences without the zeros, None or numbers; None where all are zero."""
+    """Sum of `times` over two equally long sequences without the zeros, None or numbers; None if all are zero."""
     terms = [times(x, y) for x, y in zip(factors, values, strict=True) if not (_is_zero(x) or _is_zero(y))]
     return sum(terms[1:], terms[0]) if terms else None
 

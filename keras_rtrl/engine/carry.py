@@ -8,7 +8,7 @@ from keras_rtrl.engine.cell import RTRLCell
 
 
 class Carry(NamedTuple):
-    """What goes from one chunk to the next: the state, and the traces where they are carried.
+    """What goes from one chunk to the next: the state, and the traces if they are carried.
 
     Attributes:
       state: s [B, N, m].
@@ -28,7 +28,7 @@ def carry_shapes(cell: RTRLCell, input_dim: int) -> Carry:
 
 
 def zero_carry(cell: RTRLCell, batch_size, dtype, input_dim: int | None = None) -> Carry:
-    """Zero carry of `batch_size` streams; without traces where `input_dim` is None."""
+    """Zero carry of `batch_size` streams; without traces if `input_dim` is None."""
     if input_dim is None:
         return Carry(tf.zeros((batch_size, cell.units, cell.components), dtype))
     return Carry(*(tf.zeros((batch_size, *shape), dtype) for shape in carry_shapes(cell, input_dim)))

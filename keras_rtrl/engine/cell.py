@@ -18,7 +18,7 @@ class Parameter(NamedTuple):
       name: its name, also the name of the layer's weight.
       role: "kernel", "recurrent" or "bias": which initialiser, regulariser and constraint of the layer apply.
       shape: its shape.
-      initializer: callable (shape, dtype) -> tensor, taken where the layer is given none.
+      initializer: callable (shape, dtype) -> tensor, taken if the layer is given none.
       offset: added to the initial value, whichever initialiser made it.
     """
 
@@ -46,7 +46,7 @@ class Local(NamedTuple):
 class RTRLCell:
     """An element-wise recurrence `s_t = phi(k_t s_{t-1}, x_t W; rho)` (rtrl-math.md, section 1).
 
-    A subclass gives the class attributes below, `unit_parameters`, `phi`, and where they are wanted `coefficients`,
+    A subclass gives the class attributes below, `unit_parameters`, `phi`, and if they are wanted `coefficients`,
     `derivatives` (closed forms, else automatic differentiation is used) and `output`. Used through
     `keras_rtrl.layers.RTRL(cell)`; a cell holds no variables.
 
@@ -118,7 +118,7 @@ class RTRLCell:
         return cls(**config)
 
     def check(self):
-        """Raises ValueError where the declarations of this cell do not fit the contract."""
+        """Raises ValueError if the declarations of this cell do not fit the contract."""
         gates, name = self.gates, type(self).__name__
         different = isinstance(gates, tuple) and len(set(gates)) == len(gates) and all(type(g) is str for g in gates)
         if not gates or not different:

@@ -1,6 +1,6 @@
 """Exact RTRL over a chunk of T steps at once (rtrl-math.md, section 3).
 
-Outputs, gradients and final traces equal those of `reference`; traces are read and written once a chunk, whatever T.
+Outputs, gradients and final traces equal those of `reference`; traces are read and written once a chunk, for any T.
 Two implementations: the native op, and its twin in plain TensorFlow, which defines it.
 """
 
@@ -25,11 +25,11 @@ def run(cell, kernel, rho, x, carry, reset=None, mask=None, gradient="rtrl", tra
       rho: per-unit parameters by name, each [N].
       x: inputs [B, T, D].
       carry: `Carry` before the chunk. Its gradient is None in every mode.
-      reset: [B, T] bool, true where a new episode starts with x_t; or None.
-      mask: [B, T] bool, false where x_t contributes nothing; or None.
+      reset: [B, T] bool, true if a new episode starts with x_t; or None.
+      mask: [B, T] bool, false if x_t contributes nothing; or None.
       gradient: "rtrl" (all history carried, through the carry's traces), "tbptt" (inside the chunk), "instant"
         (inside the step).
-      traces: whether the carry returned has traces; None: where the carry given has them. True with a carry that has
+      traces: whether the carry returned has traces; None: if the carry given has them. True with a carry that has
         none starts from zero traces.
       implementation: "auto", "tf" or "native"; see `native.choose`.
 

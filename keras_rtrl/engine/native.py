@@ -90,7 +90,7 @@ def choose(implementation: str, cell, dtype) -> bool:
     """Whether the native op runs `cell`.
 
     Args:
-      implementation: "auto": where it can and is at home on the device; "tf": never; "native": always.
+      implementation: "auto": if it can and is at home on the device; "tf": never; "native": always.
       cell: an `RTRLCell`.
       dtype: of the traces.
 
@@ -141,7 +141,7 @@ def adjoint(cell, saved, states, cotangents, rho, state, reset=None, mask=None, 
 
     Returns:
       du [B, T, G N]; d_rho [B, P, N], by stream; start [B, N, m], the adjoint of the state before the chunk, zeros
-      where `instant`; used [B, T] bool, false where du is 0 because no cotangent reaches the step, or it is masked.
+      if `instant`; used [B, T] bool, false if du is 0 because no cotangent reaches the step, or it is masked.
     """
     return tuple(
         _ops().keras_rtrl_adjoint(
@@ -361,7 +361,7 @@ def traced_for_xla():
 
 
 def _why_not_on_gpus():
-    """None if the library runs on every GPU that this TensorFlow sees, as where it sees none; else the reason."""
+    """None if the library runs on every GPU that this TensorFlow sees, also if it sees none; else the reason."""
     library, reason = _library()
     gpus = tf.config.get_visible_devices("GPU")
     return reason if library is None or not gpus else _why_not_on(tuple(gpus), library.cuda, library.architectures)

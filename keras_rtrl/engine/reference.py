@@ -16,8 +16,8 @@ def run(cell, kernel, rho, x, carry, reset=None, mask=None) -> list[Carry]:
       rho: per-unit parameters by name, each [N].
       x: inputs [B, T, D] with T known.
       carry: `Carry` before the first step, with traces.
-      reset: [B, T] bool, true where a new episode starts with x_t.
-      mask: [B, T] bool, false where x_t contributes nothing.
+      reset: [B, T] bool, true if a new episode starts with x_t.
+      mask: [B, T] bool, false if x_t contributes nothing.
 
     Returns:
       T carries.

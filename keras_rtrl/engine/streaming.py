@@ -19,7 +19,7 @@ from keras_rtrl.engine.chunked import apply_block
 class Pending(NamedTuple):
     """What `forward` leaves for `update`: the new state, the step's input, and its local derivatives.
 
-    `local` is one tensor [B, L, N] where the native op made it.
+    `local` is one tensor [B, L, N] if the native op made it.
     """
 
     cell: object
@@ -36,7 +36,7 @@ def forward(cell, params, carry: Carry, x, reset=None, implementation="auto") ->
       params: {"kernel": W [D, G N], and each per-unit parameter's name: [N]}.
       carry: `Carry` before the step; variables, if `update` is to follow.
       x: inputs [B, D].
-      reset: [B] bool, true where a new episode starts with x; or None.
+      reset: [B] bool, true if a new episode starts with x; or None.
       implementation: "auto", "tf" or "native", of this step and its `update`; see `native.choose`.
 
     Returns:
@@ -73,7 +73,7 @@ def _step(cell, params, kernel, state, x, reset, implementation):
 
 
 def _input_gradient(pending, kernel, cotangent):
-    """[B, D]: the gradient of the step's input, where `cotangent` [B, N, m] is that of the new state."""
+    """[B, D]: the gradient of the step's input; `cotangent` [B, N, m] is that of the new state."""
     cell, m = pending.cell, pending.cell.components
     if isinstance(pending.local, Local):
         a = pending.local.a

@@ -75,7 +75,7 @@ def chosen_elsewhere(layer, x, initial_state, reset):
 
 
 class KeepsCarry:
-    """Part of a layer: its carry as a flat tuple, and where it is stateful the two carries that it keeps.
+    """Part of a layer: its carry as a flat tuple, and if it is stateful the two carries that it keeps.
 
     The layer gives `_recurrent_layers`, its RTRL layers from below, `return_state` and `stateful`, and sets
     `_training_carry` and `_inference_carry` to None: tf-keras tracks no attribute that its class has too.
@@ -88,7 +88,7 @@ class KeepsCarry:
           training: False for the inference state, which has no traces.
 
         Returns:
-          Arrays, in the order in which `return_state` gives the carry; without traces where none are kept
+          Arrays, in the order in which `return_state` gives the carry; without traces if none are kept
           (gradient="tbptt" or "instant", and no return_state).
 
         Raises:
@@ -141,7 +141,7 @@ class KeepsCarry:
         """Zeroes the carries that a stateful layer keeps.
 
         Args:
-          streams: None: all; or the streams that begin anew: their indices, or a bool array [B].
+          streams: None: all; or the streams to zero: their indices, or a bool array [B].
           training: None: the training carry and the inference state; True or False: one of them.
 
         Raises:
@@ -175,7 +175,7 @@ class KeepsCarry:
     reset_states = reset_state  # tf-keras' name
 
     def carry_bytes(self, batch_size):
-        """Bytes of the training carry of `batch_size` streams: state, and traces where they are carried.
+        """Bytes of the training carry of `batch_size` streams: state, and traces if they are carried.
 
         A training step under a tape holds two such carries, the old and the new one.
 
@@ -231,7 +231,7 @@ class KeepsCarry:
         return self._by_layer({name: tf.convert_to_tensor(variable) for name, variable in kept.items()})
 
     def _own_carry(self, batch, training):
-        """Variables by name of the carry that this call continues: the inference state where training is False."""
+        """Variables by name of the carry that this call continues: the inference state if training is False."""
         kind = self._carry_kind(training)
         if getattr(self, f"_{kind}_carry") is None:
             entries = self._entries(None if kind == "training" else False)
@@ -294,7 +294,7 @@ def _bytes(entries, batch):
 
 
 def known_training(training, wanted="True, False or None"):
-    """None, a bool, or a symbolic bool tensor, from whatever is given as `training`.
+    """None, a bool, or a symbolic bool tensor, from what is given as `training`.
 
     Raises:
       ValueError: it is something else.

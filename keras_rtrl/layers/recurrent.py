@@ -66,11 +66,11 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
         raise NotImplementedError
 
     def _input_widths(self, width):
-        """Widths of the recurrent layers' inputs where the layer's own has `width` features."""
+        """Widths of the recurrent layers' inputs if the layer's own has `width` features."""
         raise NotImplementedError
 
     def _width(self, width):
-        """Width of the output where the input has `width` features."""
+        """Width of the output if the input has `width` features."""
         raise NotImplementedError
 
     def unroll(self, x, carries, reset=None, mask=None, traces=None, recur=None):
@@ -100,7 +100,7 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
         return int(shape[-1])
 
     def __call__(self, sequences, *args, **kwargs):
-        # Here and not in `call`: before Keras asks for shapes, and where tf-keras' symbols still have their history.
+        # Here and not in `call`: before Keras asks for shapes, and while tf-keras' symbols still have their history.
         _check_kind("sequences", sequences)
         self._check_makers(args[0] if args else kwargs.get("initial_state"))
         return super().__call__(sequences, *args, **kwargs)
@@ -115,7 +115,7 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
         self._check_sequences(sequences)
         x = tf.convert_to_tensor(sequences)
         x = self._with_steps(tf.ensure_shape(x, (None, None, self._input_dim)))
-        if mask is None:  # Keras 3 drops the automatic mask where other tensor arguments are passed
+        if mask is None:  # Keras 3 drops the automatic mask if other tensor arguments are passed
             mask = getattr(sequences, "_keras_mask", None)
         mask = self._check_flags("mask", mask, x)
         reset = self._check_flags("reset", reset, x)
@@ -304,7 +304,7 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
         return shapes
 
     def _carried(self, given, width):
-        """Entries of the carry that comes back where `given` tensors are given as initial state; None: none are."""
+        """Entries of the carry that comes back if `given` tensors are given as initial state; None: none are."""
         return self._entries(given != len(self._recurrent_layers()), self._input_widths(width))
 
     def _output_shapes(self, sequences_shape, given):

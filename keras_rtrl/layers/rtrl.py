@@ -35,9 +35,9 @@ class RTRL(Recurrent):
     Args:
       cell: an `RTRLCell`.
       gradient: "rtrl": exact over all history carried; "tbptt": inside the call only; "instant": inside the step only.
-      implementation: "auto": the native op where it is built and applies, else plain TensorFlow, as under jit_compile
+      implementation: "auto": the native op if it is built and applies, else plain TensorFlow, as under jit_compile
         and for one step without traces (acting), which gains nothing; "tf": plain TensorFlow; "native": the native op,
-        an error where it cannot be had.
+        an error if it cannot be had.
       return_sequences: whether to return the output of every step or of the last.
       return_state: whether to return, after the output, the carry: state [B, N, m] and traces S [B, D, G', N, m] and
         r [B, P, N, m].
@@ -47,7 +47,7 @@ class RTRL(Recurrent):
       zero_output_for_mask: zeros at masked steps instead of the output of the step before.
       kernel_initializer, recurrent_initializer, bias_initializer: None: the cell's own.
       kernel_regularizer, recurrent_regularizer, bias_regularizer: as of `keras.layers.LSTM`.
-      kernel_constraint, recurrent_constraint, bias_constraint: likewise.
+      kernel_constraint, recurrent_constraint, bias_constraint: as of `keras.layers.LSTM`.
       trace_dtype: dtype of the carry and of the recurrence; None: the wider of float32 and the variable dtype.
       go_backwards: False; it is here to be refused, as by Bidirectional.
 
@@ -56,8 +56,8 @@ class RTRL(Recurrent):
       initial_state: the state [B, N, m] alone: no traces are made, and the state alone comes back with `return_state`;
         or [state, S, r]. Its gradient is zero: a carry is a value. Refused by a stateful layer, which has its own.
       mask: [B, T] bool. Where false, state and traces pass through and the output of the step before is held.
-      training: only False matters, and only where stateful: the inference state is used.
-      reset: [B, T] bool, true where a new episode starts with that step: state and traces before it are zeroed.
+      training: only False matters, and only if stateful: the inference state is used.
+      reset: [B, T] bool, true if a new episode starts with that step: state and traces before it are zeroed.
 
     Output shape: [B, T, output_size] or [B, output_size], output_size N, 2 N for RTU.
 

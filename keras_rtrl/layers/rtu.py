@@ -16,7 +16,7 @@ class RTU(NamedRTRL):
     Args:
       units: N.
       recurrence: "linear" or "nonlinear".
-      activation: "relu", "tanh" or "linear"; of the output where linear, of the state where non-linear.
+      activation: "relu", "tanh" or "linear"; of the output if linear, of the state if non-linear.
       r_min, r_max: the initial radii's ring, 0 <= r_min < r_max <= 1.
       max_phase: initial phases are uniform on (0, max_phase), radians.
       **kwargs: the arguments of `RTRL`.

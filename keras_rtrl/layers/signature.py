@@ -1,8 +1,8 @@
-"""Which layer made traces, where that can be known.
+"""Which layer made traces, if that can be known.
 
 Traces are derivatives with respect to the weights of the layer that made them; to another layer of the same shapes they
 are wrong numbers. A trace is a tensor like any other, so a layer signs the very tensors that it returns. The signature
-is lost in whatever makes another tensor of them: numpy, slices, concatenation, arguments and results of a tf.function.
+is lost if another tensor is made of them: by numpy, slices, concatenation, arguments and results of a tf.function.
 """
 
 import numpy as np
@@ -38,7 +38,7 @@ def _maker(trace):
 
 
 def _same_weights(one, other):
-    """Whether the recurrent weights are the same variables or, where they have values now, equal as of a copy."""
+    """Whether the recurrent weights are the same variables or, if they have values now, equal as of a copy."""
     if type(one.cell) is not type(other.cell) or not (one.built and other.built):
         return False
     pairs = zip(one.recurrent_weights().values(), other.recurrent_weights().values(), strict=True)

@@ -32,7 +32,7 @@ class RTRLStack(Recurrent):
 
     Args:
       layers: from below: RTRL layers (at least one), and stateless keras layers that act on each step alone (Dense,
-        Dropout, LayerNormalization, ...). The stack runs all steps of every RTRL layer, whatever its
+        Dropout, LayerNormalization, ...). The stack runs all steps of every RTRL layer and ignores its
         `return_sequences`; `stateful`, `return_state` and `zero_output_for_mask` are refused in it. No layer may come
         twice.
       residual: add an RTRL layer's input to its output (after `gate`). Their widths must agree, which `gate` sees to.
@@ -52,7 +52,7 @@ class RTRLStack(Recurrent):
         `return_state`; or the whole carry. Its gradient is zero. Refused by a stateful stack.
       mask: [B, T] bool. Where false, every state and trace passes through and the output of the step before is held.
       training: as of `RTRL`; stateless layers see it as in any model.
-      reset: [B, T] bool, true where a new episode starts with that step: every state and trace before it is zeroed.
+      reset: [B, T] bool, true if a new episode starts with that step: every state and trace before it is zeroed.
 
     Output shape: [B, T, W] or [B, W], W the last layer's width.
 
@@ -168,7 +168,7 @@ class RTRLStack(Recurrent):
           only_last: whether the last step's output suffices; not with a mask.
 
         Returns:
-          [B, T, W], or [B, 1, W] where `only_last`.
+          [B, T, W], or [B, 1, W] if `only_last`.
         """
         h = tf.cast(x, self.compute_dtype)
         recurrent = self._recurrent_layers()

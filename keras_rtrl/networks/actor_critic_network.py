@@ -28,7 +28,7 @@ def _as_specs(name, specs):
 
 
 def _with_history(spec, extra):
-    """The spec of an observation with `extra` numbers of history beside it."""
+    """The spec of an observation with `extra` more numbers, the history."""
     if isinstance(spec, dict) or spec.shape.rank > 1:
         raise ValueError(
             f"history='before_encoder' takes an observation that is a number or a vector, got {shown(spec)}"
@@ -38,7 +38,7 @@ def _with_history(spec, extra):
 
 @gin.configurable(module="keras_rtrl")
 class ActorCriticNetwork(network.Network):
-    """Encoder -> recurrent core -> policy, value; last reward, clipped to [-1, 1], and last action beside the features.
+    """Encoder -> recurrent core -> policy, value; last reward, clipped to [-1, 1], and last action join the features.
 
     With its defaults the R2AC network of Irie et al. (ICLR 2024). With history="before_encoder" the encoder reads last
     reward and last action too, as in Elelimy et al. (2024). As a TF-Agents network it acts: called with the state
@@ -95,8 +95,8 @@ class ActorCriticNetwork(network.Network):
             deviation (`update_normalizer`) before the encoder.
           recurrent_parameters: choose `units` so that the core has about so many trainable weights.
           train_encoder: False leaves the encoder as it is, and the normalisation before it: no agent trains them.
-          history: where last action and last reward come in: "after_encoder", beside its features, or
-            "before_encoder", beside an observation that is a number or a vector.
+          history: "after_encoder": last reward and last action join the encoder's features; "before_encoder": they join
+            the observation, which must be a number or a vector.
           name: name of the network.
 
         Raises:
@@ -200,7 +200,7 @@ class ActorCriticNetwork(network.Network):
         return self._normalizer
 
     def update_normalizer(self, observation):
-        """Takes observations [..., shape] into the running normalisation, where there is one and it is not frozen."""
+        """Takes observations [..., shape] into the running normalisation, if there is one and it is not frozen."""
         if self._normalizer is not None and self._encoder.trainable:
             self._normalizer.update(observation["observation"])
 
@@ -209,7 +209,7 @@ class ActorCriticNetwork(network.Network):
 
         Args:
           features: [B, T, D].
-          reset: bool [B, T], True where an episode starts with that frame.
+          reset: bool [B, T], True if an episode starts with that frame.
           carry: as `get_initial_carry`, or the state alone (then no traces are made).
 
         Returns:

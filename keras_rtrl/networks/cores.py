@@ -113,7 +113,7 @@ class KerasCore(tf.Module):
 class StackCore(tf.Module):
     """No recurrence: a dense layer over the last `frames` features of an episode, zeros before its start.
 
-    Carry: (features [B, frames - 1, D],), oldest first, zeros where they belong to no or another episode.
+    Carry: (features [B, frames - 1, D],), oldest first, zeros if they belong to no or another episode.
     """
 
     def __init__(self, units, input_dim, frames=4, activation="relu"):

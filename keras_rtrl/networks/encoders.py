@@ -31,7 +31,7 @@ class _ToFloat(layers.Layer):
 
 
 class _WithInstruction(layers.Layer):
-    """An encoder of images beside the mean of the embeddings, 20 wide, of an instruction's words.
+    """Features of an image, and the mean of the embeddings, 20 wide, of an instruction's words.
 
     {"rgb": [N, H, W, C], "instruction": word ids [N, L], 0 for none} -> [N, D + 20]. The order of the words is lost;
     Espeholt et al. 2018 read them by an LSTM.
@@ -109,7 +109,7 @@ def impala_deep(units):
     return [*sections, layers.ReLU(), layers.Flatten(), *(layers.Dense(width, activation="relu") for width in units)]
 
 
-# name: (function, widths of its dense layers where none are given, rank of one observation or None for any)
+# name: (function, widths of its dense layers if none are given, rank of one observation or None for any)
 ENCODERS = {
     "mlp": (mlp, (64,), None),
     "nature_cnn": (nature_cnn, (512,), 3),
@@ -126,7 +126,7 @@ def make_encoder(encoder, observation_spec, units=None):
         given; or the layer itself, not built yet, which is copied. Such a layer maps [N, ...], uint8 divided by 255, to
         [N, D]; an observation of parts comes to it as it is.
       observation_spec: TensorSpec of one raw observation (no batch dimension); uint8 is divided by 255. Or a dict of
-        it, "rgb", and of "instruction", a BoundedTensorSpec [L] of word ids, 0 where there is no word.
+        it, "rgb", and of "instruction", a BoundedTensorSpec [L] of word ids, 0 if there is no word.
       units: widths of the dense layers; None for the encoder's own.
 
     Returns:

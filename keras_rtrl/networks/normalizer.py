@@ -50,7 +50,7 @@ class RunningNormalizer(tf.Module):
         return tf.where(seen, self._squares / tf.maximum(self._count, 1), tf.ones_like(self._squares))
 
     def update(self, x, counted=None):
-        """Takes in observations [..., shape]; those of all replicas where each calls it with its own.
+        """Takes in observations [..., shape]; those of all replicas if each calls it with its own.
 
         With `counted`, bool [...], only the observations that are; there may be none.
 
@@ -103,5 +103,5 @@ class RunningNormalizer(tf.Module):
 
 
 def clipped(x, low, high):
-    """`x` clipped to [low, high], but NaN where it is infinite: a fault that clipping would hide."""
+    """`x` clipped to [low, high], but NaN if it is infinite: a fault that clipping would hide."""
     return tf.where(tf.math.is_finite(x), tf.clip_by_value(x, low, high), tf.constant(float("nan"), x.dtype))

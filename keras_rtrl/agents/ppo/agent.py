@@ -26,7 +26,7 @@ class RTRLPPOAgent(RolloutAgent):
     A rollout of T steps is cut into chunks of C. What is stored of the recurrence is the carry at each chunk's start
     alone: state, and traces under gradient="rtrl", with which the gradient of a chunk reaches back over all the
     stream's history. Minibatches are shuffled chunks. The stored carry is that of the acting parameters (stale as the
-    epochs go by) unless the config asks to compute it anew.
+    epochs go by) unless the config asks to compute it again.
 
     The agent owns the learner's carry of each stream: row b of every batch must be stream b, and each rollout must
     begin with the frame the last one ended with.

@@ -33,9 +33,9 @@ class PPOConfig:
       minibatches: optimiser steps an epoch, each on as many chunks.
       chunk: steps a rollout is cut into, each from a stored carry; 1 is the paper's per-step scheme. Truncated BPTT
         (gradient="tbptt") reaches back so many steps.
-      stale_gradient: use the carry stored while the rollout was made in all epochs; False computes it anew, from the
+      stale_gradient: use the carry stored while the rollout was made in all epochs; False computes it again, from the
         rollout's start and under the current parameters, before each epoch.
-      stale_target: likewise for advantages and returns.
+      stale_target: the same for advantages and returns.
       scale_reward: divide rewards by the running standard deviation of the discounted return.
 
     Raises:

@@ -27,7 +27,7 @@ def gae(reward_t, discount_t, value_t, bootstrap_value, boundary_t, lambda_value
 
     Args:
       reward_t: [B, T].
-      discount_t: gamma times the environment's discount, [B, T]; 0 where the episode terminates.
+      discount_t: gamma times the environment's discount, [B, T]; 0 if the episode terminates.
       value_t: V_t, [B, T].
       bootstrap_value: V of frame T, [B].
       boundary_t: bool [B, T].

@@ -29,7 +29,7 @@ def vtrace(log_rho_t, discount_t, reward_t, value_t, bootstrap_value, boundary_t
 
     Args:
       log_rho_t: log pi(a_t) - log mu(a_t), [B, T].
-      discount_t: gamma times the environment's discount, [B, T]; 0 where the episode terminates.
+      discount_t: gamma times the environment's discount, [B, T]; 0 if the episode terminates.
       reward_t: [B, T].
       value_t: V_t, [B, T].
       bootstrap_value: V of frame T, [B].

@@ -20,7 +20,7 @@ class StreamACAgent(StreamingAgent):
         parameters += learning rate * delta (value_pred_loss_coef z_v + z_pi)
 
     with both gradients from one set of RTRL traces. Rewards r are scaled as the config says, observations normalised
-    where the network does so. `extra`: value v(s), TD error delta and the policy's entropy; the loss is delta^2 / 2.
+    if the network does so. `extra`: value v(s), TD error delta and the policy's entropy; the loss is delta^2 / 2.
     """
 
     extra_class = StreamACExtra

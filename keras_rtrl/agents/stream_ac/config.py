@@ -20,7 +20,7 @@ class StreamACConfig:
       gamma: discount, in [0, 1]; multiplied with the environment's own.
       trace_decay: lambda of actor and critic, in [0, 1].
       entropy_regularization: weight of the policy's entropy.
-      value_pred_loss_coef: weight of the critic's step beside the actor's.
+      value_pred_loss_coef: weight of the critic's step; the actor's is 1.
       scale_reward: divide rewards by the running standard deviation of the discounted return.
       window: steps that truncated BPTT goes back, of cores with gradient="tbptt".
 
