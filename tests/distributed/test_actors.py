@@ -156,7 +156,7 @@ def test_a_signal_leaves_a_checkpoint_from_which_the_actors_follow(train, tmp_pa
     ("words", "bindings", "says"),
     [
         (["--actors", "0"], [], "must be a whole number of at least 1, got '0'"),
-        (["--ray-address", "auto"], [], "give --actors too, got 'auto' alone"),
+        (["--ray-address", "auto"], [], "--ray-address needs --actors, got only --ray-address 'auto'"),
         (["--actors", "2", "--ray-address", "127.0.0.1:9"], [], "no Ray cluster at 127.0.0.1:9: Connection refused"),
         (["--actors", "2"], ["actors.streams = 3"], "actors.streams must be one of 2, 4 for environment.num_envs=4"),
         (["--actors", "2"], ["actors.queue = 0"], "actors.queue must be a whole number of at least 1, got 0"),
