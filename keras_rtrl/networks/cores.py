@@ -69,9 +69,7 @@ class RTRLCore(tf.Module):
         if not self.layer.built:
             self.layer.build((None, None, self._input_dim))
         parts = self.layer.get_initial_state(batch_size, traces="rtrl" in self.gradients)
-        if len(parts) == len(self.state_spec):
-            return tuple(parts)
-        return (*parts[::3], *(trace for i in range(0, len(parts), 3) for trace in parts[i + 1 : i + 3]))
+        return tuple(parts) if len(parts) == len(self.state_spec) else _states_first(parts)
 
     def __call__(self, features, reset, carry):
         states, traces = carry[: len(self.state_spec)], carry[len(self.state_spec) :]
@@ -81,9 +79,12 @@ class RTRLCore(tf.Module):
         else:
             given = list(states)
         y, *new = self.layer(features, initial_state=given, reset=reset)
-        if not traces:
-            return y, tuple(new)
-        return y, (*new[::3], *(trace for i in range(0, len(new), 3) for trace in new[i + 1 : i + 3]))
+        return y, _states_first(new) if traces else tuple(new)
+
+
+def _states_first(carry):
+    """A core's carry from a layer's, which is state, S and r of each RTRL layer in turn."""
+    return (*carry[::3], *(part for i, part in enumerate(carry) if i % 3))
 
 
 class KerasCore(tf.Module):
