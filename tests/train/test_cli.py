@@ -90,6 +90,7 @@ def test_unknown_game_names_a_close_one(error, tmp_path):
         ("RMSprop.rho = 0.5", "nothing uses RMSprop.rho; train.optimizer is @Adam"),
         ("Adam.learning_rate = 1.0", "(did you mean 'train.learning_rate'?)"),
         ("ActorCriticNetwork.action_spec = 3", "has no setting 'action_spec'"),
+        ("R2ACConfig.entropy_cost = 0.1", "has another name now: R2ACConfig.entropy_regularization"),
         ("ActorPolicy.name = 'x'", "no setting 'ActorPolicy.name'"),
         ("sweep.tasks = {'a': []}", "sweep.tasks is for keras-rtrl sweep"),
         ("actors.queue = 1", "nothing uses actors.queue without --actors"),
