@@ -377,8 +377,10 @@ def of_size(value, x, axes, message):
         tf.debugging.Assert(tf.equal(got[i], wanted[i]), [message, wanted[:axes], "got", got[:axes]])
         for i in range(axes)
     ]
-    with tf.control_dependencies(checks):  # XLA drops assertions: there the reshaping fails
-        value = tf.reshape(value, tf.concat([wanted[:axes], got[axes:]], 0))
+    with tf.control_dependencies(checks):
+        # Grappler may merge the reshaping below with others and lose what it waits for, but it leaves this alone.
+        value = tf.ensure_shape(value, value.shape)
+    value = tf.reshape(value, tf.concat([wanted[:axes], got[axes:]], 0))  # XLA drops assertions: there this fails
     return tf.ensure_shape(value, (*theirs, *value.shape[axes:]))
 
 
