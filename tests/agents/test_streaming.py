@@ -284,8 +284,10 @@ def test_reset_carry_begins_anew(core):
     frames = make_frames([MID] * 5)
     first = [info.extra.value.numpy() for info in train(agent, frames)]
     traces = [part.numpy() for part in tf.nest.flatten(agent.eligibility)]
+    assert np.any(agent.reward_scaler.by_stream.values()[0])
     agent.reset_carry()
-    assert not any(np.any(part.numpy()) for part in (*agent.carry, *tf.nest.flatten(agent.eligibility)))
+    kept = (*agent.carry, *tf.nest.flatten(agent.eligibility), *agent.reward_scaler.by_stream.values())
+    assert not any(np.any(part.numpy()) for part in kept)
     again = [info.extra.value.numpy() for info in train(agent, frames)]
     np.testing.assert_allclose(again, first, rtol=1e-6)
     for part, wanted in zip(tf.nest.flatten(agent.eligibility), traces, strict=True):

@@ -472,8 +472,9 @@ def test_output_of_one_step_and_recurrent_weights(make, rng):
     y, state, _, _ = layer(x)
     np.testing.assert_allclose(layer.read_out(x[:, -1], state), y[:, -1], rtol=1e-6)
     last = make(return_state=True)
-    _, state, _, _ = last(x)
-    np.testing.assert_allclose(last.read_out(x[:, -1], state), last(x)[0], rtol=1e-6)
+    for steps in (T, 1):
+        y, state, _, _ = last(x[:, :steps])
+        np.testing.assert_allclose(last.read_out(x[:, steps - 1], state), y, rtol=1e-6)
     weights = layer.recurrent_weights()
     assert list(weights) == ["kernel", *layer.cell.unit_names]
     assert weights["kernel"] is layer.kernel

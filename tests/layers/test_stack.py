@@ -293,6 +293,7 @@ BAD = {
         ValueError,
         "residual: .* width 4 and .* width 3; .*gate",
     ),
+    "residual, wider": (lambda: RTRLStack([ELSTM(D + 2)], residual=True)(Z), ValueError, "width 4 and .* width 6"),
     "time": (lambda: RTRLStack([elstm(), keras.layers.Flatten()])(Z), ValueError, "must act on each step alone"),
     "built": (lambda: RTRLStack([narrow])(Z), ValueError, r"was built for 2 features and gets 4 here"),
     "width": (lambda: RTRLStack([elstm()])(keras.Input((3, None))), ValueError, "with features known"),

@@ -44,7 +44,7 @@ FEW = "not xla and not True and not fresh"
 CONFIG = "defaults or range or gin or argument"
 OTHERS = {
     "cells": ["tests/cells", PROOFS],
-    "engine/cell": ["tests/layers/test_rtrl.py", "tests/cells", "-k", "contract or egru_is or initial or config"],
+    "engine/cell": ["tests/layers/test_rtrl.py", "tests/cells", PROOFS, "-k", FEW],
     "cells/egru": ["tests/cells", PROOFS, "-k", "not xla and (egru or EGRU)"],
     "cells/elstm": ["tests/cells", PROOFS, "-k", "not xla and (elstm or ELSTM)"],
     "cells/lru": ["tests/cells", PROOFS, "-k", "not xla and (lru or LRU)"],
@@ -54,7 +54,7 @@ OTHERS = {
     "engine/native": [PROOFS, "-k", "not xla"],
     "layers": ["tests/layers/test_defaults.py"],
     "layers/carry": ["tests/layers", "-k", FEW],
-    "layers/readout": ["tests/layers", "-k", FEW],
+    "layers/readout": ["tests/layers", "tests/conformance/layers/test_layers.py", "-k", "nan"],
     "layers/recurrent": ["tests/layers", "-k", FEW],
     "layers/rtrl": ["tests/cells", "-k", FEW],
     "layers/signature": ["tests/layers", "-k", FEW],
@@ -73,6 +73,7 @@ OTHERS = {
     "agents/r2ac": ["tests/agents/r2ac"],
     "agents/reward_scaler": [],
     "agents": ["tests/agents/r2ac/test_agent.py", "tests/agents/ppo/test_agent.py"],
+    "agents/base": ["tests/agents/ppo/test_agent.py", "tests/agents/test_streaming.py", "-k", "reset or replica or bad"],
     "agents/experience": ["tests/agents/test_wrong_arguments.py", "tests/agents/test_not_finite.py"],
     "drivers": ["tests/drivers"],
     "environments": [],

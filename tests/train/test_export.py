@@ -72,7 +72,7 @@ def test_state_has_no_traces(tmaze_run):
     assert {name: tuple(part.shape) for name, part in state.items()} == {"state_0": (2, 8, 1)}
 
 
-@pytest.mark.skipif(native.why_not(ELSTMCell(1), "float32") is not None, reason="needs the native op")
+@pytest.mark.skipif(not native.info()["built"], reason="needs the native op")
 def test_states_have_the_rows_of_the_observation(tmaze_run):
     policy = tf.saved_model.load(str(tmaze_run / "policy")).signatures
     given = {

@@ -255,12 +255,26 @@ def test_store_bytes():
 def test_reset_carry():
     env = make_env()
     agent = make_agent(env, scale_reward=True)
-    agent.train(rollouts(env, agent, 1)[0])
-    assert all(np.any(part) for part in agent.carry)
+    (rollout,) = rollouts(env, agent, 1, steps=T - 3)
+    agent.train(rollout._replace(reward=tf.ones_like(rollout.reward)))
     scale = agent.reward_scaler.scale
+    assert all(np.any(part) for part in agent.stream_values())
     agent.reset_carry()
-    assert not any(np.any(part) for part in agent.carry)
+    assert not any(np.any(part) for part in agent.stream_values())
     assert agent.reward_scaler.scale == scale
+
+
+@pytest.mark.parametrize("scale_reward", [False, True])
+def test_one_replica_holds_its_streams_as_checkpoints_do(scale_reward):
+    env = make_env()
+    agent = make_agent(env, scale_reward=scale_reward)
+    (rollout,) = rollouts(env, agent, 1, steps=T - 3)
+    agent.train(rollout._replace(reward=tf.ones_like(rollout.reward)))
+    before = [part.numpy() for part in agent.stream_values()]
+    agent.gather_streams()
+    agent.scatter_streams()
+    for part, wanted in zip(agent.stream_values(), before, strict=True):
+        np.testing.assert_array_equal(part, wanted)
 
 
 @pytest.mark.parametrize(
