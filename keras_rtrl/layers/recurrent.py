@@ -102,7 +102,12 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
     def __call__(self, sequences, *args, **kwargs):
         # Here and not in `call`: before Keras asks for shapes, and while tf-keras' symbols still have their history.
         _check_kind("sequences", sequences)
-        self._check_makers(args[0] if args else kwargs.get("initial_state"))
+        given = {**dict(zip(("initial_state", "mask", "training", "reset"), args, strict=False)), **kwargs}
+        for name in ("initial_state", "mask", "reset"):
+            for value in tf.nest.flatten(given.get(name)):
+                if value is not None:
+                    _check_kind(name, value)
+        self._check_makers(given.get("initial_state"))
         return super().__call__(sequences, *args, **kwargs)
 
     def call(self, sequences, initial_state=None, mask=None, training=None, reset=None):
@@ -394,3 +399,5 @@ def _check_kind(what, value):
         raise TypeError(f"{what} must be dense, got a {'ragged' if ragged else 'sparse'} tensor; give {ways}.")
     if not (hasattr(value, "shape") and hasattr(value, "dtype")):
         raise TypeError(f"{what} must be a tensor or an array, got {type(value).__name__}: {shown(value)}.")
+    if getattr(value.shape, "rank", 0) is None:
+        raise ValueError(f"{what} must have a known number of dimensions, got a tensor of unknown shape.")

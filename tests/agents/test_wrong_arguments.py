@@ -144,6 +144,10 @@ PARTS = {
         {"time_step_spec": ts.time_step_spec(OTHER)},
         "time_step_spec.observation must be what the network was",
     ),
+    "observation of another kind": (
+        {"time_step_spec": ts.time_step_spec(list(HISTORY.values()))},
+        "time_step_spec.observation must be what the network was",
+    ),
     "action": ({"action_spec": None}, "action_spec must be what the network was made for"),
 }
 

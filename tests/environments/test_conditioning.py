@@ -56,7 +56,7 @@ def onsets(x):
 def test_equals_the_gymnasium_form_step_for_step(name):
     _, played, _ = play(name)
     for stream, steps in ((0, 200), (1, 2000)):
-        env = gymnasium.make(name, stream=stream)
+        env = gymnasium.make(name, **({"stream": stream} if stream else {}))
         observation, _ = env.reset(seed=5)
         np.testing.assert_array_equal(played.observation[0, stream], observation)
         for t in range(1, steps + 1):

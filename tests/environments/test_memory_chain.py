@@ -51,7 +51,7 @@ def test_equals_the_gymnasium_form_step_for_step(jit_compile):
     actions = random_actions()
     played = play(actions, jit_compile=jit_compile)
     for stream in range(STREAMS):
-        env = gymnasium.make("MemoryChain-v0", length=LENGTH, stream=stream)
+        env = gymnasium.make("MemoryChain-v0", length=LENGTH, **({"stream": stream} if stream else {}))
         done = True
         for t in range(STEPS + 1):
             if done:

@@ -14,6 +14,15 @@ FIRST, MID, LAST = 0, 1, 2
 MEMORY = "MiniGrid-MemoryS7-v0"
 
 
+def test_a_package_that_a_task_lacks_is_named(monkeypatch):
+    def without(*_, **__):
+        raise gymnasium.error.DependencyNotInstalled("pygame is not installed")
+
+    monkeypatch.setattr(gymnasium, "make", without)
+    with pytest.raises(ImportError, match=f"{MEMORY} needs a package that is not installed: pygame is not"):
+        environments.make(MEMORY, num_envs=1, seed=0)
+
+
 def test_streams_are_minigrids_own():
     """Each stream equals a plain environment with its seed, direction and view one-hot; through several episodes."""
     streams, steps = 3, 300

@@ -30,7 +30,7 @@ def test_equals_the_gymnasium_form_step_for_step(mode):
     played = play_in_graph(7, actions, mode)
     choices = []
     for stream in range(STREAMS):
-        env = gymnasium.make("TMaze-v0", corridor=CORRIDOR, stream=stream)
+        env = gymnasium.make("TMaze-v0", corridor=CORRIDOR, **({"stream": stream} if stream else {}))
         done = True
         for t in range(STEPS + 1):
             if done:

@@ -275,6 +275,7 @@ BAD = {  # call, message
     "index": (lambda: called().reset_state([3]), "streams must be None, indices below 3 .* got"),
     "negative": (lambda: called().reset_state([-1]), "streams must be None, indices below 3"),
     "bools": (lambda: called().reset_state([True]), r"got a bool array of shape \(1,\)"),
+    "more bools": (lambda: called().reset_state([True] * (B + 1)), r"got a bool array of shape \(4,\)"),
     "fraction": (lambda: called().reset_state([0.5]), "streams must be None, indices below 3"),
     "symbolic": (
         lambda: tf.function(lambda streams: called().reset_state(streams, training=True))(tf.constant([1])),

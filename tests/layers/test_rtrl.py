@@ -169,7 +169,7 @@ BAD_CALLS = {
     "two states": (dict(sequences=X, initial_state=[X, X]), ValueError, "initial_state must be .* got 2 tensors"),
     "state shape": (dict(sequences=X, initial_state=X), ValueError, "initial_state: state must have shape"),
     "state batch": (dict(sequences=X, initial_state=np.zeros((B + 1, N, 1), "float32")), ValueError, "initial_state"),
-    "no tensor": (dict(sequences=X, initial_state="zeros"), TypeError, "initial_state: state must .* got str"),
+    "no tensor": (dict(sequences=X, initial_state="zeros"), TypeError, "initial_state must .* got str"),
     "reset shape": (dict(sequences=X, reset=np.zeros((B, 3), bool)), ValueError, "reset must have shape"),
     "mask shape": (dict(sequences=X, mask=np.zeros((B,), bool)), ValueError, "mask must have shape"),
 }
@@ -227,6 +227,28 @@ def test_rows_known_late_must_be_those_of_sequences(free, name, rows):
 def test_shapes_and_values_known_late(free, given, message):
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         free(**given)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "wanted"),
+    [("float16", "float32"), ("bfloat16", "float32"), ("mixed_float16", "float32"), ("float64", "float64")],
+)
+def test_the_carry_is_never_narrower_than_float32(dtype, wanted):
+    layer = ELSTM(N, return_state=True, dtype=dtype)
+    assert layer.trace_dtype == wanted
+    assert all(part.dtype == wanted for part in layer(X)[1:])
+
+
+@pytest.mark.parametrize("what", ["sequences", "initial_state", "reset", "mask"])
+@pytest.mark.parametrize("built", [False, True])
+def test_tensors_of_unknown_rank(what, built):
+    layer = ELSTM(N)
+    if built:
+        layer.build((None, None, D))
+    dtype = tf.bool if what in ("reset", "mask") else tf.float32
+    function = tf.function(lambda given: layer(**{"sequences": X, what: given}), [tf.TensorSpec(None, dtype)])
+    with pytest.raises(ValueError, match=f"{what}.* must have a known number of dimensions"):
+        function(resets() if dtype == tf.bool else X)
 
 
 @pytest.mark.parametrize("what", ["reset", "mask"])

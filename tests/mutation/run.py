@@ -40,26 +40,29 @@ else:
 
 # A module's tests are those of its own file and these, of the longest beginning of its path. XLA takes too long here.
 PROOFS = "tests/conformance/test_proofs.py"
+DEFAULTS = "tests/layers/test_defaults.py"
 FEW = "not xla and not True and not fresh"
 CONFIG = "defaults or range or gin or argument"
 OTHERS = {
     "cells": ["tests/cells", PROOFS],
     "engine/cell": ["tests/layers/test_rtrl.py", "tests/cells", PROOFS, "-k", FEW],
-    "cells/egru": ["tests/cells", PROOFS, "-k", "not xla and (egru or EGRU)"],
-    "cells/elstm": ["tests/cells", PROOFS, "-k", "not xla and (elstm or ELSTM)"],
-    "cells/lru": ["tests/cells", PROOFS, "-k", "not xla and (lru or LRU)"],
-    "cells/mingru": ["tests/cells", PROOFS, "-k", "not xla and (mingru or MinGRU)"],
-    "cells/rtu": ["tests/cells", PROOFS, "-k", "not xla and (rtu or RTU or ran_away)"],
+    "cells/egru": ["tests/cells", DEFAULTS, PROOFS, "-k", "not xla and (egru or EGRU)"],
+    "cells/elstm": ["tests/cells", DEFAULTS, PROOFS, "-k", "not xla and (elstm or ELSTM)"],
+    "cells/lru": ["tests/cells", DEFAULTS, PROOFS, "-k", "not xla and (lru or LRU)"],
+    "cells/mingru": ["tests/cells", DEFAULTS, PROOFS, "-k", "not xla and (mingru or MinGRU)"],
+    "cells/rtu": ["tests/cells", DEFAULTS, PROOFS, "-k", "not xla and (rtu or RTU or ran_away)"],
     "engine": ["tests/engine/test_streaming.py", "tests/engine/test_chunked.py", PROOFS, "-k", FEW],
     "engine/native": [PROOFS, "-k", "not xla"],
-    "layers": ["tests/layers/test_defaults.py"],
+    "layers": [DEFAULTS],
     "layers/carry": ["tests/layers", "-k", FEW],
     "layers/readout": ["tests/layers", "tests/conformance/layers/test_layers.py", "-k", "nan"],
-    "layers/recurrent": ["tests/layers", "-k", FEW],
-    "layers/rtrl": ["tests/cells", "-k", FEW],
+    "layers/recurrent": ["tests/layers", "tests/diagnostics", "-k", FEW],
+    "layers/rtrl": ["tests/cells", DEFAULTS, "-k", FEW],
     "layers/signature": ["tests/layers", "-k", FEW],
     "layers/stack": [],
     "networks": [],
+    "networks/encoders": ["tests/conformance/layers/test_networks.py", "-k", "not test_pickling_and_copy[ "],
+    "networks/parts": ["tests/networks"],
     "agents/obgd": ["tests/agents/test_defaults.py"],
     "agents/ppo/config": ["tests/agents/test_defaults.py", "tests/agents/ppo/test_agent.py", "-k", CONFIG],
     "agents/r2ac/config": ["tests/agents/test_defaults.py", "tests/agents/r2ac/test_agent.py", "-k", CONFIG],
@@ -88,7 +91,10 @@ def tests_of(module):
     path = pathlib.PurePath(module).relative_to("keras_rtrl")
     own = pathlib.Path("tests", *path.parts[:-1], f"test_{path.name}")
     others = max((start for start in OTHERS if str(path).startswith(start)), key=len)
-    return [*([str(own)] if (TOP / own).exists() else []), *OTHERS[others]]
+    found = [*([str(own)] if (TOP / own).exists() else []), *OTHERS[others]]
+    if not found:  # pytest would run all there are
+        raise SystemExit(f"error: no tests are named for {module}")
+    return found
 
 
 class Chosen:
