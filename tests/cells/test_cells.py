@@ -185,7 +185,7 @@ def test_a_cell_without_phi_says_so():
 def test_parameters_that_ran_away_give_finite_numbers(cell, dtype):
     """exp(exp(nu)) and exp(vartheta) would overflow: the derivatives end before, as those of what is computed do."""
     rho = {p.name: tf.zeros([5], dtype) for p in cell.unit_parameters()}
-    rho["nu"], rho["vartheta"] = tf.constant([-3, 1e3, 80, -3, -3], dtype), tf.constant([500, 85, 1, 8.01, 1], dtype)
+    rho["nu"], rho["vartheta"] = tf.constant([-3, 1e3, 80, -3, -3], dtype), tf.constant([500, 85, 1, 8.01, -1], dtype)
     state, u = (tf.ones([5], dtype),) * 2, {gate: tf.ones([5], dtype) for gate in cell.gates}
     local = cell.derivatives(state, u, cell.coefficients(rho))
     new = cell.phi(state, u, cell.coefficients(rho))

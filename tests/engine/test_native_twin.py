@@ -18,9 +18,7 @@ CELLS = {
     "rtu_identity": lambda units: RTUCell(units, "nonlinear", "linear"),
 }
 
-pytestmark = pytest.mark.skipif(
-    not native.info()["built"], reason=str(native.info()["why_not"])
-)
+pytestmark = pytest.mark.skipif(not native.info()["built"], reason=str(native.info()["why_not"]))
 
 some = st.one_of(st.integers(1, 9), st.integers(10, 40))
 

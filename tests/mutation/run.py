@@ -76,7 +76,7 @@ OTHERS = {
     "agents/r2ac": ["tests/agents/r2ac"],
     "agents/reward_scaler": [],
     "agents": ["tests/agents/r2ac/test_agent.py", "tests/agents/ppo/test_agent.py"],
-    "agents/base": ["tests/agents/ppo/test_agent.py", "tests/agents/test_streaming.py", "-k", "reset or replica or bad"],
+    "agents/base": ["tests/agents/ppo/test_agent.py", "tests/agents/test_streaming.py", "-k", "reset or replica"],
     "agents/experience": ["tests/agents/test_wrong_arguments.py", "tests/agents/test_not_finite.py"],
     "drivers": ["tests/drivers"],
     "environments": [],

@@ -11,7 +11,6 @@ import pytest
 import tensorflow as tf
 
 from keras_rtrl import environments
-from keras_rtrl.cells import ELSTMCell
 from keras_rtrl.engine import native
 from keras_rtrl.environments.vector import stream_seeds
 from keras_rtrl.layers import RTRL
