@@ -41,8 +41,6 @@ def make_simulator(task, **options):
         create = load_env_creator(spec.entry_point)
     except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
         raise ImportError(f'masked {task} needs MuJoCo: pip install "keras_rtrl[mujoco]".') from error
-    if task == "Ant":
-        options["include_cfrc_ext_in_observation"] = False
     return create(**{**spec.kwargs, **options})
 
 

@@ -374,6 +374,37 @@ def test_mesa_is_loaded_apart_from_the_folders_that_its_users_name(build_rendere
     assert ctypes.CDLL(str(driver)).draws() == 1
 
 
+def test_names_of_mesas_libraries(monkeypatch):
+    loaded = []
+    monkeypatch.setattr(opengl, "load_apart", loaded.append)
+    opengl.load_mesa()
+    assert {"libEGL_mesa.so.0", "libGLX_mesa.so.0", "libOSMesa.so.8"} < set(loaded)
+
+
+def test_actions_do_what_they_are_called_and_no_more(lab_module, monkeypatch):
+    Lab, steps = lab_module.Lab, []
+
+    class Recording:
+        def __init__(self, *arguments):
+            self._lab = Lab(*arguments)
+
+        def __getattr__(self, name):
+            return getattr(self._lab, name)
+
+        def step(self, action, num_steps):
+            steps.append(action.tolist())
+            return self._lab.step(action, num_steps=num_steps)
+
+    monkeypatch.setattr(lab_module, "Lab", Recording)
+    env = make_small()
+    env.reset()
+    names = [spec["name"] for spec in make_lab(lab_module).action_spec()]
+    for action in range(len(ACTIONS)):
+        env.step(np.array([action]))
+    assert steps == [[action.get(name, 0) for name in names] for action in ACTIONS]
+    env.close()
+
+
 def test_the_settings_an_instance_gets(lab_module, monkeypatch):
     """The engine tells its instructions to nobody."""
     configs, Lab = [], lab_module.Lab

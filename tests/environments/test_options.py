@@ -86,7 +86,8 @@ def test_longest():
     for build, option in ((TMazeEnv, "corridor"), (MemoryChainEnv, "length")):
         with pytest.raises(ValueError, match=option):
             build(**{option: 10**20})
-        for stream in (-1, 0.5, "0", 2**31, 10**20):
+        build(stream=2**31 - 2)
+        for stream in (-1, 0.5, "0", 2**31 - 1, 2**31, 10**20):
             with pytest.raises(ValueError, match="stream"):
                 build(stream=stream)
 

@@ -3,7 +3,9 @@ import subprocess
 import sys
 
 import gymnasium
+import numpy as np
 import pytest
+import tensorflow as tf
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 
 from keras_rtrl import environments
@@ -127,3 +129,12 @@ def test_import_without_legacy_keras(before):
     done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1].startswith(f"ImportError: {NOT_SET}")
+
+
+@pytest.mark.parametrize("name", ["TMaze-v0", "MemoryChain-v0", "TraceConditioning-v0", "TracePatterning-v0"])
+def test_observations_lie_in_the_bounds_of_their_spec(name):
+    env = environments.make(name, num_envs=3, seed=0)
+    spec = env.observation_spec()
+    seen = [env.reset().observation, *(env.step(tf.zeros([3], tf.int64)).observation for _ in range(60))]
+    assert np.all(seen >= spec.minimum)
+    assert np.all(seen <= spec.maximum)

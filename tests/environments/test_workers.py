@@ -149,6 +149,9 @@ def test_two_halves_step_both_or_neither():
         with pytest.raises(RuntimeError, match="step_wait"):
             env.step_async(np.zeros(4, int))
         env.step_wait()
+        for half in env.halves:  # as drivers do, in turn
+            half.step(np.ones(2, int))
+        assert_equal(env.current_time_step(), [one.step(action * np.ones(4, int)) for action in (0, 1)][1])
 
 
 def test_nested_observations_and_frames():
