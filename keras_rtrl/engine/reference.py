@@ -22,7 +22,7 @@ def run(cell, kernel, rho, x, carry, reset=None, mask=None) -> list[Carry]:
     Returns:
       T carries.
     """
-    n, m = cell.units, cell.components
+    n = cell.units
     c = cell.coefficients(rho)
     steps = []
     for t in range(x.shape[1]):
@@ -40,8 +40,6 @@ def run(cell, kernel, rho, x, carry, reset=None, mask=None) -> list[Carry]:
         new_r = tf.einsum("bnij,bpnj->bpni", J, r)
         if cell.unit_names:
             new_r += tf.stack([tf.stack(dense(local.v[p], state[0]), axis=-1) for p in cell.unit_names], axis=1)
-        else:
-            new_r = tf.zeros((tf.shape(x)[0], 0, n, m), x.dtype)
         if mask is not None:
             keep = mask[:, t]
             new, new_S, new_r = (

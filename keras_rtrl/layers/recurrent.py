@@ -165,11 +165,10 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
         return self._by_layer({e.name: self._check_rows(e, value, x) for e, value in values})
 
     def completed(self, carries):
-        """The carries with zeros for traces that are not there."""
+        """The carries of a stateful layer, with zeros for traces that are not there."""
 
         def zero(layer, state):
-            rows = tf.shape(state)[0] if state.shape[0] is None else state.shape[0]
-            return zero_carry(layer.cell, rows, layer.trace_dtype, layer._input_dim)
+            return zero_carry(layer.cell, state.shape[0], layer.trace_dtype, layer._input_dim)
 
         return [
             zero(layer, carry.state)._replace(state=carry.state) if carry.S is None else carry
@@ -202,7 +201,7 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
             return None
         _check_kind(name, flags)
         flags = tf.convert_to_tensor(flags)
-        if flags.shape.rank != 2 or not x.shape[:2].is_compatible_with(flags.shape):
+        if not x.shape[:2].is_compatible_with(flags.shape):
             raise ValueError(f"{name} must have shape [batch, time] = {tuple(x.shape[:2])}, got {tuple(flags.shape)}.")
         if not (flags.dtype.is_bool or flags.dtype.is_integer or flags.dtype.is_floating):
             raise TypeError(f"{name} must be boolean, got {flags.dtype.name}.")
