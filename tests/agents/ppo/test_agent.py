@@ -290,6 +290,9 @@ def test_one_replica_holds_its_streams_as_checkpoints_do(scale_reward):
         ({"num_epochs": 0}, "num_epochs"),
         ({"minibatches": 1.5}, "minibatches"),
         ({"chunk": 0}, "chunk"),
+        ({"stale_gradient": "no"}, "stale_gradient"),
+        ({"stale_target": 2}, "stale_target"),
+        ({"scale_reward": None}, "scale_reward"),
     ],
 )
 def test_config_out_of_range(options, message):
