@@ -41,14 +41,14 @@ def load(preset, actors=0, streams=None, batch=None):
 
     `actors` of `streams` streams are configured, and updates of `batch`; 0 and None leave the preset as it is.
     """
-    bindings = [f"actors.number = {actors}", f"actors.streams = {streams}"]
+    bindings = [f"actors.num_actors = {actors}", f"actors.num_streams = {streams}"]
     if batch is not None:
         bindings.append(f"environment.num_envs = {batch}")
     config.load(WAITING if preset == "waiting" else config.find(preset), bindings)
     tf_keras.utils.set_random_seed(0)
     specs = preset in SHAPES
     env = environments.with_history(Specs(*SHAPES[preset])) if specs else building.environment(0, streams=1)
-    return env, config.value("environment.num_envs", 16), config.value("train.rollout", 20)
+    return env, config.value("environment.num_envs", 16), config.value("train.rollout_length", 20)
 
 
 def make_agent(env, streams):
@@ -59,7 +59,7 @@ def make_agent(env, streams):
 
 def made_up_rollout(agent, streams):
     """A Trajectory of arrays [B, T + 1] without an episode's end; bytes are random, all else is zero."""
-    generator, length = np.random.default_rng(0), config.value("train.rollout", 20)
+    generator, length = np.random.default_rng(0), config.value("train.rollout_length", 20)
 
     def array(spec):
         shape = (streams, length + 1, *spec.shape)
@@ -117,11 +117,12 @@ class Player(_Timed):
         options = building.actors(streams)
         agent = make_agent(env, streams)
         env.close()
-        self._count = streams // options.streams
+        self._count = streams // options.num_streams
         self._steps = streams * rollout
         generator = agent.collect_policy.generator.state.numpy()
-        arguments = (*actors.common_arguments(options), options.number, 0, options.streams, rollout, generator)
-        fleet = {"number": options.number, "queue": options.queue, **options.for_ray()}
+        sizes = (options.num_actors, options.num_streams, rollout)
+        arguments = (*actors.common_arguments(options), *sizes, 0, generator)
+        fleet = {"num_actors": options.num_actors, "queue": options.queue, **options.for_ray()}
         self._fleet = Fleet(actors.RolloutActor, arguments, **fleet)
         self._fleet.publish([variable.numpy() for variable in agent.network.variables])
         self._fleet.start()

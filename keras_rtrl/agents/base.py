@@ -15,9 +15,10 @@ from keras_rtrl.distributed.replicas import Streams, StreamVariables
 class ActorCriticAgent(tf_agent.TFAgent):
     """Base of agents on an `ActorCriticNetwork`.
 
-    A subclass names its `config_class`, a dataclass with `gamma`, `optimizer_steps` and maybe `scale_reward`, and its
-    `extra_class`, the namedtuple of scalars that a LossInfo's `extra` is. It owns the learner's carry of B streams: row
-    b of every batch of experience must be stream b, and each must begin with the frame that the last one ended with.
+    A subclass names its `config_class`, a dataclass with `gamma`, `optimizer_steps` and maybe `normalize_rewards`, and
+    its `extra_class`, the namedtuple of scalars that a LossInfo's `extra` is. It owns the learner's carry of B streams:
+    row b of every batch of experience must be stream b, and each must begin with the frame that the last one ended
+    with.
 
     Made in the scope of a tf.distribute strategy, as network and optimiser before it, the agent learns on all of its R
     replicas. Replica k has the streams k B / R to (k + 1) B / R - 1, their experience and their carry; gradients are
@@ -81,7 +82,7 @@ class ActorCriticAgent(tf_agent.TFAgent):
         self._network = network
         self._optimizer = optimizer
         self._trained = tuple(self._trained_variables())
-        scaled = getattr(self._config, "scale_reward", False)
+        scaled = getattr(self._config, "normalize_rewards", False)
         self._reward_scaler = RewardScaler(self._config.gamma, num_streams) if scaled else None
         self._part_noise()
         collect_policy.reward_scaler = self._reward_scaler  # the unit of the values is saved with the policy

@@ -56,7 +56,7 @@ class StreamingAgent(ActorCriticAgent):
         # with lambda = 0 the gradient itself
         self._eligibility = tuple(
             tuple(tf.Variable(tf.zeros_like(v), trainable=False, name=f"eligibility_{name}") for v in self._trained)
-            for name in (self.objectives if config.trace_decay > 0 else ())
+            for name in (self.objectives if config.lambda_value > 0 else ())
         )
 
     @property
@@ -157,7 +157,7 @@ class StreamingAgent(ActorCriticAgent):
         """The eligibility traces after `gradients`, or as they were unless `finite`."""
         if not self._eligibility:
             return gradients
-        decay = self._config.gamma * self._config.trace_decay
+        decay = self._config.gamma * self._config.lambda_value
         return [
             [
                 z.assign(tf.where(finite, tf.where(first, tf.zeros_like(z), decay * z) + gradient, z))

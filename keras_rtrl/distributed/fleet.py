@@ -46,7 +46,7 @@ class Fleet:
       actor: a class with a method rollout(request, version, weights), which makes rollouts in an actor's process. Actor
         i is actor(i, *arguments), i from 0.
       arguments: tuple of further arguments of `actor`.
-      number: number of actors.
+      num_actors: number of actors.
       queue: rollouts of each actor that are being made or wait for the learner.
       address: address of a Ray cluster ("auto": the one this machine is part of); None starts one on this machine.
       cpus: number of CPUs that Ray reserves for each actor.
@@ -58,11 +58,11 @@ class Fleet:
     """
 
     @_ray_answers()
-    def __init__(self, actor, arguments, *, number, queue, address, cpus, timeout):
-        self._number, self._queue, self._timeout = number, queue, timeout
-        self._ray = _connect(address, number * cpus)
-        self._actors = [_start(actor, cpus, i, *arguments) for i in range(number)]
-        self._requests = [0] * number
+    def __init__(self, actor, arguments, *, num_actors, queue, address, cpus, timeout):
+        self._num_actors, self._queue, self._timeout = num_actors, queue, timeout
+        self._ray = _connect(address, num_actors * cpus)
+        self._actors = [_start(actor, cpus, i, *arguments) for i in range(num_actors)]
+        self._requests = [0] * num_actors
         self._pending = {}  # in the order of the requests
         self._version, self._weights = -1, None
 
@@ -88,7 +88,7 @@ class Fleet:
         Raises:
           ActorFailure: Ray has failed.
         """
-        for actor in range(self._number) if actors is None else actors:
+        for actor in range(self._num_actors) if actors is None else actors:
             reference = self._actors[actor].rollout.remote(self._requests[actor], self._version, self._weights)
             self._requests[actor] += 1
             self._pending[reference] = actor

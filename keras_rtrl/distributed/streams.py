@@ -17,25 +17,24 @@ class StreamBank:
 
     Args:
       agent: a RolloutAgent.
-      actors: number of actors.
-      streams: E, streams of each actor.
-      rollout: T, steps of a rollout.
+      num_actors: number of actors.
+      num_streams: E, streams of each actor.
+      rollout_length: T, steps of a rollout.
 
     Attributes:
       restarts: how often the streams of an actor started again, after its process had died.
       gaps: number of rollouts that did not continue the learner's carry of their streams.
     """
 
-    def __init__(self, agent, actors, streams, rollout):
-        self._agent, self._streams, self._rollout = agent, streams, rollout
-        self._places = [None] * actors
+    def __init__(self, agent, num_actors, num_streams, rollout_length):
+        self._agent, self._num_streams, self._rollout_length = agent, num_streams, rollout_length
+        self._places = [None] * num_actors
         values = agent.stream_values()
         self._bank = None
-        if actors * streams > values[0].shape[0]:
+        if num_actors * num_streams > values[0].shape[0]:
             with tf.device("CPU:0"):  # a GPU may have room only for the streams of one batch
-                self._bank = [
-                    tf.Variable(tf.zeros([actors * streams, *x.shape[1:]], x.dtype), trainable=False) for x in values
-                ]
+                count = num_actors * num_streams
+                self._bank = [tf.Variable(tf.zeros([count, *x.shape[1:]], x.dtype), trainable=False) for x in values]
         self.restarts = self.gaps = 0
 
     @property
@@ -69,7 +68,7 @@ class StreamBank:
             rows = self._rows(actors)
             values = [tf.gather(bank, rows) for bank in self._bank]
         if any(broken):
-            mask = np.repeat(broken, self._streams)
+            mask = np.repeat(broken, self._num_streams)
             states = [np.concatenate(parts) for parts in zip(*(rollout.state for rollout in rollouts), strict=True)]
             fresh = [*states, *(tf.zeros_like(value) for value in values[len(states) :])]
             values = [
@@ -85,7 +84,7 @@ class StreamBank:
             for bank, value in zip(self._bank, self._agent.stream_values(), strict=True):
                 bank.scatter_update(tf.IndexedSlices(value, rows))
         for actor, rollout in zip(actors, rollouts, strict=True):
-            self._places[actor] = Place(rollout.life, rollout.start + self._rollout)
+            self._places[actor] = Place(rollout.life, rollout.start + self._rollout_length)
 
     def values(self):
         """The values of all streams: list of arrays [actors E, ...], the parts of the carry first."""
@@ -104,4 +103,4 @@ class StreamBank:
             self.gaps += 1
 
     def _rows(self, actors):
-        return tf.constant([a * self._streams + i for a in actors for i in range(self._streams)], tf.int32)
+        return tf.constant([a * self._num_streams + i for a in actors for i in range(self._num_streams)], tf.int32)

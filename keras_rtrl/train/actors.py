@@ -74,31 +74,33 @@ class RolloutActor(Actor):
 
     Args:
       number, version, configuration, threads: as Actor.
-      actors: their number.
+      num_actors: number of actors.
+      num_streams: E.
+      rollout_length: T.
       seed: the run's.
-      streams: E.
-      num_steps: T of a rollout.
       generator: state of the generator that the first actor draws its first actions from.
     """
 
-    def __init__(self, number, version, configuration, threads, actors, seed, streams, num_steps, generator):
+    def __init__(
+        self, number, version, configuration, threads, num_actors, num_streams, rollout_length, seed, generator
+    ):
         super().__init__(number, version, configuration, threads)
-        self._actors, self._seed, self._streams, self._num_steps = actors, seed, streams, num_steps
-        self._generator = generator
+        self._num_actors, self._num_streams, self._rollout_length = num_actors, num_streams, rollout_length
+        self._seed, self._generator = seed, generator
         self._version = self._driver = None
 
     def _begin(self, request):
         """Makes the environment, whose streams begin their first episodes, and the network."""
         seed = environment_seed(self._seed, self._number, request)
         tf_keras.utils.set_random_seed(seed)  # of simulators that draw from the process' own generators too
-        env = building.environment(seed, streams=self._streams)
+        env = building.environment(seed, streams=self._num_streams)
         self._network = building.network(env)
         policy = ActorCriticPolicy(env.time_step_spec(), env.action_spec(), self._network)
         policy.generator.reset(self._generator)
-        policy.generator.skip((request * self._actors + self._number) % 2**30 * _DRAWS)
+        policy.generator.skip((request * self._num_actors + self._number) % 2**30 * _DRAWS)
         self._env, self._frames = env, []
-        self._driver = RolloutDriver(env, policy, [self._frames.append], num_steps=self._num_steps)
-        self._state = policy.get_initial_state(self._streams)
+        self._driver = RolloutDriver(env, policy, [self._frames.append], num_steps=self._rollout_length)
+        self._state = policy.get_initial_state(self._num_streams)
         # not the request, which another process may have begun with that nothing more is known of
         self._life, self._start = uuid.uuid4().hex, 0
 
@@ -121,7 +123,7 @@ class RolloutActor(Actor):
             self._version = version
         state, start = self._state, self._start
         _, self._state = self._driver.run(None, None)
-        self._start += self._num_steps
+        self._start += self._rollout_length
         frames = self._frames.pop()
         games = [game_return for game_return, _, _ in self._env.finished_games()]
         return Rollout(self._life, start, version, *_arrays((tuple(state), frames)), games)

@@ -155,7 +155,7 @@ def optimizer(value, schedule):
         return value(learning_rate=schedule)
 
 
-def check_memory(streams, rollout, log_updates=1):
+def check_memory(streams, rollout_length, log_updates=1):
     """Refuses what would not fit into this machine's memory, before any of it is made.
 
     An estimate from below: of a rollout the frames as they are collected and as they are learnt from; of a training
@@ -164,7 +164,7 @@ def check_memory(streams, rollout, log_updates=1):
 
     Args:
       streams: B.
-      rollout: T; 0 for playing alone.
+      rollout_length: T; 0 for playing alone.
       log_updates: updates between two rows.
 
     Raises:
@@ -173,7 +173,7 @@ def check_memory(streams, rollout, log_updates=1):
     names = ("units", "recurrent_parameters", "encoder_units", "head_units")
     widths = tf.nest.flatten([_config_value(f"ActorCriticNetwork.{name}", None) for name in names])
     largest = max((width for width in widths if isinstance(width, (int, float))), default=0)
-    sizes = (largest, streams * (rollout + 1), streams * rollout * log_updates)
+    sizes = (largest, streams * (rollout_length + 1), streams * rollout_length * log_updates)
     if all(size <= small for size, small in zip(sizes, _SMALL, strict=True)):
         return
     text = ", ".join(
@@ -187,14 +187,14 @@ def check_memory(streams, rollout, log_updates=1):
         env.close()
     given = f"environment.num_envs = {streams}"
     frame = sum(_bytes(spec) for spec in tf.nest.flatten((env.time_step_spec(), env.action_spec())))
-    parts[f"{given}, train.rollout = {rollout}"] = 2 * frame * streams * (rollout + 1)
+    parts[f"{given}, train.rollout_length = {rollout_length}"] = 2 * frame * streams * (rollout_length + 1)
     if isinstance(env, tf_environment.TFEnvironment):
-        parts[f"{given}, train.rollout = {rollout}, train.log_updates = {log_updates}"] = (
-            2 * 5 * streams * rollout * log_updates
+        parts[f"{given}, train.rollout_length = {rollout_length}, train.log_updates = {log_updates}"] = (
+            2 * 5 * streams * rollout_length * log_updates
         )
     with contextlib.suppress(Exception), tf.Graph().as_default():  # allocates nothing; errors come again later
         made = _network(env)
-        kept = 2 + rollout // max(getattr(agent_config(), "chunk", rollout + 1), 1)
+        kept = 2 + rollout_length // max(getattr(agent_config(), "chunk", rollout_length + 1), 1)
         parts[text] = 4 * sum(_bytes(variable) for variable in made.variables)
         parts[f"{given}, {text}"] = kept * streams * sum(_bytes(part) for part in made.get_initial_carry(1))
     most = max(parts, key=parts.get)
@@ -240,7 +240,7 @@ def agent_config():
 def reward_scaler():
     """A RewardScaler like that of the configured agent, for one stream; None if the agent has none."""
     made = agent_config()
-    return RewardScaler(made.gamma, 1) if getattr(made, "scale_reward", False) else None
+    return RewardScaler(made.gamma, 1) if getattr(made, "normalize_rewards", False) else None
 
 
 def actors(batch=None):
@@ -257,7 +257,7 @@ def actors(batch=None):
     """
     try:
         made = ActorOptions()
-        if not made.number:
+        if not made.num_actors:
             return None
         return made if batch is None else made.for_batch(batch)
     except ValueError as error:

@@ -191,7 +191,7 @@ def _add_actors(command):
     command.add_argument("--ray-address", type=_name, metavar="ADDRESS", help='Ray cluster, such as "auto"')
 
 
-def _add_gin(command, example="train.rollout = 10"):
+def _add_gin(command, example="train.rollout_length = 10"):
     command.add_argument("--gin", action="append", default=[], metavar="BINDING", help=f'such as "{example}"')
     _add_module(command)
 
@@ -209,7 +209,7 @@ def _add_trust(command, which=""):
     )
 
 
-_ALONE = ("actors.number = 0", "actors.address = None")  # also if the run was trained with actors
+_ALONE = ("actors.num_actors = 0", "actors.address = None")  # also if the run was trained with actors
 
 
 def _train(args):
@@ -314,7 +314,7 @@ def _game_bindings(args, source):
 def _actor_bindings(args):
     if args.ray_address is not None and args.actors is None:
         raise UsageError(f"--ray-address needs --actors, got only --ray-address {args.ray_address!r}")
-    bindings = [] if args.actors is None else [f"actors.number = {args.actors}"]
+    bindings = [] if args.actors is None else [f"actors.num_actors = {args.actors}"]
     return bindings + ([] if args.ray_address is None else [f"actors.address = {args.ray_address!r}"])
 
 
@@ -355,7 +355,7 @@ def _evaluate(args):
 
     checkpoints.newest(run)  # finds a broken one at once
 
-    actors = [f"actors.number = {args.actors or 0}", f"actors.address = {args.ray_address!r}"]  # not its training's
+    actors = [f"actors.num_actors = {args.actors or 0}", f"actors.address = {args.ray_address!r}"]  # not its training's
     given = config.load_run(run, [*actors, *args.gin], args.trust, args.modules)
     used.check("evaluate", [], given)
     with contextlib.closing(run):

@@ -7,6 +7,7 @@ run left in its folder are data: `load_run` takes literals from them, and an opt
 import contextlib
 import os
 import re
+import sys
 
 import gin
 
@@ -84,10 +85,10 @@ def _load(parse, text, own, bindings):
     for binding in bindings:
         where = f"--gin {shown(binding)}"
         found = settings.parse(binding, where, folder=_PRESETS)
-        if not found.bindings and not found.imports:
-            raise UsageError(f'{where}: sets nothing; a binding is such as "train.rollout = 10"')
+        if not found.bindings and all(name in sys.modules for name in found.imports):
+            raise UsageError(f'{where}: sets nothing; a binding is such as "train.rollout_length = 10"')
         given += found.bindings
-        text = settings.Text([*text.bindings, *found.bindings], text.imports or found.imports)
+        text = settings.Text([*text.bindings, *found.bindings], [*text.imports, *found.imports])
     settings.check(text.bindings, text.imports)
     gin.clear_config()
     try:

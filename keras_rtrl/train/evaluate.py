@@ -145,7 +145,7 @@ def _played_by_actors(run, quota, seeds, max_steps, options, bar):
         network = building.network(env)
         updates = checkpoints.restore_network(run, network)
         weights = [variable.numpy() for variable in network.variables]
-    number = min(options.number, len(quota))
+    number = min(options.num_actors, len(quota))
     result = []
     try:
         for seed in seeds:

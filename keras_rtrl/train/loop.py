@@ -251,7 +251,7 @@ class Loop:
         print(f"the learner's carry: {facts['carry_bytes'] / 2**20:.2f} MiB", flush=True)
         if hasattr(self._agent, "store_bytes"):
             try:
-                facts["store_bytes"] = self._agent.store_bytes(self._options.rollout)
+                facts["store_bytes"] = self._agent.store_bytes(self._options.rollout_length)
             except ValueError as error:
                 raise UsageError(f"agent: {error}") from error
             print(f"carries stored of each rollout: {facts['store_bytes'] / 2**20:.2f} MiB", flush=True)

@@ -4,7 +4,7 @@ import dataclasses
 
 import gin
 
-from keras_rtrl._checks import number, whole_number
+from keras_rtrl._checks import number, renamed, whole_number
 
 
 def _keep(options, name, value):
@@ -12,6 +12,7 @@ def _keep(options, name, value):
 
 
 @gin.configurable("train", module="keras_rtrl")
+@renamed(rollout="rollout_length")
 @dataclasses.dataclass(frozen=True)
 class TrainingOptions:
     """Settings of training.
@@ -20,7 +21,7 @@ class TrainingOptions:
 
     Attributes:
       frames: environment frames of the whole run (Atari: 4 an agent step).
-      rollout: T, agent steps of a stream between two updates.
+      rollout_length: T, agent steps of a stream between two updates.
       optimizer: class of tf-keras optimiser, called with the schedule of the learning rate.
       learning_rate: at the start.
       final_learning_rate: at the end.
@@ -40,7 +41,7 @@ class TrainingOptions:
     """
 
     frames: int = gin.REQUIRED
-    rollout: int = 20
+    rollout_length: int = 20
     optimizer: type = gin.REQUIRED
     learning_rate: float = 6e-4
     final_learning_rate: float = 0.0
@@ -52,7 +53,7 @@ class TrainingOptions:
     strategy: str | None = None
 
     def __post_init__(self):
-        for name in ("frames", "rollout", "log_updates", "return_window"):
+        for name in ("frames", "rollout_length", "log_updates", "return_window"):
             _keep(self, name, whole_number(f"train.{name}", getattr(self, name)))
         _keep(self, "seed", whole_number("train.seed", self.seed, 0, 2**32 - 1))
         for name in ("learning_rate", "final_learning_rate"):
@@ -61,16 +62,17 @@ class TrainingOptions:
 
 
 @gin.configurable("actors", module="keras_rtrl")
+@renamed(number="num_actors", streams="num_streams")
 @dataclasses.dataclass(frozen=True)
 class ActorOptions:
     """Settings of the actors on Ray.
 
     Attributes:
-      number: number of actors; 0 for none: then the environment runs in the learner's process or its workers.
+      num_actors: 0 for none: then the environment runs in the learner's process or its workers.
       address: address of a Ray cluster ("auto": the one this machine is part of); None starts one on this machine,
         which ends with the run.
-      streams: E, streams of each actor, a divisor of B = environment.num_envs with number E >= B. The learner takes the
-        rollouts of B / E actors for each update, those that came first. None for the smallest E.
+      num_streams: E, of each actor, a divisor of B = environment.num_envs with num_actors x E >= B. The learner takes
+        the rollouts of B / E actors for each update, those that came first. None for the smallest E.
       queue: rollouts of each actor that are being made or wait for the learner. With 1 an actor waits for the weights
         that result from its last rollout; with 2 it acts while the learner learns.
       cpus: CPUs that Ray reserves for each actor, and threads of its TensorFlow.
@@ -80,9 +82,9 @@ class ActorOptions:
       ValueError: a setting out of its range.
     """
 
-    number: int = 0
+    num_actors: int = 0
     address: str | None = None
-    streams: int | None = None
+    num_streams: int | None = None
     queue: int = 2
     cpus: int = 1
     timeout: float = 300.0
@@ -90,9 +92,9 @@ class ActorOptions:
     def __post_init__(self):
         if self.address is not None and (not isinstance(self.address, str) or not self.address):
             raise ValueError(f"actors.address must be None or a string such as 'auto', got {self.address!r}")
-        _keep(self, "number", whole_number("actors.number", self.number, 0))
-        if self.streams is not None:
-            _keep(self, "streams", whole_number("actors.streams", self.streams))
+        _keep(self, "num_actors", whole_number("actors.num_actors", self.num_actors, 0))
+        if self.num_streams is not None:
+            _keep(self, "num_streams", whole_number("actors.num_streams", self.num_streams))
         for name in ("queue", "cpus"):
             _keep(self, name, whole_number(f"actors.{name}", getattr(self, name)))
         _keep(self, "timeout", number("actors.timeout", self.timeout, above=0))
@@ -102,17 +104,17 @@ class ActorOptions:
         return {"address": self.address, "cpus": self.cpus, "timeout": self.timeout}
 
     def for_batch(self, batch):
-        """These settings with `streams` decided for a batch of B streams.
+        """These settings with `num_streams` decided for a batch of B streams.
 
-        If `streams` is None, the smallest divisor of B with which all actors together have at least B streams.
+        If `num_streams` is None, the smallest divisor of B with which all actors together have at least B streams.
 
         Raises:
-          ValueError: `streams` is not a divisor of B, or all actors together have fewer than B streams.
+          ValueError: `num_streams` is not a divisor of B, or all actors together have fewer than B streams.
         """
-        fitting = [size for size in range(1, batch + 1) if batch % size == 0 and size * self.number >= batch]
-        if self.streams is not None and self.streams not in fitting:
+        fitting = [size for size in range(1, batch + 1) if batch % size == 0 and size * self.num_actors >= batch]
+        if self.num_streams is not None and self.num_streams not in fitting:
             raise ValueError(
-                f"actors.streams must be one of {', '.join(map(str, fitting))} for environment.num_envs={batch} and "
-                f"{self.number} actors, got {self.streams}"
+                f"actors.num_streams must be one of {', '.join(map(str, fitting))} for environment.num_envs={batch} "
+                f"and {self.num_actors} actors, got {self.num_streams}"
             )
-        return dataclasses.replace(self, streams=self.streams or fitting[0])
+        return dataclasses.replace(self, num_streams=self.num_streams or fitting[0])

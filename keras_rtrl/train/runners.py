@@ -25,28 +25,30 @@ errors: float array [steps, E] in the order of the runner's error_names.
 """
 
 
-def make_runner(env, agent, rollout, max_updates):
+def make_runner(env, agent, rollout_length, max_updates):
     """The runner that fits: Prediction for an agent that predicts, else InGraph for a TFEnvironment, else Simulator.
 
     Raises:
       UsageError: a rollout that the agent does not take, or, for an agent that predicts, an environment or settings
         that it cannot be scored with.
     """
-    _check_rollout(agent, rollout)
+    _check_length(agent, rollout_length)
     if agent.predicts:
-        return Prediction(env, agent, rollout, max_updates)
+        return Prediction(env, agent, rollout_length, max_updates)
     if isinstance(env, tf_environment.TFEnvironment):
-        return InGraph(env, agent, rollout, max_updates)
-    return Simulator(env, agent, rollout)
+        return InGraph(env, agent, rollout_length, max_updates)
+    return Simulator(env, agent, rollout_length)
 
 
-def _check_rollout(agent, rollout):
+def _check_length(agent, rollout_length):
     length = agent.train_sequence_length
-    if length not in (None, rollout + 1):
-        raise UsageError(f"train.rollout must be {length - 1} for a {type(agent).__name__}, got {rollout}")
+    if length not in (None, rollout_length + 1):
+        raise UsageError(
+            f"train.rollout_length must be {length - 1} for a {type(agent).__name__}, got {rollout_length}"
+        )
 
 
-def make_actors(env, agent, rollout, options, seed, same_actions):
+def make_actors(env, agent, rollout_length, options, seed, same_actions):
     """The runner of actors on Ray; `env` is one of their environments.
 
     `same_actions`: the first actor draws the actions that the agent's own policy would draw.
@@ -56,15 +58,15 @@ def make_actors(env, agent, rollout, options, seed, same_actions):
     """
     if isinstance(env, tf_environment.TFEnvironment):
         raise UsageError(
-            f"actors.number must be 0 for {config.text('environment.name', '')}, which runs inside TensorFlow's graph "
-            f"with the learner, got {options.number}"
+            f"actors.num_actors must be 0 for {config.text('environment.name', '')}, which runs inside TensorFlow's "
+            f"graph with the learner, got {options.num_actors}"
         )
     if not isinstance(agent, RolloutAgent):
-        raise UsageError(f"actors.number must be 0 for a {type(agent).__name__}, which learns at every step")
-    _check_rollout(agent, rollout)
+        raise UsageError(f"actors.num_actors must be 0 for a {type(agent).__name__}, which learns at every step")
+    _check_length(agent, rollout_length)
     env.close()
     generator = agent.collect_policy.generator if same_actions else tf.random.Generator.from_seed(seed)
-    return Actors(agent, options, rollout, seed, generator.state.numpy())
+    return Actors(agent, options, rollout_length, seed, generator.state.numpy())
 
 
 class Simulator:
@@ -78,10 +80,10 @@ class Simulator:
     error_names = extra_names = ()
     carry = ()  # carries of streams that the agent does not hold
 
-    def __init__(self, env, agent, rollout):
+    def __init__(self, env, agent, rollout_length):
         self._env = env
         self._train = tf.function(agent.train, autograph=False)
-        self._driver = RolloutDriver(env, agent.collect_policy, observers=[self._learn], num_steps=rollout)
+        self._driver = RolloutDriver(env, agent.collect_policy, observers=[self._learn], num_steps=rollout_length)
         self._loss_info = None
         self.extra = {}
         self.state = ()  # nothing to checkpoint
@@ -112,17 +114,18 @@ class Actors:
     error_names = ()
     extra_names = ("lag", "queue", "object_bytes", "restarts", "gaps")
 
-    def __init__(self, agent, options, rollout, seed, generator):
+    def __init__(self, agent, options, rollout_length, seed, generator):
         self._agent = agent
-        self._count = agent.streams.worker // options.streams
+        self._count = agent.streams.worker // options.num_streams
         self._train = tf.function(agent.train, autograph=False)
-        self._bank = distributed.StreamBank(agent, options.number, options.streams, rollout)
-        arguments = (*actors.common_arguments(options), options.number, seed, options.streams, rollout, generator)
+        sizes = (options.num_actors, options.num_streams, rollout_length)
+        self._bank = distributed.StreamBank(agent, *sizes)
+        arguments = (*actors.common_arguments(options), *sizes, seed, generator)
         try:
             self._fleet = distributed.Fleet(
                 actors.RolloutActor,
                 arguments,
-                number=options.number,
+                num_actors=options.num_actors,
                 queue=options.queue,
                 **options.for_ray(),
             )
@@ -181,11 +184,11 @@ class InGraph:
     keeps_streams = True
     error_names = extra_names = carry = ()
 
-    def __init__(self, env, agent, rollout, max_updates):
+    def __init__(self, env, agent, rollout_length, max_updates):
         self._env, self._agent = env, agent
         self.max_updates = max_updates
-        self._driver = RolloutDriver(env, agent.collect_policy, num_steps=rollout)
-        self._shape = (env.batch_size, rollout)
+        self._driver = RolloutDriver(env, agent.collect_policy, num_steps=rollout_length)
+        self._shape = (env.batch_size, rollout_length)
         self._policy_state = tuple(
             tf.Variable(part, trainable=False, name="policy_state")
             for part in tf.nest.flatten(agent.collect_policy.get_initial_state(env.batch_size))
@@ -264,7 +267,7 @@ class Prediction(InGraph):
 
     error_names = ERRORS
 
-    def __init__(self, env, agent, rollout, max_updates):
+    def __init__(self, env, agent, rollout_length, max_updates):
         gamma = agent.config.gamma
         if not hasattr(env, "ideal_prediction"):
             raise UsageError("environment.name must be a prediction task such as TraceConditioning-v0 for this agent")
@@ -272,7 +275,7 @@ class Prediction(InGraph):
             raise UsageError(f"gamma must be at most 0.96: returns are sums over {HORIZON} steps, got {gamma}")
         self._weights = gamma ** np.arange(HORIZON)
         self._prediction = agent.loss_names.index("prediction")
-        super().__init__(env, agent, rollout, max_updates)
+        super().__init__(env, agent, rollout_length, max_updates)
 
     def _records(self):
         return [(tf.float32, []), (tf.float32, [])]

@@ -43,7 +43,7 @@ _MAY_IMPORT = ("environment.name", "environment.options", "ActorCriticNetwork.co
 Binding = collections.namedtuple("Binding", ["setting", "value", "where", "file"])
 Binding.__doc__ = """A binding as it is written.
 
-setting: "train.rollout"; of a macro its name alone.
+setting: "train.rollout_length"; of a macro its name alone.
 value: a literal, in which references are `Reference`.
 where: file and line, or the option, for messages.
 file: path; None for a binding of the command line.
@@ -68,7 +68,7 @@ class _Referring(config_parser.ParserDelegate):
 
 
 class Text(collections.namedtuple("Text", ["bindings", "imports"])):
-    """A gin text as read: list of `Binding`, and whether it imports modules or includes unknown files."""
+    """A gin text as read: list of `Binding`, and list of the modules it imports and the unknown files it includes."""
 
 
 def parse(text, where, file=None, folder=None, outer=()):
@@ -84,7 +84,7 @@ def parse(text, where, file=None, folder=None, outer=()):
     Raises:
       UsageError: no gin text, or files that include each other.
     """
-    bindings, imports = [], False
+    bindings, imports = [], []
     try:
         statements = list(config_parser.ConfigParser(text, _Referring()))
     except Exception as error:  # of the parser, and of the tokenizer and Python's own under it
@@ -105,16 +105,16 @@ def parse(text, where, file=None, folder=None, outer=()):
             if os.path.isfile(path):
                 found = parse(read(path), path, path, folder, (*outer, file))
             elif _in_package(statement.filename):
-                found = Text([], True)
+                found = Text([], [statement.filename])
             else:
                 raise UsageError(
                     f"{place}: includes {shown(statement.filename)}, which is neither a preset's file, nor one of a "
                     "package, nor the whole path of a file"
                 )
             bindings += found.bindings
-            imports = imports or found.imports
+            imports += found.imports
         elif isinstance(statement, config_parser.ImportStatement):
-            imports = True
+            imports.append(statement.module)
     return Text(bindings, imports)
 
 

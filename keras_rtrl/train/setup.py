@@ -51,10 +51,10 @@ def make(run, options, resume):
     streams = _streams(scope)
     actors = building.actors(streams.worker)
     _lock(run, resume, streams)
-    building.check_memory(streams.worker, options.rollout, min(options.log_updates, options.frames))
+    building.check_memory(streams.worker, options.rollout_length, min(options.log_updates, options.frames))
     game_seed = _game_seed(options.seed, streams, checkpoints.saved_updates(run) if resume else None)
     env = _environment(game_seed, options, streams, strategy, actors)
-    frames_per_update = streams.count * options.rollout * getattr(env, "frames_per_step", 1)
+    frames_per_update = streams.count * options.rollout_length * getattr(env, "frames_per_step", 1)
     updates = -(-options.frames // frames_per_update)
     agent_config = building.agent_config()
     schedule = tf_keras.optimizers.schedules.PolynomialDecay(
@@ -71,9 +71,9 @@ def make(run, options, resume):
     with building.named("environment"):
         if actors:
             same_actions = game_seed == options.seed
-            runner = make_actors(env, agent, options.rollout, actors, game_seed, same_actions)
+            runner = make_actors(env, agent, options.rollout_length, actors, game_seed, same_actions)
         else:
-            runner = make_runner(env, agent, options.rollout, min(options.log_updates, updates))
+            runner = make_runner(env, agent, options.rollout_length, min(options.log_updates, updates))
     run = run if streams.is_chief else run.scratch()
     return Parts(run, streams, schedule, agent, runner, frames_per_update, updates)
 

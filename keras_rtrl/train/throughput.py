@@ -39,7 +39,7 @@ def measure(rounds):
       UsageError: settings that do not fit, an in-graph task.
     """
     try:
-        length = whole_number("train.rollout", config.value("train.rollout", 20))
+        length = whole_number("train.rollout_length", config.value("train.rollout_length", 20))
     except ValueError as error:
         raise UsageError(str(error)) from error
     building.check_memory(building.num_envs(), length)

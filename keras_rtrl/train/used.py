@@ -6,9 +6,11 @@ from keras_rtrl.train import building, config, settings
 
 _COMMANDS = {  # the settings of a command, and its name; train uses all but those of other agents
     "evaluate": (("environment.name", "environment.options", "environment.workers", "actors."), "evaluate"),
-    "bench": (("environment.", "agent.", "train.rollout", "train.optimizer", "ActorCriticNetwork."), "bench env"),
-}
-_ACTORS_ELSEWHERE = ("actors.streams", "actors.queue")  # for training alone
+    "bench": (
+        ("environment.", "agent.", "train.rollout_length", "train.optimizer", "ActorCriticNetwork."), "bench env"
+    ),
+}  # fmt: skip
+_ACTORS_ELSEWHERE = ("actors.num_streams", "actors.queue")  # for training alone
 _CHANGEABLE = (
     "train.frames", "train.log_updates", "train.checkpoint_minutes", "train.strategy", "environment.workers", "actors."
 )  # fmt: skip
@@ -44,7 +46,8 @@ def check(command, own, given):
         if known and not setting.startswith(uses) and setting.rpartition(".")[0] != _settings_of(agent, command):
             raise UsageError(f"{where}: {name} has no use for {setting}; it takes {', '.join(_shown(uses))}")
         _check_agent(binding, [agent], [optimizer])
-        alone = setting.startswith("actors.") and setting != "actors.number" and not config.value("actors.number", 0)
+        without = not config.value("actors.num_actors", 0)
+        alone = without and setting.startswith("actors.") and setting != "actors.num_actors"
         if (alone and binding.value is not None) or (command != "train" and setting in _ACTORS_ELSEWHERE):
             raise UsageError(f"{where}: nothing uses {setting} {'without --actors' if alone else f'in {name}'}")
 

@@ -86,7 +86,7 @@ def make_agent(kind, seed=3, num_streams=B):
     else:  # minibatches of two chunks of four streams: often one replica has none of them
         agent_class, optimizer = RTRLPPOAgent, tf_keras.optimizers.Adam(1e-3)
         config = PPOConfig(
-            num_epochs=2, minibatches=4, chunk=3, gradient_clipping=1.5, stale_gradient=False, stale_target=False
+            num_epochs=2, num_minibatches=4, chunk=3, gradient_clipping=1.5, stale_gradient=False, stale_target=False
         )
     time_steps, counter = ts.time_step_spec(observations), tf.Variable(0, dtype=tf.int64)
     return agent_class(

@@ -80,13 +80,13 @@ def bootstrap_of_r2ac(network, frames):
 
 
 def prepared_by_ppo(network, frames):
-    agent = made.agent(RTRLPPOAgent, network, PPOConfig(chunk=1, minibatches=1))
+    agent = made.agent(RTRLPPOAgent, network, PPOConfig(chunk=1, num_minibatches=1))
     batch, _ = agent.prepare(frames)
     return batch.value
 
 
 def learnt_by_ppo(network, frames):
-    agent = made.agent(RTRLPPOAgent, network, PPOConfig(chunk=1, minibatches=1))
+    agent = made.agent(RTRLPPOAgent, network, PPOConfig(chunk=1, num_minibatches=1))
     return agent.train(frames).extra.value_loss
 
 

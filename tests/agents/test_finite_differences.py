@@ -95,7 +95,7 @@ def r2ac_gradients(gradient, core, actions=ONE):
         *arguments(network, actions),
         optimizer,
         num_streams=B,
-        config=R2ACConfig(gradient_clipping=None, reward_clip=None),
+        config=R2ACConfig(gradient_clipping=None, reward_clipping=None),
     )
     variables = network.trainable_variables
 
@@ -152,7 +152,12 @@ def ppo_gradients(gradient, core, actions, **options):
     network = make_network(actions, core, gradient, shared_heads=False, head_units=(3,), **options)
     first, second = make_rollout(network, actions, 1), make_rollout(network, actions, 2)
     config = PPOConfig(
-        num_epochs=1, minibatches=1, chunk=3, gradient_clipping=None, entropy_regularization=0.01, scale_reward=False
+        num_epochs=1,
+        num_minibatches=1,
+        chunk=3,
+        gradient_clipping=None,
+        entropy_regularization=0.01,
+        normalize_rewards=False,
     )
     agent = RTRLPPOAgent(*arguments(network, actions), keras.optimizers.SGD(0.0), num_streams=B, config=config)
     variables = network.trainable_variables

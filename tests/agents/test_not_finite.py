@@ -28,9 +28,9 @@ ACTIONS = tensor_spec.BoundedTensorSpec([], tf.int64, 0, 2)
 HISTORY, LOGITS = made.history(ACTIONS), {"logits": tf.TensorSpec([3], tf.float32)}
 AGENTS = {
     "r2ac": (R2ACAgent, R2ACConfig(), 2, 5, "rtrl"),
-    "ppo": (RTRLPPOAgent, PPOConfig(chunk=2, minibatches=3, num_epochs=2), 2, 6, "rtrl"),
+    "ppo": (RTRLPPOAgent, PPOConfig(chunk=2, num_minibatches=3, num_epochs=2), 2, 6, "rtrl"),
     "stream_ac": (StreamACAgent, StreamACConfig(), 1, 1, "rtrl"),
-    "td_lambda": (TDLambdaAgent, TDLambdaConfig(trace_decay=0.5, window=2), 1, 1, "tbptt"),
+    "td_lambda": (TDLambdaAgent, TDLambdaConfig(lambda_value=0.5, window=2), 1, 1, "tbptt"),
 }
 FIELDS = ("reward", "discount", "observation", "policy_info")
 NAN, INF = float("nan"), float("inf")

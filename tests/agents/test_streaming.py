@@ -51,10 +51,10 @@ def make_agent(
     for variable in network.trainable_variables:  # no bias at 0, where faults hide
         variable.assign_add(0.1 * tf.random.normal(variable.shape, dtype=variable.dtype))
     agent_class, config_class = AGENTS[kind]
-    config = {"gamma": GAMMA, "trace_decay": DECAY, **config}
+    config = {"gamma": GAMMA, "lambda_value": DECAY, **config}
     if kind == "ac":
         costs = {"entropy_regularization": ENTROPY_COST, "value_pred_loss_coef": VALUE_COST}
-        config = {**costs, "scale_reward": scale, **config}
+        config = {**costs, "normalize_rewards": scale, **config}
     counter = tf.Variable(0, dtype=tf.int64)
     optimizer = optimizer or keras.optimizers.SGD(0.0)
     return agent_class(
@@ -123,7 +123,7 @@ def scores(agent, frames, infos, t, history=None):
     for i in range(t, start - 1, -1):
         sign = np.sign(float(infos[i].extra.td_error))
         score = pi[0, i - start, int(frames.action[0, i])] + ENTROPY_COST * sign * entropy[0, i - start]
-        totals += (GAMMA * agent.config.trace_decay) ** (t - i) * np.array([float(values[0, i - start]), float(score)])
+        totals += (GAMMA * agent.config.lambda_value) ** (t - i) * np.array([float(values[0, i - start]), float(score)])
         if reset[0, i]:
             break
     return totals
@@ -137,7 +137,7 @@ MIXED = [FIRST, MID, MID, LAST, FIRST, MID, MID, MID]  # the last is of the boot
 @pytest.mark.parametrize("kind", AGENTS)
 @pytest.mark.parametrize("step_type", [MIXED, [MID] * 6], ids=["episodes", "endless"])
 def test_update_follows_the_gradient_through_the_whole_history(kind, core, decay, step_type):
-    agent = make_agent(kind, core, trace_decay=decay)
+    agent = make_agent(kind, core, lambda_value=decay)
     frames, variables = make_frames(step_type), agent.network.trainable_variables
     infos = train(agent, frames)  # the learning rate is 0
     t = len(infos) - 1
@@ -191,7 +191,7 @@ def test_instant_gradient_differs():
 @pytest.mark.parametrize(("window", "step_type"), [(3, MIXED), (3, [MID] * 6), (9, [MID] * 6)])
 @pytest.mark.parametrize("core", ["rtu", "gru", "stack"])
 def test_truncated_bptt_goes_back_over_the_window(core, window, step_type, monkeypatch):
-    agent = make_agent("td", core, "tbptt", encoder_units=(5,), trace_decay=0.0, window=window)
+    agent = make_agent("td", core, "tbptt", encoder_units=(5,), lambda_value=0.0, window=window)
     network, frames = agent.network, make_frames(step_type)
     as_seen = make_frames([FIRST, *step_type[1:]])  # the first frame of all counts as an episode's start
     variables, t = network.trainable_variables, len(step_type) - 2
@@ -215,7 +215,7 @@ def test_truncated_bptt_goes_back_over_the_window(core, window, step_type, monke
 
 @pytest.mark.usefixtures("_float64")
 def test_encoder_follows_its_instantaneous_gradient():
-    agent = make_agent(encoder_units=(5,), trace_decay=0.0)
+    agent = make_agent(encoder_units=(5,), lambda_value=0.0)
     network, frames = agent.network, make_frames([MID] * 8)
     train(agent, tf.nest.map_structure(lambda x: x[:, :7], frames))
     last = transition(frames, 6)
@@ -380,7 +380,7 @@ def test_what_the_agents_say_of_themselves():
     assert [part.shape[0] for part in ac.carry] == [1, 1, 1]
     assert (td.config.optimizer_steps, ac.config.optimizer_steps) == (1, 1)
     assert (list(td.eligibility), list(ac.eligibility)) == (["critic"], ["critic", "actor"])
-    assert make_agent("td", trace_decay=0.0).eligibility == {}
+    assert make_agent("td", lambda_value=0.0).eligibility == {}
 
 
 def test_wrong_arguments():
@@ -423,7 +423,7 @@ def test_stack_that_would_be_cut_off_is_refused():
 
 
 @pytest.mark.parametrize("config", [TDLambdaConfig, StreamACConfig])
-@pytest.mark.parametrize(("name", "value"), [("gamma", 1.1), ("trace_decay", -0.1), ("window", 0), ("gamma", None)])
+@pytest.mark.parametrize(("name", "value"), [("gamma", 1.1), ("lambda_value", -0.1), ("window", 0), ("gamma", None)])
 def test_settings_out_of_range(config, name, value):
     with pytest.raises(ValueError, match=name):
         config(**{name: value})

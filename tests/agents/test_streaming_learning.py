@@ -46,7 +46,7 @@ def test_memory_chain():
         returns = outcomes(
             ("MemoryChain-v0", {"length": 8}),
             StreamACAgent,
-            StreamACConfig(trace_decay=0.0),
+            StreamACConfig(lambda_value=0.0),
             ObGD(0.01),
             400_000,
             gradient,

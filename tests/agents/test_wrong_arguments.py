@@ -33,7 +33,7 @@ ACTIONS = tensor_spec.BoundedTensorSpec([], tf.int64, 0, 2)
 HISTORY = made.history(ACTIONS)
 AGENTS = {
     R2ACAgent: (R2ACConfig(), 2, 4),
-    RTRLPPOAgent: (PPOConfig(chunk=2, minibatches=2), 2, 4),
+    RTRLPPOAgent: (PPOConfig(chunk=2, num_minibatches=2), 2, 4),
     StreamACAgent: (StreamACConfig(), 1, 1),
     TDLambdaAgent: (TDLambdaConfig(), 1, 1),
 }
@@ -248,7 +248,7 @@ CONFIGS = {
         "gamma": ["0.9", 1.1, -0.1, HUGE, None],
         "value_pred_loss_coef": [-1, np.inf, "x"],
         "entropy_regularization": [np.inf, np.nan, -1],
-        "reward_clip": [0, np.inf],
+        "reward_clipping": [0, np.inf],
         "gradient_clipping": [np.inf, 0, "40"],
         "train_core": ["no", 1, None],
     },
@@ -260,21 +260,21 @@ CONFIGS = {
         "entropy_regularization": [np.inf],
         "gradient_clipping": [np.inf],
         "num_epochs": [0, HUGE],
-        "minibatches": [1.5],
+        "num_minibatches": [1.5],
         "chunk": ["16"],
         "stale_gradient": ["no"],
         "stale_target": [0],
-        "scale_reward": ["no"],
+        "normalize_rewards": ["no"],
     },
     StreamACConfig: {
         "gamma": ["0.9"],
-        "trace_decay": [HUGE],
+        "lambda_value": [HUGE],
         "entropy_regularization": [np.inf],
         "value_pred_loss_coef": [-1],
-        "scale_reward": ["no"],
+        "normalize_rewards": ["no"],
         "window": [0],
     },
-    TDLambdaConfig: {"gamma": [1.01], "trace_decay": ["x"], "window": [2.5]},
+    TDLambdaConfig: {"gamma": [1.01], "lambda_value": ["x"], "window": [2.5]},
 }
 SETTINGS = [
     (kind, name, value) for kind, names in CONFIGS.items() for name, values in names.items() for value in values

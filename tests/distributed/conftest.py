@@ -13,7 +13,7 @@ TINY_CARTPOLE = (
     "ActorCriticNetwork.encoder = 'mlp'",
     "ActorCriticNetwork.encoder_units = (16,)",
     "ActorCriticNetwork.units = 8",
-    "train.rollout = 10",
+    "train.rollout_length = 10",
     "train.log_updates = 10",
 )
 

@@ -18,11 +18,16 @@ PPO = (
     "ActorCriticNetwork.core = 'rtu'",
     "ActorCriticNetwork.normalize_observation = True",
     "PPOConfig.chunk = 5",
-    "PPOConfig.minibatches = 2",
+    "PPOConfig.num_minibatches = 2",
     "PPOConfig.num_epochs = 2",
 )
 
-STREAM_AC = ("agent.name = 'stream_ac'", "environment.num_envs = 1", "train.rollout = 1", "train.optimizer = @ObGD")
+STREAM_AC = (
+    "agent.name = 'stream_ac'",
+    "environment.num_envs = 1",
+    "train.rollout_length = 1",
+    "train.optimizer = @ObGD",
+)
 
 
 def _saved(path):
@@ -81,7 +86,7 @@ def test_more_streams_than_a_batch_and_games_played_by_the_actors(train, tmp_pat
     cpus = ("--gin", "actors.cpus = 2")
     assert cli.main(["evaluate", run, "--episodes", "5", "--actors", "3", *cluster, *cpus]) == 0
     assert capsys.readouterr().out.count("game") == 6  # five, and the mean's line
-    without = ("--frames", "1600", "--gin", "actors.number = 0")
+    without = ("--frames", "1600", "--gin", "actors.num_actors = 0")
     assert cli.main(["train", "--resume", run, *without]) == 0
     rows = metrics.read(RunFolder(run).metrics)
     assert [row["frames"] for row in rows] == ["400", "800", "1200", "1600"]
@@ -158,14 +163,18 @@ def test_a_signal_leaves_a_checkpoint_from_which_the_actors_follow(train, tmp_pa
         (["--actors", "0"], [], "must be a whole number of at least 1, got '0'"),
         (["--ray-address", "auto"], [], "--ray-address needs --actors, got only --ray-address 'auto'"),
         (["--actors", "2", "--ray-address", "127.0.0.1:9"], [], "no Ray cluster at 127.0.0.1:9: Connection refused"),
-        (["--actors", "2"], ["actors.streams = 3"], "actors.streams must be one of 2, 4 for environment.num_envs=4"),
+        (
+            ["--actors", "2"],
+            ["actors.num_streams = 3"],
+            "actors.num_streams must be one of 2, 4 for environment.num_envs=4",
+        ),
         (["--actors", "2"], ["actors.queue = 0"], "actors.queue must be a whole number of at least 1, got 0"),
         (["--actors", "2"], ["actors.cpus = 0"], "actors.cpus must be a whole number of at least 1, got 0"),
         (["--actors", "2"], ["actors.timeout = 0"], "actors.timeout must be a finite number above 0, got 0"),
-        ([], ["actors.number = -1"], "actors.number must be a whole number of at least 0, got -1"),
-        ([], ["actors.number = 1", "actors.address = ''"], "actors.address must be None or a string"),
+        ([], ["actors.num_actors = -1"], "actors.num_actors must be a whole number of at least 0, got -1"),
+        ([], ["actors.num_actors = 1", "actors.address = ''"], "actors.address must be None or a string"),
         (["--actors", "2"], ["environment.name = 'TMaze-v0'"], "TMaze-v0, which runs inside TensorFlow's graph"),
-        (["--actors", "1"], STREAM_AC, "actors.number must be 0 for a StreamACAgent"),
+        (["--actors", "1"], STREAM_AC, "actors.num_actors must be 0 for a StreamACAgent"),
         (["--actors", "2"], ["environment.name = 'NoSuch-v1'"], "no environment is called 'NoSuch-v1'"),
     ],
 )

@@ -32,12 +32,12 @@ BATCH, STREAMS, ROLLOUT, LOG = 4, 2, 10, 10
 BINDINGS = (
     "environment.name = 'Acrobot-v1'",  # long episodes: a mistake in the traces lasts
     f"environment.num_envs = {BATCH}",
-    f"actors.streams = {STREAMS}",
+    f"actors.num_streams = {STREAMS}",
     "ActorCriticNetwork.encoder = 'mlp'",
     "ActorCriticNetwork.encoder_units = (16,)",
     "ActorCriticNetwork.units = 8",
     "ActorCriticNetwork.core_options = {'forget_bias': 6.0}",  # and is not forgotten
-    f"train.rollout = {ROLLOUT}",
+    f"train.rollout_length = {ROLLOUT}",
     f"train.log_updates = {LOG}",
     "train.checkpoint_minutes = 0.005",
 )
@@ -202,7 +202,7 @@ class Learner:
     """What `keras-rtrl train` learns with, in this process, learning rate 0; more streams than a batch has."""
 
     def __init__(self, cluster, actors):
-        settings = {"number": actors, "address": cluster.address, "timeout": float(PATIENCE)}
+        settings = {"num_actors": actors, "address": cluster.address, "timeout": float(PATIENCE)}
         bindings = [f"actors.{name} = {value!r}" for name, value in settings.items()]
         config.load(config.find(PRESET), [*BINDINGS, *bindings])
         env = building.environment(0, streams=1)

@@ -482,7 +482,7 @@ def test_training_survives(tmp_path):
     bindings = (
         'environment.name = "CartPole-v1"', "environment.options = {}", "environment.num_envs = 4",
         "environment.workers = 2", "ActorCriticNetwork.units = 4", "ActorCriticNetwork.head_units = ()",
-        "train.rollout = 5", "train.log_updates = 5",
+        "train.rollout_length = 5", "train.log_updates = 5",
     )  # fmt: skip
     thread = threading.Thread(target=disturb)
     thread.start()

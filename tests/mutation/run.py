@@ -77,13 +77,19 @@ OTHERS = {
     "agents/reward_scaler": [],
     "agents": ["tests/agents/r2ac/test_agent.py", "tests/agents/ppo/test_agent.py"],
     "agents/base": ["tests/agents/ppo/test_agent.py", "tests/agents/test_streaming.py", "-k", "reset or replica"],
+    "agents/policy": ["tests/agents/test_wrong_arguments.py", "tests/agents/r2ac/test_agent.py"],
     "agents/experience": ["tests/agents/test_wrong_arguments.py", "tests/agents/test_not_finite.py"],
     "drivers": ["tests/drivers"],
     "environments": [],
     "environments/halves": ["tests/environments/test_workers.py"],
     "environments/opengl": ["tests/environments/test_dmlab.py", "-k", "apart or mesa"],
     "environments/spaces": ["tests/environments/test_gymnasium_vector.py", "tests/environments/test_popgym.py"],
-    "environments/in_graph": ["tests/environments/test_tmaze.py", "tests/environments/test_memory_chain.py"],
+    "environments/in_graph": [
+        "tests/environments/test_tmaze.py",
+        "tests/environments/test_memory_chain.py",
+        "tests/environments/test_options.py",
+    ],
+    "environments/memory_chain": ["tests/environments/test_registry.py"],
 }
 
 

@@ -114,6 +114,15 @@ def test_layer_is_copied_and_sees_images_as_floats():
     assert np.any(kernel != other.get_weights()[0])
 
 
+def test_layers_of_a_layer_need_not_be_registered():
+    class Twice(keras.layers.Layer):
+        def call(self, x):
+            return 2 * x
+
+    encoder = make_encoder(keras.Sequential([Twice()]), tf.TensorSpec((2,), tf.float32))
+    np.testing.assert_array_equal(encoder(tf.ones([1, 2])), [[2.0, 2.0]])
+
+
 def test_layer_gets_an_observation_of_parts_as_it_is():
     class Sum(keras.layers.Layer):
         def call(self, parts):

@@ -13,7 +13,7 @@ TINY_TMAZE = (
     "environment.num_envs = 4",
     "ActorCriticNetwork.units = 8",
     "ActorCriticNetwork.head_units = ()",
-    "train.rollout = 5",
+    "train.rollout_length = 5",
     "train.log_updates = 10",
 )
 
@@ -62,7 +62,7 @@ def breakout_run(tmp_path_factory):
     bindings = [
         "environment.num_envs = 2",
         "environment.options = {'max_frames': 40}",
-        "train.rollout = 4",
+        "train.rollout_length = 4",
         "ActorCriticNetwork.units = 8",
         "train.log_updates = 2",
     ]

@@ -16,7 +16,7 @@ environment.num_envs = 1
 ActorCriticNetwork.encoder_units = ()
 ActorCriticNetwork.core = "rtu"
 ActorCriticNetwork.units = 6
-train.rollout = 1
+train.rollout_length = 1
 train.optimizer = @Adam
 train.learning_rate = 1e-2
 train.final_learning_rate = 1e-2
@@ -24,14 +24,14 @@ train.log_updates = 100
 """
 PREDICT = NETWORK + 'agent.name = "td_lambda"\nenvironment.name = "TraceConditioning-v0"\n'
 AGENTS = {
-    "td_lambda": PREDICT + "TDLambdaConfig.trace_decay = 0.5\n",
+    "td_lambda": PREDICT + "TDLambdaConfig.lambda_value = 0.5\n",
     "stream_ac": NETWORK
     + 'agent.name = "stream_ac"\nenvironment.name = "MemoryChain-v0"\nenvironment.options = {"length": 3}\n'
     + "ActorCriticNetwork.normalize_observation = True\n",
     "ppo": NETWORK
     + 'agent.name = "ppo"\nenvironment.name = "TMaze-v0"\nenvironment.options = {"corridor": 3}\n'
-    + "environment.num_envs = 2\ntrain.rollout = 8\ntrain.log_updates = 2\n"
-    + "PPOConfig.chunk = 4\nPPOConfig.num_epochs = 2\nPPOConfig.minibatches = 2\n",
+    + "environment.num_envs = 2\ntrain.rollout_length = 8\ntrain.log_updates = 2\n"
+    + "PPOConfig.chunk = 4\nPPOConfig.num_epochs = 2\nPPOConfig.num_minibatches = 2\n",
 }
 
 
@@ -158,11 +158,11 @@ def test_errors_are_those_of_returns_computed_after_the_run(tmp_path):
     [
         ("td_lambda", "environment.name = 'TMaze-v0'", "TraceConditioning-v0"),
         ("td_lambda", "TDLambdaConfig.gamma = 0.99", "gamma must be at most"),
-        ("td_lambda", "train.rollout = 2", "train.rollout must be 1"),
-        ("stream_ac", "train.rollout = 20", "train.rollout must be 1"),
+        ("td_lambda", "train.rollout_length = 2", "train.rollout_length must be 1"),
+        ("stream_ac", "train.rollout_length = 20", "train.rollout_length must be 1"),
         ("stream_ac", "environment.num_envs = 2", "num_streams must be 1"),
         ("ppo", "PPOConfig.chunk = 3", "chunk must divide the rollout's 8 steps"),
-        ("ppo", "PPOConfig.minibatches = 3", "minibatches must divide the 4 chunks"),
+        ("ppo", "PPOConfig.num_minibatches = 3", "minibatches must divide the 4 chunks"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path, capsys, agent, binding, names):

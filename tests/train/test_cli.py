@@ -51,17 +51,17 @@ def test_unknown_game_names_a_close_one(error, tmp_path):
     [
         ("nothing.at_all = 1", "nothing"),
         ("train.no_such_setting = 1", "no_such_setting"),
-        ("train.rollout =", "parse"),
+        ("train.rollout_length =", "parse"),
         ("train.optimizer = @NoSuchOptimizer", "NoSuchOptimizer"),
-        ("train.rollout = 0", "rollout"),
+        ("train.rollout_length = 0", "rollout"),
         ('environment.options = {"corridors": 3}', "corridors"),
         ('ActorCriticNetwork.core = "gru"', "gru"),
         ("R2ACConfig.gamma = 2.0", "gamma"),
         ("agent.name = 'a2c'", "r2ac, ppo, stream_ac, td_lambda"),
         ("agent.name = ['ppo']", "agent.name"),
         ("agent.name = 'stream_ac'", "num_streams must be 1"),
-        ("train.rollout = 2.5", "train.rollout"),
-        ("train.rollout = 'a'", "train.rollout"),
+        ("train.rollout_length = 2.5", "train.rollout_length"),
+        ("train.rollout_length = 'a'", "train.rollout_length"),
         ("train.frames = None", "train.frames"),
         ("train.frames = 'a'", "train.frames"),
         ("train.seed = -1", "train.seed"),
@@ -77,7 +77,9 @@ def test_unknown_game_names_a_close_one(error, tmp_path):
         ("environment.options = {'seed': 3}", "seed"),
         ("ActorCriticNetwork.units = 'a'", "units"),
         ("import nothere", "nothere"),
-        ("train.rollout = %N", "'%N' has no value"),
+        ("import os", "sets nothing"),
+        ("from os import path", "sets nothing"),
+        ("train.rollout_length = %N", "'%N' has no value"),
         # what nothing uses
         ("seed = 3", "nothing uses 'seed' (did you mean 'train.seed'?)"),
         ("frames = 99999", "nothing uses 'frames' (did you mean 'train.frames'?)"),
@@ -97,10 +99,10 @@ def test_unknown_game_names_a_close_one(error, tmp_path):
         ("", "sets nothing"),
         ("# train.seed = 3", "sets nothing"),
         # what ended in a traceback
-        ("train.rollout = [", "cannot parse"),
-        ("train.rollout = '''", "cannot parse"),
-        (f"train.rollout = {'[' * 5000}", "too many brackets"),
-        ("train.rollout = ²", "cannot parse"),
+        ("train.rollout_length = [", "cannot parse"),
+        ("train.rollout_length = '''", "cannot parse"),
+        (f"train.rollout_length = {'[' * 5000}", "too many brackets"),
+        ("train.rollout_length = ²", "cannot parse"),
         ("train.seed = {[]: 1}", "cannot parse"),
         ("A = %B\nB = %A\ntrain.seed = %A", "'%A' needs its own value"),
         ("train.optimizer = @Adam()", "without brackets: @Adam"),
@@ -124,7 +126,7 @@ def test_unknown_game_names_a_close_one(error, tmp_path):
         (f"{'x' * 5000} = 3", "nothing uses"),
         # more than the machine's memory
         ("environment.num_envs = 1_000_000_000", "environment.num_envs = 1000000000"),
-        ("train.rollout = 1_000_000_000", "train.rollout = 1000000000"),
+        ("train.rollout_length = 1_000_000_000", "train.rollout_length = 1000000000"),
         ("ActorCriticNetwork.units = 1_000_000_000", "ActorCriticNetwork.units"),
         ("ActorCriticNetwork.head_units = (1_000_000_000,)", "ActorCriticNetwork.head_units"),
     ],
@@ -143,8 +145,8 @@ def test_bad_setting_is_named(error, tmp_path, binding, names):
         ("seed = 3", "line 2: nothing uses 'seed'"),
         ("PPOConfig.importance_ratio_clipping = 0.3", "line 2: nothing uses PPOConfig.importance_ratio_clipping"),
         ("RMSprop.rho = 0.3", "line 2: nothing uses RMSprop.rho"),
-        ("train.rolout = 3", "line 2: train has no setting 'rolout' (did you mean 'train.rollout'?)"),
-        ("trian.rollout = 3", "line 2: there is no setting 'trian.rollout' (did you mean 'train.rollout'?)"),
+        ("train.rolout = 3", "line 2: train has no setting 'rolout' (did you mean 'train.rollout_length'?)"),
+        ("trian.rollout = 3", "line 2: there is no setting 'trian.rollout' (did you mean 'train.rollout_length'?)"),
         ("train:\n  seed = 3\n  rolout = 3", "line 4: train has no setting 'rolout'"),
         ("include '{folder}/mine.gin'", "includes this file again"),
         ("include 'nowhere.gin'", "line 2: includes 'nowhere.gin', which is neither"),
@@ -185,7 +187,7 @@ def test_settings_of_an_agent_that_a_sweep_trains(tmp_path):
         (["--frames", "400"], "train.frames must be at least 1000, what is done, got 400"),
         (["--gin", "train.seed = 1"], "train.seed = 0"),
         (["--gin", "environment.options = {'corridor': 4}"], "environment.options = {'corridor': 3}"),
-        (["--gin", "train.rollout = 6"], "train.rollout = 5"),
+        (["--gin", "train.rollout_length = 6"], "train.rollout_length = 5"),
         (["--gin", "train.learning_rate = 0.5"], "train.learning_rate = 0.01"),
         (["--gin", "train.optimizer = @RMSprop"], "train.optimizer = @Adam"),
         (["--gin", "agent.name = 'ppo'"], "agent.name = 'r2ac'"),
@@ -211,7 +213,7 @@ def test_resuming_with_what_may_change(tmaze_run, tmp_path):
 @pytest.mark.parametrize(
     ("binding", "names"),
     [
-        ("train.rollout = 'x'", "train.rollout must be"),
+        ("train.rollout_length = 'x'", "train.rollout_length must be"),
         ("train.optimizer = 3", "train.optimizer must be"),
         ("train.seed = 3", "no use for train.seed"),
         ("environment.num_envs = 1_000_000_000", "environment.num_envs = 1000000000"),
@@ -285,7 +287,7 @@ def test_game_is_named_where_the_preset_has_options_of_another(error, tmp_path, 
 
 
 def test_gin_file_with_an_unknown_name(error, tmp_path):
-    (tmp_path / "mine.gin").write_text("trian.rollout = 3\n")
+    (tmp_path / "mine.gin").write_text("trian.rollout_length = 3\n")
     assert "trian" in error("train", "mine.gin", "--out", "new")
 
 

@@ -26,14 +26,14 @@ def test_all_of_atari_in_a_file_that_includes_a_preset(tmp_path):
     assert len(tasks) == 57
     assert tasks["ALE/Pong-v5"] == ["environment.name = 'ALE/Pong-v5'"]
     assert list(conditions) == ["RTRL", "TBPTT", "feed-forward"]
-    assert config.text("train.rollout", "") == "50"
+    assert config.text("train.rollout_length", "") == "50"
 
 
 def test_included_presets_are_the_packages_own(tmp_path, monkeypatch, caplog):
-    (tmp_path / "ppo_rtu_mujoco_p.gin").write_text("train.rollout = 7\n")
+    (tmp_path / "ppo_rtu_mujoco_p.gin").write_text("train.rollout_length = 7\n")
     monkeypatch.chdir(tmp_path)
     config.load(config.find("ppo_rtu_popgym"))
-    assert config.value("train.rollout", None) == 128
+    assert config.value("train.rollout_length", None) == 128
     assert caplog.text == ""
 
 
@@ -50,7 +50,7 @@ def test_settings_by_macros(tmp_path):
 
 def test_frozen_vision_is_the_dmlab_preset_but_for_its_vision():
     config.load(config.find("dmlab_r2ac"))
-    other = {name: config.text(name, "") for name in ("environment.name", "train.rollout", "RMSprop.rho")}
+    other = {name: config.text(name, "") for name in ("environment.name", "train.rollout_length", "RMSprop.rho")}
     assert config.value("ActorCriticNetwork.train_encoder", True) is True
     config.load(config.find("dmlab_r2ac_frozen_vision"))
     assert {name: config.text(name, "") for name in other} == other

@@ -46,7 +46,7 @@ def test_repeats_have_seeds_of_their_own(tmaze_run, capsys):
         ("environment.nothing = 1", "nothing"),
         ("environment.name = 'TMaze-v7'", "TMaze-v7"),
         ("ActorCriticNetwork.units = 9", "no use for ActorCriticNetwork.units"),
-        ("train.rollout = 9", "no use for train.rollout"),
+        ("train.rollout_length = 9", "no use for train.rollout_length"),
         ("environment.num_envs = 9", "no use for environment.num_envs"),
         ("actors.cpus = 2", "actors.cpus without --actors"),
         ("seed = 9", "nothing uses 'seed'"),

@@ -98,7 +98,12 @@ def test_a_native_network_is_exported_on_stock_ops(tmaze_run, tmp_path):
 
 def test_policies_know_the_scale_of_their_rewards(tiny_tmaze, tmaze_run, tmp_path):
     run, exported = tmp_path / "run", tmp_path / "exported"
-    ppo = ["agent.name = 'ppo'", "PPOConfig.chunk = 5", "PPOConfig.minibatches = 1", "PPOConfig.scale_reward = True"]
+    ppo = [
+        "agent.name = 'ppo'",
+        "PPOConfig.chunk = 5",
+        "PPOConfig.num_minibatches = 1",
+        "PPOConfig.normalize_rewards = True",
+    ]
     assert tiny_tmaze("--frames", "400", "--out", str(run), bindings=ppo) == 0
     assert cli.main(["export", str(run), str(exported)]) == 0
     left, anew, unscaled = (tf.saved_model.load(str(p)) for p in (run / "policy", exported, tmaze_run / "policy"))

@@ -17,7 +17,7 @@ TINY = (
     "ActorCriticNetwork.units = 4",
     "ActorCriticNetwork.normalize_observation = True",
     "environment.num_envs = 2",
-    "train.rollout = 4",
+    "train.rollout_length = 4",
     "train.log_updates = 2",
     "train.learning_rate = 1e-2",
     "train.final_learning_rate = 1e-2",
@@ -47,7 +47,7 @@ def pretrained(tmp_path_factory):
     """The folder of a run of CartPole by TBPTT; by PPO, which normalises observations."""
     run = str(tmp_path_factory.mktemp("frozen") / "pretrained")
     core = ["ActorCriticNetwork.recurrent_parameters = None", "ActorCriticNetwork.gradient = 'tbptt'"]
-    ppo = ["PPOConfig.minibatches = 2", "PPOConfig.chunk = 4", "PPOConfig.num_epochs = 1"]
+    ppo = ["PPOConfig.num_minibatches = 2", "PPOConfig.chunk = 4", "PPOConfig.num_epochs = 1"]
     assert train(run, *core, *ppo, preset="ppo_rtu_mujoco_p") == 0
     return run
 

@@ -46,7 +46,7 @@ def test_run_leaves_everything(tmaze_run):
     assert record["frames"] == 1000
     assert record["preset"] == "tmaze_r2ac"
     config = (tmaze_run / "config.gin").read_text()
-    assert "train.rollout = 5" in config  # a binding
+    assert "train.rollout_length = 5" in config  # a binding
     assert "R2ACConfig.value_pred_loss_coef = 0.5" in config  # a default that nobody named
 
 

@@ -15,7 +15,7 @@ TINY = {
     "ActorCriticNetwork.units": 8,
     "ActorCriticNetwork.head_units": (),
     "ActorCriticNetwork.core_options": None,
-    "train.rollout": 5,
+    "train.rollout_length": 5,
     "train.log_updates": 10,
 }
 ENCODER = """
@@ -98,7 +98,7 @@ def test_own_cell_trains_resumes_plays_and_is_exported(scratch, capsys):
 def test_own_stack_learns_by_ppo_and_is_evaluated(scratch):
     module = ["--module", str(scratch / "own_cores.py")]
     bindings = {"environment__name": "TMaze-v0", "environment__options": {"corridor": 3}}
-    ppo = {"PPOConfig__chunk": 5, "PPOConfig__minibatches": 2, "ActorCriticNetwork__recurrent_parameters": None}
+    ppo = {"PPOConfig__chunk": 5, "PPOConfig__num_minibatches": 2, "ActorCriticNetwork__recurrent_parameters": None}
     core = {"ActorCriticNetwork__core": "own_cores:stack", "ActorCriticNetwork__core_options": {"second": 3}}
     assert train(scratch, *module, preset="ppo_rtu_popgym", **bindings, **ppo, **core) == 0
     assert cli.main(["evaluate", str(scratch / "run"), "--episodes", "2", *module]) == 0

@@ -21,7 +21,7 @@ BINDINGS = [
         "ActorCriticNetwork.encoder = 'mlp'",
         "ActorCriticNetwork.encoder_units = (16,)",
         "ActorCriticNetwork.units = 8",
-        "train.rollout = 10",
+        "train.rollout_length = 10",
         "train.log_updates = 10",
     )
     for word in ("--gin", binding)

@@ -21,7 +21,7 @@ environment.num_envs = 4
 ActorCriticNetwork.encoder_units = ()
 ActorCriticNetwork.units = 8
 train.frames = 400
-train.rollout = 5
+train.rollout_length = 5
 train.optimizer = @Adam
 train.learning_rate = 1e-3
 train.log_updates = 5
@@ -140,7 +140,7 @@ def test_refused(swept, capsys, words, names):
         ("sweep.tasks = 3", "sweep.tasks must be a dict"),
         ("sweep.tasks = []", "sweep.tasks must be a dict"),
         ("sweep.tasks = ['TMaze-v0', 3]", "sweep.tasks must be a dict"),
-        ("sweep.conditions = {'a': 'train.rollout = 3'}", "sweep.conditions must be a dict"),
+        ("sweep.conditions = {'a': 'train.rollout_length = 3'}", "sweep.conditions must be a dict"),
         ("sweep.conditions = {'a b': [], 'A, b': []}", "same folder"),
         ("sweep.conditions = {'..': []}", "sweep.conditions must be a dict"),
         ("train.frames = 2.5", "train.frames"),

@@ -11,7 +11,7 @@ TINY = (
     "ActorCriticNetwork.encoder = 'mlp'",
     "ActorCriticNetwork.encoder_units = (8,)",
     "ActorCriticNetwork.units = 8",
-    "train.rollout = 4",
+    "train.rollout_length = 4",
 )
 
 

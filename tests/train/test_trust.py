@@ -95,10 +95,12 @@ def test_own_run_goes_without_a_flag(run, words):
 def test_cluster_that_a_run_names_is_not_joined_unasked(run, capsys):
     """What its processes send would be unpickled. Evaluating and exporting do not need it."""
     with open(run / "config.gin", "a") as file:
-        file.write("actors.number = 1\nactors.address = '192.0.2.1:6379'\n")
+        file.write("actors.num_actors = 1\nactors.address = '192.0.2.1:6379'\n")
     assert cli.main(["train", "--resume", "run"]) == 2
     assert "--ray-address" in capsys.readouterr().err
-    assert cli.main(["train", "--resume", "run", "--gin", "actors.number = 0", "--gin", "actors.address = None"]) == 0
+    assert (
+        cli.main(["train", "--resume", "run", "--gin", "actors.num_actors = 0", "--gin", "actors.address = None"]) == 0
+    )
     assert cli.main(["evaluate", "run", "--episodes", "1"]) == 0
     assert cli.main(["export", "run", "policy"]) == 0
 

@@ -43,7 +43,7 @@ def test_signal_while_importing(number, seconds, begin_importing, tmp_path):
     assert "Traceback" not in errors
 
 
-WRONG = ["train", "tmaze_r2ac", "--gin", "train.rollout = 0"]
+WRONG = ["train", "tmaze_r2ac", "--gin", "train.rollout_length = 0"]
 
 
 @pytest.mark.slow
@@ -58,7 +58,7 @@ WRONG = ["train", "tmaze_r2ac", "--gin", "train.rollout = 0"]
         (WRONG, {}, "2>/dev/full", 2),
         (WRONG, {}, ">&-", 2),
         (WRONG, {}, "<&-", 2),
-        (["train", "tmaze_r2ac", "--out", "\udcff\xb2", "--gin", "train.rollout = 0"], {"LC_ALL": "C"}, "", 2),
+        (["train", "tmaze_r2ac", "--out", "\udcff\xb2", "--gin", "train.rollout_length = 0"], {"LC_ALL": "C"}, "", 2),
         (["train", "\udcff\xb2"], {"LC_ALL": "C", "PYTHONUTF8": "0"}, "", 2),
         (["info"], {"LC_ALL": "C"}, "", 0),
         (["info"], {"TF_USE_LEGACY_KERAS": "0"}, "", 0),

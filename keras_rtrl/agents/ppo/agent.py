@@ -56,10 +56,10 @@ class RTRLPPOAgent(RolloutAgent):
         if num_steps % config.chunk:
             raise ValueError(f"chunk must divide the rollout's {num_steps} steps, got chunk={config.chunk}")
         count = num_steps // config.chunk
-        if self._num_streams * count % config.minibatches:
+        if self._num_streams * count % config.num_minibatches:
             raise ValueError(
-                f"minibatches must divide the {self._num_streams * count} chunks of a rollout ({self._num_streams} "
-                f"streams x {num_steps} steps / {config.chunk}), got minibatches={config.minibatches}"
+                f"num_minibatches must divide the {self._num_streams * count} chunks of a rollout ({self._num_streams} "
+                f"streams x {num_steps} steps / {config.chunk}), got num_minibatches={config.num_minibatches}"
             )
         return count
 
@@ -208,12 +208,12 @@ class RTRLPPOAgent(RolloutAgent):
             # Philox bits by name: a generator's own numbers differ under XLA
             seed = self._generator.make_seeds()[:, 0]
             bits = tf.random.stateless_uniform([chunks], seed, None, None, tf.int32, alg="philox")
-            order = tf.reshape(tf.argsort(bits, stable=True), [config.minibatches, -1])
+            order = tf.reshape(tf.argsort(bits, stable=True), [config.num_minibatches, -1])
 
             def step(j, sums):
                 return j + 1, sums + streams.one(streams.run(self._step, batch, order[j]))
 
-            _, sums = tf.while_loop(lambda j, _: j < config.minibatches, step, (0, sums), parallel_iterations=1)
+            _, sums = tf.while_loop(lambda j, _: j < config.num_minibatches, step, (0, sums), parallel_iterations=1)
             return i + 1, sums
 
         sums = tf.zeros([len(self.loss_names)], streams.one(first.value).dtype) + streams.one(start)

@@ -16,6 +16,8 @@ from keras_rtrl._checks import flag, number, renamed, whole_number
     entropy_cost="entropy_regularization",
     gradient_clip="gradient_clipping",
     epochs="num_epochs",
+    minibatches="num_minibatches",
+    scale_reward="normalize_rewards",
 )
 @dataclasses.dataclass(frozen=True)
 class PPOConfig:
@@ -30,13 +32,13 @@ class PPOConfig:
       entropy_regularization: weight of the policy's entropy.
       gradient_clipping: largest global norm of a minibatch's gradient; None for no clipping.
       num_epochs: passes over a rollout.
-      minibatches: optimiser steps an epoch, each on as many chunks.
+      num_minibatches: optimiser steps an epoch, each on as many chunks.
       chunk: steps a rollout is cut into, each from a stored carry; 1 is the paper's per-step scheme. Truncated BPTT
         (gradient="tbptt") reaches back so many steps.
       stale_gradient: use the carry stored while the rollout was made in all epochs; False computes it again, from the
         rollout's start and under the current parameters, before each epoch.
       stale_target: the same for advantages and returns.
-      scale_reward: divide rewards by the running standard deviation of the discounted return.
+      normalize_rewards: divide rewards by the running standard deviation of the discounted return.
 
     Raises:
       ValueError: a number out of its range, or a flag that is no bool.
@@ -50,11 +52,11 @@ class PPOConfig:
     entropy_regularization: float = 0.0
     gradient_clipping: float | None = 0.5
     num_epochs: int = 4
-    minibatches: int = 32
+    num_minibatches: int = 32
     chunk: int = 16
     stale_gradient: bool = True
     stale_target: bool = True
-    scale_reward: bool = True
+    normalize_rewards: bool = True
 
     def __post_init__(self):
         for name in ("gamma", "lambda_value"):
@@ -65,12 +67,12 @@ class PPOConfig:
         for name in ("value_clipping", "gradient_clipping"):
             if getattr(self, name) is not None:
                 number(name, getattr(self, name), above=0)
-        for name in ("num_epochs", "minibatches", "chunk"):
+        for name in ("num_epochs", "num_minibatches", "chunk"):
             whole_number(name, getattr(self, name))
-        for name in ("stale_gradient", "stale_target", "scale_reward"):
+        for name in ("stale_gradient", "stale_target", "normalize_rewards"):
             flag(name, getattr(self, name))
 
     @property
     def optimizer_steps(self):
         """Optimiser steps a rollout."""
-        return self.num_epochs * self.minibatches
+        return self.num_epochs * self.num_minibatches

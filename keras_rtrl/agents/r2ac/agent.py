@@ -54,8 +54,8 @@ class R2ACAgent(RolloutAgent):
             outputs, values, last_value, carry = self._unroll(experience)
             step, boundary = played(experience._replace(observation=()))
             reward, discount = tf.cast(step.reward, values.dtype), tf.cast(step.discount, values.dtype)
-            if config.reward_clip is not None:
-                reward = clipped(reward, -config.reward_clip, config.reward_clip)
+            if config.reward_clipping is not None:
+                reward = clipped(reward, -config.reward_clipping, config.reward_clipping)
             log_pi = actions.log_probability(outputs, step.action)
             log_mu = actions.log_probability(actions.from_info(step.policy_info), step.action)
             targets = losses.vtrace(log_pi - log_mu, config.gamma * discount, reward, values, last_value, boundary)

@@ -12,6 +12,7 @@ from keras_rtrl._checks import flag, number, renamed
     value_cost="value_pred_loss_coef",
     entropy_cost="entropy_regularization",
     gradient_clip="gradient_clipping",
+    reward_clip="reward_clipping",
 )
 @dataclasses.dataclass(frozen=True)
 class R2ACConfig:
@@ -21,7 +22,7 @@ class R2ACConfig:
       gamma: discount, in [0, 1]; multiplied with the environment's own.
       value_pred_loss_coef: weight of 1/2 sum (v - V)^2.
       entropy_regularization: weight of the policy's entropy.
-      reward_clip: rewards are clipped to [-reward_clip, reward_clip] in the learner; None for no clipping.
+      reward_clipping: rewards are clipped to [-reward_clipping, reward_clipping] in the learner; None for no clipping.
       gradient_clipping: largest global norm of the gradient; None for no clipping.
       train_core: False leaves the recurrent core as it was initialised.
 
@@ -32,7 +33,7 @@ class R2ACConfig:
     gamma: float = 0.99
     value_pred_loss_coef: float = 0.5
     entropy_regularization: float = 0.01
-    reward_clip: float | None = 1.0
+    reward_clipping: float | None = 1.0
     gradient_clipping: float | None = 40.0
     train_core: bool = True
 
@@ -45,7 +46,7 @@ class R2ACConfig:
         number("gamma", self.gamma, low=0, high=1)
         for name in ("value_pred_loss_coef", "entropy_regularization"):
             number(name, getattr(self, name), low=0)
-        for name in ("reward_clip", "gradient_clipping"):
+        for name in ("reward_clipping", "gradient_clipping"):
             if getattr(self, name) is not None:
                 number(name, getattr(self, name), above=0)
         flag("train_core", self.train_core)

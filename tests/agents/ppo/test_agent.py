@@ -35,7 +35,7 @@ def make_agent(env, core="rtu", gradient="rtrl", rate=1e-3, normalize=False, **c
         encoder_units=(),
         normalize_observation=normalize,
     )
-    settings = {"num_epochs": 2, "minibatches": 2, "chunk": 3, "scale_reward": False, **config}
+    settings = {"num_epochs": 2, "num_minibatches": 2, "chunk": 3, "normalize_rewards": False, **config}
     return RTRLPPOAgent(
         ts.time_step_spec(observations),
         actions,
@@ -165,7 +165,7 @@ def test_stale_and_fresh(float64, stale):
 
 def test_one_epoch_one_minibatch_is_one_step_of_the_loss():
     env = make_env()
-    agent = make_agent(env, num_epochs=1, minibatches=1, gradient_clipping=None, value_clipping=None)
+    agent = make_agent(env, num_epochs=1, num_minibatches=1, gradient_clipping=None, value_clipping=None)
     (rollout,) = rollouts(env, agent, 1)
     batch, carry = agent.prepare(rollout)
     with tf.GradientTape() as tape:
@@ -189,7 +189,7 @@ def test_one_epoch_one_minibatch_is_one_step_of_the_loss():
 def test_compiled_equals_eager():
     def losses(compiled):
         env = make_env()
-        agent = make_agent(env, normalize=True, scale_reward=True)
+        agent = make_agent(env, normalize=True, normalize_rewards=True)
         train = tf.function(agent.train, autograph=False, jit_compile=True) if compiled else agent.train
         numbers = []
         driver = RolloutDriver(env, agent.collect_policy, [lambda r: numbers.append(train(r))], num_steps=T)
@@ -202,7 +202,7 @@ def test_compiled_equals_eager():
 
 def test_observations_and_rewards_are_normalised_as_they_come():
     env = make_env()
-    agent = make_agent(env, normalize=True, scale_reward=True)
+    agent = make_agent(env, normalize=True, normalize_rewards=True)
     made = rollouts(env, agent, 2)
     for rollout in made:
         agent.train(rollout)
@@ -223,11 +223,11 @@ def test_observations_and_rewards_are_normalised_as_they_come():
 
 def test_checkpoint_and_policy_hold_the_normalisation(tmp_path):
     env = make_env()
-    agent = make_agent(env, normalize=True, scale_reward=True)
+    agent = make_agent(env, normalize=True, normalize_rewards=True)
     for rollout in rollouts(env, agent, 2):
         agent.train(rollout)
     path = tf.train.Checkpoint(agent=agent).write(str(tmp_path / "checkpoint"))
-    other = make_agent(make_env(), normalize=True, scale_reward=True)
+    other = make_agent(make_env(), normalize=True, normalize_rewards=True)
     tf.train.Checkpoint(agent=other).read(path).assert_existing_objects_matched().assert_consumed()
     assert_all_close(other.reward_scaler.variables, agent.reward_scaler.variables)
     assert_all_close(other.carry, agent.carry)
@@ -254,7 +254,7 @@ def test_store_bytes():
 
 def test_reset_carry():
     env = make_env()
-    agent = make_agent(env, scale_reward=True)
+    agent = make_agent(env, normalize_rewards=True)
     (rollout,) = rollouts(env, agent, 1, steps=T - 3)
     agent.train(rollout._replace(reward=tf.ones_like(rollout.reward)))
     scale = agent.reward_scaler.scale
@@ -264,10 +264,10 @@ def test_reset_carry():
     assert agent.reward_scaler.scale == scale
 
 
-@pytest.mark.parametrize("scale_reward", [False, True])
-def test_one_replica_holds_its_streams_as_checkpoints_do(scale_reward):
+@pytest.mark.parametrize("normalize_rewards", [False, True])
+def test_one_replica_holds_its_streams_as_checkpoints_do(normalize_rewards):
     env = make_env()
-    agent = make_agent(env, scale_reward=scale_reward)
+    agent = make_agent(env, normalize_rewards=normalize_rewards)
     (rollout,) = rollouts(env, agent, 1, steps=T - 3)
     agent.train(rollout._replace(reward=tf.ones_like(rollout.reward)))
     before = [part.numpy() for part in agent.stream_values()]
@@ -288,11 +288,11 @@ def test_one_replica_holds_its_streams_as_checkpoints_do(scale_reward):
         ({"entropy_regularization": "a"}, "entropy_regularization"),
         ({"gradient_clipping": 0}, "gradient_clipping"),
         ({"num_epochs": 0}, "num_epochs"),
-        ({"minibatches": 1.5}, "minibatches"),
+        ({"num_minibatches": 1.5}, "num_minibatches"),
         ({"chunk": 0}, "chunk"),
         ({"stale_gradient": "no"}, "stale_gradient"),
         ({"stale_target": 2}, "stale_target"),
-        ({"scale_reward": None}, "scale_reward"),
+        ({"normalize_rewards": None}, "normalize_rewards"),
     ],
 )
 def test_config_out_of_range(options, message):
@@ -310,7 +310,7 @@ def test_bad_experience():
         agent.train(tf.nest.map_structure(lambda x: x[:2], rollout))
     with pytest.raises(ValueError, match="chunk must divide the rollout's 11 steps, got chunk=3"):
         agent.train(tf.nest.map_structure(lambda x: x[:, :T], rollout))
-    with pytest.raises(ValueError, match=r"minibatches must divide the 16 chunks.*got minibatches=5"):
-        make_agent(env, minibatches=5).train(rollout)
+    with pytest.raises(ValueError, match=r"minibatches must divide the 16 chunks.*got num_minibatches=5"):
+        make_agent(env, num_minibatches=5).train(rollout)
     with pytest.raises(ValueError, match="num_streams"):
         RTRLPPOAgent(agent.time_step_spec, agent.action_spec, agent.network, agent.optimizer, num_streams=0)

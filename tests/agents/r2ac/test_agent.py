@@ -137,7 +137,7 @@ def test_loss_is_the_sum_worked_out_frame_by_frame(core, gradient):
 
 
 def test_rewards_are_clipped_in_the_learner():
-    agent, free = make_agent(), make_agent(reward_clip=None)
+    agent, free = make_agent(), make_agent(reward_clipping=None)
     experience = make_experience()
     clipped = experience._replace(reward=tf.clip_by_value(experience.reward, -1, 1))
     assert agent.loss(experience).loss == agent.loss(clipped).loss
@@ -356,7 +356,7 @@ def test_bad_experience_and_arguments():
     for name, value in (
         ("gamma", 1.5),
         ("entropy_regularization", -1.0),
-        ("reward_clip", 0.0),
+        ("reward_clipping", 0.0),
         ("gradient_clipping", -1.0),
     ):
         with pytest.raises(ValueError, match=name):

@@ -48,7 +48,7 @@ def make_transition(agent, seed=0, step_type=(MID, MID), reward=1.0, discount=1.
 
 
 def test_obgd_bounds_actor_and_critic_apart():
-    agent = make_agent(ObGD(0.7, critic_kappa=2.0, actor_kappa=3.0), scale_reward=False, value_pred_loss_coef=0.5)
+    agent = make_agent(ObGD(0.7, critic_kappa=2.0, actor_kappa=3.0), normalize_rewards=False, value_pred_loss_coef=0.5)
     variables = agent.network.trainable_variables
     for seed in range(3):
         before = [variable.numpy() for variable in variables]
@@ -68,7 +68,7 @@ def test_entropy_has_the_sign_of_the_td_error():
     traces = {}
     for cost in (0.0, 0.5):
         for reward in (-3.0, 3.0):
-            agent = make_agent(keras.optimizers.SGD(0.0), scale_reward=False, entropy_regularization=cost)
+            agent = make_agent(keras.optimizers.SGD(0.0), normalize_rewards=False, entropy_regularization=cost)
             agent.train(make_transition(agent, reward=reward))
             traces[cost, reward] = np.concatenate([part.numpy().ravel() for part in agent.eligibility["actor"]])
     np.testing.assert_allclose(traces[0.0, -3.0], traces[0.0, 3.0])
@@ -78,7 +78,7 @@ def test_entropy_has_the_sign_of_the_td_error():
 
 
 def test_rewards_are_scaled_by_the_returns_deviation():
-    scaled, plain = (make_agent(keras.optimizers.SGD(0.0), scale_reward=s, gamma=0.5) for s in (True, False))
+    scaled, plain = (make_agent(keras.optimizers.SGD(0.0), normalize_rewards=s, gamma=0.5) for s in (True, False))
     returns = []
     for seed, reward in enumerate([10.0, -4.0, 7.0]):
         infos = [agent.train(make_transition(agent, seed, reward=reward)) for agent in (scaled, plain)]

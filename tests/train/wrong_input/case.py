@@ -23,7 +23,8 @@ class Case:
       files: of the scratch folder that it is run in, their text by name.
       prepare: called with (scratch folder, Made) before; what else there must be in the folder.
       environment: variables.
-      signal: (number, path): sent once there is `path`, or, of a path "file:text", the text in it; None: after 2 s.
+      signal: (number, when): sent once there is the path `when`, or, if it is "file:text", the text in it; or after
+        `when` seconds.
       unprivileged: without root's right to read and write whatever it likes.
     """
 

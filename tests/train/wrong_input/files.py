@@ -118,12 +118,12 @@ def _records(made):
 GIN = {
     "open bracket": "train.frames = [\n",
     "unknown": "nothing.at_all = 3\n",
-    "wrong value": "train.rollout = 0\n",
+    "wrong value": "train.rollout_length = 0\n",
     "import": "import os\n",
     "include": "include 'nowhere.gin'\n",
     "call": "train.seed = @train()\n",
-    "macro": "train.rollout = %x\n",
-    "twice": "train.rollout = 'x'\n",
+    "macro": "train.rollout_length = %x\n",
+    "twice": "train.rollout_length = 'x'\n",
     "another network": "ActorCriticNetwork.units = 9\n",
     "another core": "ActorCriticNetwork.core = 'rtu'\nActorCriticNetwork.core_options = None\n",
     "module": "environment.name = 'os:TMaze-v0'\n",
@@ -182,7 +182,7 @@ def _case(command, file, name, damage, expected):
         made.copy(folder / "run")
         damage(folder / "run" / file)
 
-    names = (file, "run", "configuration", "train.rollout", *GIN)
+    names = (file, "run", "configuration", "train.rollout_length", *GIN)
     texts = {"tiny.gin": TMAZE} if command == "encoder" else {}
     alone = name == "not permitted"
     return Case(f"{command}: {file} {name}", COMMANDS[command], expected, names, texts, prepare, unprivileged=alone)

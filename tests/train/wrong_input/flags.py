@@ -191,7 +191,7 @@ RESUME --out new
 RESUME --frames 1
 RESUME --gin 'train.frames = 1'
 RESUME --gin 'train.seed = 9'
-RESUME --gin 'train.rollout = 3'
+RESUME --gin 'train.rollout_length = 3'
 RESUME --gin 'train.optimizer = @RMSprop'
 RESUME --gin 'train.encoder_from = "run"'
 RESUME --gin 'environment.options = {"corridor": 9}'
@@ -208,7 +208,7 @@ TRAIN --actors 1
 TRAIN --actors 1000000000
 TRAIN --frames 9 --gin 'train.frames = 9'
 TRAIN --seed 1 --gin 'train.seed = 2'
-TRAIN --actors 2 --gin 'actors.number = 0'
+TRAIN --actors 2 --gin 'actors.num_actors = 0'
 ? TRAIN --gin 'train.frames = 9' --gin 'train.frames = 12'
 TRAIN --game TMaze-v0 --gin 'environment.name = "MemoryChain-v0"'
 ? TRAIN --game MemoryChain-v0
@@ -229,7 +229,7 @@ EVALUATE --video x
 EVALUATE --actors 2 --video x.mp4
 ? EVALUATE --actors 1
 EVALUATE --ray-address auto
-? EVALUATE --gin 'actors.number = 2'
+? EVALUATE --gin 'actors.num_actors = 2'
 EVALUATE --gin 'train.frames = 3'
 EVALUATE --gin 'train.learning_rate = 3'
 EVALUATE --gin 'environment.name = "MemoryChain-v0"'
@@ -255,7 +255,7 @@ export run /proc/x
 bench --quick
 bench --quick env CartPole-v1
 bench --rounds 3 env CartPole-v1
-BENCH --gin 'train.rollout = 0'
+BENCH --gin 'train.rollout_length = 0'
 BENCH --gin 'train.optimizer = 3'
 BENCH --gin 'environment.num_envs = 0'
 BENCH --gin 'R2ACConfig.gamma = 2'
@@ -298,7 +298,7 @@ def variables():
             names=("TF_CONFIG",),
             environment=environment,
         )
-    wrong = [*RIGHT["train"], "--out", "new", "--gin", "train.rollout = 0"]
+    wrong = [*RIGHT["train"], "--out", "new", "--gin", "train.rollout_length = 0"]
     for environment in ({"COLUMNS": "1"}, {"COLUMNS": "0"}, {"COLUMNS": "x"}, {"COLUMNS": "1" * 30}, {"LINES": "x"},
     {"HOME": ""},
                         {"TERM": "nonsense"}, {"MPLBACKEND": "nonsense"}, {"MPLCONFIGDIR": "/proc/x"},
@@ -310,16 +310,16 @@ def variables():
         yield _case(f"{name} flag", "train", ["train", "--frames", "x"], names=("frames",), environment=environment)
 
 
-PHASES = {
+PHASES = {  # the words, and when the phase has come: a text in a file, a file, or seconds
     "setting up": (["train", "tiny.gin", "--out", "new"], "stdout:run folder"),
     "writing the first checkpoint": (["train", "tiny.gin", "--out", "new"], "new/checkpoints"),
     "the first update": (["train", "tiny.gin", "--out", "new"], "new/metrics.csv"),
     "training": (["train", "tiny.gin", "--out", "new", "--gin", "train.frames = 999_999"], "new/metrics.csv:\n1"),
     "writing the policy": (["train", "tiny.gin", "--out", "new", *START], "new/policy"),
     "resuming": (["train", "--resume", "run", *START], "stdout:run folder"),
-    "evaluating": (["evaluate", "run", "--episodes", "99999"], None),
+    "evaluating": (["evaluate", "run", "--episodes", "99999"], 2.0),
     "exporting": (["export", "run", "target"], "target"),
-    "reporting": (["sweep", "sweep.gin", "--report-only"], None),
+    "reporting": (["sweep", "sweep.gin", "--report-only"], 0.1),
 }
 
 

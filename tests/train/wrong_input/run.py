@@ -139,8 +139,8 @@ class Child:
     def send(self):
         """Sends the case's signal once its time has come."""
         number, sign = self.case.signal
-        if sign is None:
-            come = time.monotonic() - self.started > 2
+        if isinstance(sign, float):
+            come = time.monotonic() - self.started > sign
         else:
             file, _, text = sign.partition(":")
             path = self.scratch / file if file == "stdout" else self.folder / file

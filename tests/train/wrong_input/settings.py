@@ -17,12 +17,12 @@ environment.num_envs = 2
 ActorCriticNetwork.units = 3
 ActorCriticNetwork.head_units = ()
 train.frames = 24
-train.rollout = 4
+train.rollout_length = 4
 train.log_updates = 1
 """
 TMAZE = f'include "tmaze_r2ac.gin"\n{TINY}environment.options = {{"corridor": 3}}\n'
-PPO = 'agent.name = "ppo"\nPPOConfig.num_epochs = 1\nPPOConfig.minibatches = 1\nPPOConfig.chunk = 4\n'
-ONE = f"{TINY}environment.num_envs = 1\ntrain.rollout = 1\n"
+PPO = 'agent.name = "ppo"\nPPOConfig.num_epochs = 1\nPPOConfig.num_minibatches = 1\nPPOConfig.chunk = 4\n'
+ONE = f"{TINY}environment.num_envs = 1\ntrain.rollout_length = 1\n"
 STREAM = f'include "stream_ac_memory.gin"\n{ONE}'
 CONDITIONING = f'include "td_trace_conditioning.gin"\n{ONE}'
 # R2ACConfig's settings stand in tmaze_r2ac.gin, where another agent has no use for them.
@@ -35,7 +35,7 @@ BASES = {
     "TDLambdaConfig": CONDITIONING,
     "ObGD": f"{STREAM}train.optimizer = @ObGD\n",
     "RMSprop": f"{TMAZE}train.optimizer = @RMSprop\n",
-    "actors": f"{TMAZE}actors.number = 1\n",
+    "actors": f"{TMAZE}actors.num_actors = 1\n",
 }
 
 VALUES = (
@@ -123,9 +123,9 @@ KINDS = {
     "agent.name": choice,
     "sweep.tasks": lambda value: None if value == () else False,
     "sweep.conditions": choice,
-    "actors.number": whole(0),
+    "actors.num_actors": whole(0),
     "actors.address": optional(choice),
-    "actors.streams": optional(whole(1)),
+    "actors.num_streams": optional(whole(1)),
     "actors.timeout": number(above=0),
     "ActorCriticNetwork.input_tensor_spec": supplied,
     "ActorCriticNetwork.action_spec": supplied,
@@ -148,7 +148,6 @@ KINDS = {
     "gamma": number(0, 1),
     "TDLambdaConfig.gamma": number(0, 0.96),  # as long as the task sums returns
     "lambda_value": number(0, 1),
-    "trace_decay": number(0, 1),
     "rho": undecided,
     "beta_1": undecided,
     "beta_2": undecided,
@@ -160,7 +159,7 @@ KINDS = {
     "entropy_regularization": number(0),
     "value_clipping": optional(number(above=0)),
     "gradient_clipping": optional(number(above=0)),
-    "reward_clip": optional(number(above=0)),
+    "reward_clipping": optional(number(above=0)),
     # options of environments and cores
     "corridor": whole(1),
     "length": whole(1),
