@@ -72,18 +72,17 @@ def chunk(kernels):
     G, stored, m, P = CELLS["elstm"][:4]
     chunk = kernels.chunk("elstm", np.float32, B, T, D, N, [arrays(N) for _ in range(P)])
     state0, u, x, e = arrays(B, N, m), arrays(B, T, G, N), arrays(B, T, D), arrays(B, T, N)
-    saved, du, states, last = arrays(B, T, G, N), arrays(B, T, G, N), [arrays(B, T, N)], arrays(B, N, m)
+    saved, du, states = arrays(B, T, G, N), arrays(B, T, G, N), [arrays(B, T, N)]
     d_rho, start, used = arrays(B, P, N), arrays(B, N, m), arrays(B, T)
     S0, S, r0, r = arrays(B, D, stored, N, m), arrays(B, D, stored, N, m), arrays(B, P, N, m), arrays(B, P, N, m)
     sums, scratch = (arrays(D, G, N), arrays(P, N)), kernels.scratch(chunk)
     before = state0, saved, states
     calls = {
-        "forward": kernels.prepare("forward", chunk, state0, u, saved, states, last),
+        "forward": kernels.prepare("forward", chunk, state0, u, saved, states),
         "adjoint": kernels.prepare("adjoint", chunk, *before, [e], 0, du, d_rho, start, used),
         "trace": kernels.prepare("trace", chunk, x, *before, S0, r0, S, r, scratch=scratch),
         "trace (in place)": kernels.prepare("trace", chunk, x, *before, S0, r0, S0, r0, scratch=scratch),
         "contract": kernels.prepare("contract", chunk, start, S0, r0, *sums),
-        "trace_contract": kernels.prepare("trace_contract", chunk, x, *before, start, S0, r0, *sums, scratch=scratch),
     }
     result = {"cell": "elstm", "shape": dict(zip("BTDN", DMLAB, strict=True)), "trace_bytes": S.nbytes}
     result |= {name: device.time(call) for name, call in calls.items()} | {"copy": copy_time(device, S.nbytes)}

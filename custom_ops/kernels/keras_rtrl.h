@@ -58,10 +58,9 @@ int keras_rtrl_set_simd_level(const char* level);
 
 // Forward scan: all T steps of the recurrence.
 //   state0 [B, N, m]; u [B, T, G, N], pre-activations
-//   -> saved [B, T, G, N], the values that the other functions need of u (may be u itself); states, m arrays [B, T, N];
-//      last [B, N, m], the state after step T
+//   -> saved [B, T, G, N], the values that the other functions need of u (may be u itself); states, m arrays [B, T, N]
 void keras_rtrl_forward(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const void* state0, const void* u,
-                        void* saved, void* const* states, void* last);
+                        void* saved, void* const* states);
 
 // Adjoint scan, l_t = e_t + J_{t+1}' l_{t+1} (rtrl-math.md, section 3); with `instant`, l_t = e_t.
 //   cotangents, m arrays [B, T, N] or NULL for zeros
@@ -82,11 +81,6 @@ void keras_rtrl_trace(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool
 void keras_rtrl_contract(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const void* start, const void* S0,
                          const void* r0, void* d_kernel, void* d_rho);
 
-// `keras_rtrl_contract` with the traces as they are, then `keras_rtrl_trace` in place, in one pass over S.
-void keras_rtrl_trace_contract(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const void* x,
-                               const void* state0, const void* saved, const void* const* states, const void* start,
-                               void* S, void* r, void* d_kernel, void* d_rho);
-
 // Streaming, one step (chunk->time is 1, chunk->mask NULL). `local` [B, m m + G' m + P m, N] is what the update needs:
 // J (row by row), then a of each stored gate, then v of each parameter, resets applied.
 //   x [B, D]; kernel [D, G, N]; state0 [B, N, m] -> state [B, N, m] (may be state0 itself) and local
@@ -104,7 +98,7 @@ void keras_rtrl_streaming_update(const keras_rtrl_chunk* chunk, const keras_rtrl
 // cudaError_t of its launches.
 size_t keras_rtrl_cuda_scratch(const keras_rtrl_chunk* chunk);
 int keras_rtrl_cuda_forward(const keras_rtrl_chunk* chunk, void* stream, const void* state0, const void* u, void* saved,
-                            void* const* states, void* last);
+                            void* const* states);
 int keras_rtrl_cuda_adjoint(const keras_rtrl_chunk* chunk, void* stream, const void* state0, const void* saved,
                             const void* const* states, const void* const* cotangents, int instant, void* du,
                             void* d_rho, void* start, uint8_t* used);
@@ -113,9 +107,6 @@ int keras_rtrl_cuda_trace(const keras_rtrl_chunk* chunk, void* stream, void* scr
                           void* r);
 int keras_rtrl_cuda_contract(const keras_rtrl_chunk* chunk, void* stream, const void* start, const void* S0,
                              const void* r0, void* d_kernel, void* d_rho);
-int keras_rtrl_cuda_trace_contract(const keras_rtrl_chunk* chunk, void* stream, void* scratch, const void* x,
-                                   const void* state0, const void* saved, const void* const* states,
-                                   const void* start, void* S, void* r, void* d_kernel, void* d_rho);
 int keras_rtrl_cuda_streaming_forward(const keras_rtrl_chunk* chunk, void* stream, const void* x, const void* kernel,
                                       const void* state0, void* state, void* local);
 int keras_rtrl_cuda_streaming_update(const keras_rtrl_chunk* chunk, void* stream, int64_t K, const void* x,

@@ -27,7 +27,7 @@ constexpr Argument kForwardInputs[] = {{"state", "BNm"},
                                        {"rho", "N", Count::kParameters},
                                        {"reset", "BT", Count::kOptional},
                                        {"mask", "BT", Count::kOptional}};
-constexpr Argument kForwardOutputs[] = {{"saved", "BTW"}, {"states", "BTN", Count::kComponents}, {"last", "BNm"}};
+constexpr Argument kForwardOutputs[] = {{"saved", "BTW"}, {"states", "BTN", Count::kComponents}};
 
 constexpr Argument kAdjointInputs[] = {{"state", "BNm"},
                                        {"saved", "BTW"},

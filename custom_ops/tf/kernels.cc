@@ -127,10 +127,9 @@ class ForwardOp : public CellOp<Device, T> {
 
  protected:
   void Run(OpKernelContext* ctx, Device* device, const keras_rtrl_chunk& chunk, Dims* dims) override {
-    const auto saved = this->Out(ctx, *dims, "saved", "u"), states = this->Out(ctx, *dims, "states"),
-               last = this->Out(ctx, *dims, "last");
+    const auto saved = this->Out(ctx, *dims, "saved", "u"), states = this->Out(ctx, *dims, "states");
     if (!ctx->status().ok()) return;
-    device->Forward(chunk, this->One(ctx, "state"), this->One(ctx, "u"), saved[0], states.data(), last[0]);
+    device->Forward(chunk, this->One(ctx, "state"), this->One(ctx, "u"), saved[0], states.data());
   }
 };
 

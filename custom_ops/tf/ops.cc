@@ -51,7 +51,7 @@ absl::Status InferShapes(InferenceContext* c, absl::Span<const Argument> inputs,
 }
 
 // Counts the changes of the ops' arguments and results; native.py knows the number that it calls.
-extern "C" int keras_rtrl_ops_version(void) { return 2; }
+extern "C" int keras_rtrl_ops_version(void) { return 3; }
 
 #define KERAS_RTRL_SHAPES(OP) \
   SetShapeFn([](InferenceContext* c) { return InferShapes(c, k##OP##Inputs, k##OP##Outputs); })
@@ -64,7 +64,6 @@ REGISTER_OP("KerasRtrlForward")
     .Input("mask: NM * bool")
     .Output("saved: T")
     .Output("states: m * T")
-    .Output("last: T")
     .Attr("cell: string")
     .Attr("T: {float, double}")
     .Attr("P: int >= 0")

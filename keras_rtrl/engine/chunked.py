@@ -88,7 +88,7 @@ class _Native:
     def __init__(self, cell, kernel, rho, x, carry, reset, mask):
         self._cell, self._kernel, self._rho, self._x, self._carry = cell, kernel, rho, x, carry
         self._flags = (reset, mask)
-        saved, states, _ = native.forward(cell, product(x, kernel), rho, carry.state, reset, mask)
+        saved, states = native.forward(cell, product(x, kernel), rho, carry.state, reset, mask)
         # Functions under nested tapes ask for the gradients of what the backward pass takes from the forward pass.
         self._saved, self.states = tf.stop_gradient(saved), tuple(tf.stop_gradient(s) for s in states)
 

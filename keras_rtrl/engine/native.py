@@ -17,7 +17,7 @@ IMPLEMENTATIONS = ("auto", "tf", "native")
 
 _FOLDER = pathlib.Path(__file__).resolve().parents[1] / "_native"
 _DTYPES = (tf.float32, tf.float64)
-_OPS_VERSION = 2  # of custom_ops/tf/ops.cc
+_OPS_VERSION = 3  # of custom_ops/tf/ops.cc
 # What the kernels of a cell replace: a class that overrides one of these below the class that declares `native` is
 # another cell.
 _REPLACED = ("phi", "coefficients", "derivatives", "unit_parameters", "gates", "components", "trace_rotations")
@@ -122,13 +122,12 @@ def forward(cell, u, rho, state, reset=None, mask=None):
       reset, mask: [B, T].
 
     Returns:
-      saved [B, T, G N], what the other functions need of u; the states, a tuple of m tensors [B, T, N]; the last
-      state [B, N, m].
+      saved [B, T, G N], what the other functions need of u; the states, a tuple of m tensors [B, T, N].
     """
-    saved, states, last = _ops().keras_rtrl_forward(
+    saved, states = _ops().keras_rtrl_forward(
         u, state, _listed(cell, rho), _optional(reset), _optional(mask), cell=cell.native, m=cell.components
     )
-    return saved, tuple(states), last
+    return saved, tuple(states)
 
 
 def adjoint(cell, saved, states, cotangents, rho, state, reset=None, mask=None, instant=False):

@@ -307,12 +307,12 @@ def test_shapes_unknown_in_a_graph_are_checked_when_it_runs(case):
 
     @tf.function(input_signature=signature)
     def forward(u, state):
-        saved, (s,), last = native.forward(case.cell, u, case.rho, state)
+        saved, (s,) = native.forward(case.cell, u, case.rho, state)
         assert saved.shape.as_list() == [3, None, 6]
         assert s.shape.as_list() == [3, None, 3]
-        return last
+        return s
 
-    assert forward(tf.zeros((3, 2, 6), tf.float64), case.carry.state).shape == (3, 3, 1)
+    assert forward(tf.zeros((3, 2, 6), tf.float64), case.carry.state).shape == (3, 2, 3)
     with pytest.raises(tf.errors.InvalidArgumentError, match="u must have shape"):
         forward(tf.zeros((3, 2, 5), tf.float64), case.carry.state)
     with pytest.raises(tf.errors.InvalidArgumentError, match="time must be at least 1"):
@@ -324,9 +324,9 @@ def test_no_silent_gradient(case):
     u = tf.zeros((3, 8, 6), tf.float64)
     with tf.GradientTape() as tape:
         tape.watch(u)
-        _, _, last = native.forward(case.cell, u, case.rho, case.carry.state)
+        _, (s,) = native.forward(case.cell, u, case.rho, case.carry.state)
     with pytest.raises(LookupError, match="KerasRtrlForward has no gradient of its own"):
-        tape.gradient(last, u)
+        tape.gradient(s, u)
 
 
 @needs_library
@@ -336,7 +336,7 @@ def test_inputs_keep_their_values(case):
     u = tf.constant(np.random.default_rng(0).normal(size=(3, 8, 6)))
     inputs = {"u": u, "state": state, "S": case.carry.S, "r": case.carry.r, "x": case.x}
     before = {name: value.numpy() for name, value in inputs.items()}
-    saved, states, _ = native.forward(cell, u, rho, state, case.reset, case.mask)
+    saved, states = native.forward(cell, u, rho, state, case.reset, case.mask)
     kept = saved.numpy()
     native.trace(cell, case.x, saved, states, rho, state, case.carry.S, case.carry.r, case.reset, case.mask)
     native.adjoint(cell, saved, states, states, rho, state, case.reset, case.mask)
@@ -356,11 +356,11 @@ def test_two_runs_agree_bit_for_bit():
     x, u, state, S, r = draw(5, 40, 33), draw(5, 40, 140), draw(5, 70, 2), draw(5, 33, 2, 70, 2), draw(5, 2, 70, 2)
 
     def run():
-        saved, states, last = native.forward(cell, u, rho, state)
+        saved, states = native.forward(cell, u, rho, state)
         traces = native.trace(cell, x, saved, states, rho, state, S, r)
         du, d_rho, start, _ = native.adjoint(cell, saved, states, states, rho, state)
         sums = native.contract(cell, start, S, r, tf.zeros((33, 140)), d_rho)
-        return [t.numpy() for t in (saved, *states, last, *traces, du, d_rho, start, *sums)]
+        return [t.numpy() for t in (saved, *states, *traces, du, d_rho, start, *sums)]
 
     first = run()
     for _ in range(3):
@@ -438,14 +438,14 @@ def test_no_units(cell):
     m, stored, P = cell.components, len(cell.stored_gates), len(cell.unit_names)
     rho = dict.fromkeys(cell.unit_names, tf.zeros(0))
     x, state, S, r = tf.ones((2, 3, 4)), tf.zeros((2, 0, m)), tf.zeros((2, 4, stored, 0, m)), tf.zeros((2, P, 0, m))
-    saved, states, last = native.forward(cell, tf.zeros((2, 3, 0)), rho, state)
+    saved, states = native.forward(cell, tf.zeros((2, 3, 0)), rho, state)
     traces = native.trace(cell, x, saved, states, rho, state, S, r)
     du, d_rho, start, _ = native.adjoint(cell, saved, states, states, rho, state)
     sums = native.contract(cell, start, S, r, tf.zeros((4, 0)), d_rho)
     new, local = native.streaming_forward(cell, x[:, 0], tf.zeros((4, 0)), rho, state)
     updated = native.streaming_update(cell, tf.Variable(S), tf.Variable(r), x[:, 0], local, tf.zeros((5, 2, 0, m)))
-    assert [tuple(value.shape) for value in (last, *traces, du, *sums, new, *updated)] == [
-        (2, 0, m), (2, 4, stored, 0, m), (2, P, 0, m), (2, 3, 0), (4, 0), (P, 0), (2, 0, m), (5, 4, 0), (5, P, 0),
+    assert [tuple(value.shape) for value in (*states, *traces, du, *sums, new, *updated)] == [
+        *[(2, 3, 0)] * m, (2, 4, stored, 0, m), (2, P, 0, m), (2, 3, 0), (4, 0), (P, 0), (2, 0, m), (5, 4, 0), (5, P, 0),
     ]  # fmt: skip
 
 

@@ -78,8 +78,8 @@ int keras_rtrl_set_simd_level(const char* name) {
 }
 
 void keras_rtrl_forward(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const void* state0, const void* u,
-                        void* saved, void* const* states, void* last) {
-  kernels(chunk).forward(chunk, pool, state0, u, saved, states, last);
+                        void* saved, void* const* states) {
+  kernels(chunk).forward(chunk, pool, state0, u, saved, states);
 }
 
 void keras_rtrl_adjoint(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const void* state0,
@@ -96,12 +96,6 @@ void keras_rtrl_trace(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool
 void keras_rtrl_contract(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const void* start, const void* S0,
                          const void* r0, void* d_kernel, void* d_rho) {
   kernels(chunk).contract(chunk, pool, start, S0, r0, d_kernel, d_rho);
-}
-
-void keras_rtrl_trace_contract(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const void* x,
-                               const void* state0, const void* saved, const void* const* states, const void* start,
-                               void* S, void* r, void* d_kernel, void* d_rho) {
-  kernels(chunk).trace_contract(chunk, pool, x, state0, saved, states, start, S, r, d_kernel, d_rho);
 }
 
 void keras_rtrl_streaming_forward(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const void* x,

@@ -23,8 +23,8 @@ struct Erased {
   static T* out(Out p) { return static_cast<T*>(p); }
   static const T* const* ins(Ins p) { return reinterpret_cast<const T* const*>(p); }
 
-  static void forward(Call call, Pool pool, In state0, In u, Out saved, void* const* states, Out last) {
-    Scans<Cell, T>::forward(call, pool, in(state0), in(u), out(saved), reinterpret_cast<T* const*>(states), out(last));
+  static void forward(Call call, Pool pool, In state0, In u, Out saved, void* const* states) {
+    Scans<Cell, T>::forward(call, pool, in(state0), in(u), out(saved), reinterpret_cast<T* const*>(states));
   }
   static void adjoint(Call call, Pool pool, In state0, In saved, Ins states, Ins cotangents, int instant, Out du,
                       Out d_rho, Out start, uint8_t* used) {
@@ -37,11 +37,6 @@ struct Erased {
   static void contract(Call call, Pool pool, In start, In S0, In r0, Out d_kernel, Out d_rho) {
     Traces<Cell, T>::contract(call, pool, in(start), in(S0), in(r0), out(d_kernel), out(d_rho));
   }
-  static void trace_contract(Call call, Pool pool, In x, In state0, In saved, Ins states, In start, Out S, Out r,
-                             Out d_kernel, Out d_rho) {
-    Traces<Cell, T>::trace_contract(call, pool, in(x), in(state0), in(saved), ins(states), in(start), out(S), out(r),
-                                    out(d_kernel), out(d_rho));
-  }
   static void streaming_forward(Call call, Pool pool, In x, In kernel, In state0, Out state, Out local) {
     Streaming<Cell, T>::forward(call, pool, in(x), in(kernel), in(state0), out(state), out(local));
   }
@@ -51,8 +46,8 @@ struct Erased {
                                out(d_rho));
   }
 
-  static constexpr Kernels::Typed functions = {forward,        adjoint,           trace,           contract,
-                                               trace_contract, streaming_forward, streaming_update};
+  static constexpr Kernels::Typed functions = {forward,  adjoint,           trace,
+                                               contract, streaming_forward, streaming_update};
 };
 
 template <class Cell>

@@ -20,7 +20,7 @@ struct Scans {
   static constexpr int64_t kRow = kBlock;
 
   static void forward(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const T* state0, const T* u,
-                      T* saved, T* const* states, T* last) {
+                      T* saved, T* const* states) {
     const Call call(*chunk);
     const int64_t N = call.N, blocks = ratio_up(N, kBlock);
     for_each(pool, call.B * blocks, call.time * smaller(N, kBlock) * G, [&](int64_t item) {
@@ -54,11 +54,6 @@ struct Scans {
             next[i].store(states[i] + row * N + n0 + j, live);
           }
         }
-      }
-      for (int64_t j = 0; j < count; j += L) {
-        V s[m];
-        load_rows(state + j, kRow, s);
-        Interleaved<T, m>::store(last + (b * N + n0 + j) * m, smaller(L, count - j), s);
       }
     });
   }

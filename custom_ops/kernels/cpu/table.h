@@ -13,7 +13,6 @@ struct Kernels {
     decltype(&keras_rtrl_adjoint) adjoint;
     decltype(&keras_rtrl_trace) trace;
     decltype(&keras_rtrl_contract) contract;
-    decltype(&keras_rtrl_trace_contract) trace_contract;
     decltype(&keras_rtrl_streaming_forward) streaming_forward;
     decltype(&keras_rtrl_streaming_update) streaming_update;
   } typed[2];  // float, double

@@ -219,43 +219,6 @@ struct Traces {
       }
     });
   }
-
-  static void trace_contract(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const T* x, const T* state0,
-                             const T* saved, const T* const* states, const T* start, T* S, T* r, T* d_kernel,
-                             T* d_rho) {
-    const Call call(*chunk);
-    // Streams are summed inside an item. The rows are divided too if there are few units.
-    const int64_t units = block_units(call, pool, 1), blocks = ratio_up(call.N, units);
-    const int64_t inputs = larger(call.D, 1);  // r is advanced without inputs too
-    const int64_t rows = ratio_up(ratio_up(inputs, parts_for(pool, blocks)), kRows) * kRows;
-    const int64_t parts = ratio_up(inputs, rows);
-    const int64_t cost = call.B * call.time * units * m * stored * rows / 32;
-    for_each(pool, blocks * parts, cost, [&](int64_t item) {
-      const int64_t n0 = item / parts * units, count = smaller(units, call.N - n0);
-      const int64_t d0 = item % parts * rows, d1 = smaller(d0 + rows, call.D);
-      Block& block = *scratch<Block>(1);
-      call.prepare(n0, count, block.c, kRow);
-      for (int64_t b = 0; b < call.B; ++b) {
-        T* const stream = S + b * call.D * call.columns();
-        if (d0 == 0) contract_r(call, b, n0, count, start, r, d_rho);
-        int64_t t0 = 0;
-        do {
-          const int64_t t1 = smaller(t0 + kSteps, call.time);
-          const int64_t begin = call.begin(b, t0, t1);
-          make_block(call, state0, saved, states, b, begin, t1, n0, count, block);
-          for (int64_t d = d0; d < d1; d += kRows) {
-            const int64_t live = smaller(kRows, d1 - d);
-            if (t0 == 0)
-              for (int64_t i = d; i < d + live; ++i)
-                contract_row(call, n0, count, start + b * call.N * m, stream + i * call.columns(), call.columns(),
-                             d_kernel + i * G * call.N);
-            tiles(call, block, x + (b * call.time + begin) * call.D, t1 - begin, n0, count, d, live, stream, stream);
-          }
-          if (d0 == 0) advance_r(call, block, b, n0, count, r, r);
-        } while ((t0 += kSteps) < call.time);
-      }
-    });
-  }
 };
 
 }  // namespace KERAS_RTRL_LEVEL

@@ -50,8 +50,8 @@ Chunk<typename K::T> chunk_of(const keras_rtrl_chunk& from) {
 
 // Offsets of the arrays in a chunk's scratch memory.
 struct Scratch {
-  int64_t row = 0, groups = 0;
-  size_t begin = 0, driven = 0, product = 0, partial = 0, bytes = 0;
+  int64_t row = 0;
+  size_t begin = 0, driven = 0, product = 0, bytes = 0;
 };
 
 template <class K>
@@ -61,21 +61,16 @@ Scratch scratch_of(const keras_rtrl_chunk& chunk) {
   const auto aligned = [](int64_t numbers, int64_t size = sizeof(T)) { return ceil_div(numbers * size, 256) * 256; };
   Scratch scratch;
   scratch.row = ceil_div(chunk.units * Cell::components, kPack<T>) * kPack<T>;
-  scratch.groups = trace_groups<Traces<Cell>, T>(chunk);
   scratch.driven = scratch.begin + aligned(chunk.batch, sizeof(int64_t));
   scratch.product = scratch.driven + aligned(chunk.batch * chunk.time * Cell::stored * scratch.row);
-  scratch.partial =
-      scratch.product + aligned(chunk.batch * chunk.units * Cell::components * Cell::components);
-  scratch.bytes = scratch.partial;
-  if (scratch.groups > 1) scratch.bytes += aligned(scratch.groups * chunk.inputs * Cell::gates * chunk.units);
+  scratch.bytes = scratch.product + aligned(chunk.batch * chunk.units * Cell::components * Cell::components);
   return scratch;
 }
 
-// The suffix scan into scratch memory, then S = product S0 + x' driven, contracted with `start` if there is one.
+// The suffix scan into scratch memory, then S = product S0 + x' driven.
 template <class K>
 int trace_step(const keras_rtrl_chunk& from, void* stream, void* memory, const void* x, const void* state0,
-               const void* saved, const void* const* states, const void* S0, const void* r0, void* S, void* r,
-               const void* start, void* d_kernel) {
+               const void* saved, const void* const* states, const void* S0, const void* r0, void* S, void* r) {
   using Cell = typename K::Cell;
   using T = typename K::T;
   const Scratch scratch = scratch_of<K>(from);
@@ -91,16 +86,12 @@ int trace_step(const keras_rtrl_chunk& from, void* stream, void* memory, const v
   if (const int error = suffix<Cell, T>(scan, stream)) return error;
 
   const int64_t columns = chunk.units * Cell::components;
-  const bool whole = rows_are_whole(columns, in<T>(S)) && (!S0 || rows_are_whole(columns, in<T>(S0))) &&
-                     (!start || rows_are_whole(columns, in<T>(start)));
-  const TraceStep<T> step = {chunk,     in<T>(x),      driven,         product,
-                             in<T>(S0), begin,         scratch.row,    whole,
-                             out<T>(S), in<T>(start),  scratch.groups, out<T>(base + scratch.partial),
-                             out<T>(d_kernel)};
-  return start ? trace_contract<Traces<Cell>, T>(step, stream) : trace<Traces<Cell>, T>(step, stream);
+  const bool whole = rows_are_whole(columns, in<T>(S)) && (!S0 || rows_are_whole(columns, in<T>(S0)));
+  const TraceStep<T> step = {chunk, in<T>(x), driven, product, in<T>(S0), begin, scratch.row, whole, out<T>(S)};
+  return trace<Traces<Cell>, T>(step, stream);
 }
 
-// start . S0 and start . r0, added to d_kernel and d_rho; of r0 alone if S0 is NULL.
+// start . S0 and start . r0, added to d_kernel and d_rho.
 template <class K>
 int contract_step(const keras_rtrl_chunk& from, void* stream, const void* start, const void* S0, const void* r0,
                   void* d_kernel, void* d_rho) {
@@ -108,7 +99,7 @@ int contract_step(const keras_rtrl_chunk& from, void* stream, const void* start,
   const int64_t columns = from.units * K::Cell::components;
   Sweep<T> sweep = {};
   sweep.chunk = chunk_of<K>(from);
-  sweep.S_rows = S0 ? from.inputs : 0;
+  sweep.S_rows = from.inputs;
   sweep.K = 1;
   sweep.whole = rows_are_whole(columns, in<T>(S0)) && rows_are_whole(columns, in<T>(r0)) &&
                 rows_are_whole(columns, in<T>(start));
@@ -130,11 +121,11 @@ size_t keras_rtrl_cuda_scratch(const keras_rtrl_chunk* chunk) {
 }
 
 int keras_rtrl_cuda_forward(const keras_rtrl_chunk* chunk, void* stream, const void* state0, const void* u, void* saved,
-                            void* const* states, void* last) {
+                            void* const* states) {
   return dispatch(*chunk, int(cudaErrorInvalidValue), [&](auto kind) {
     using K = decltype(kind);
     using T = typename K::T;
-    ForwardScan<T> scan = {chunk_of<K>(*chunk), in<T>(state0), in<T>(u), out<T>(saved), {}, out<T>(last)};
+    ForwardScan<T> scan = {chunk_of<K>(*chunk), in<T>(state0), in<T>(u), out<T>(saved), {}};
     for (int i = 0; i < K::Cell::components; ++i) scan.states[i] = out<T>(states[i]);
     return forward<typename K::Cell, T>(scan, stream);
   });
@@ -162,8 +153,7 @@ int keras_rtrl_cuda_trace(const keras_rtrl_chunk* chunk, void* stream, void* scr
                           const void* saved, const void* const* states, const void* S0, const void* r0, void* S,
                           void* r) {
   return dispatch(*chunk, int(cudaErrorInvalidValue), [&](auto kind) {
-    return trace_step<decltype(kind)>(*chunk, stream, scratch, x, state0, saved, states, S0, r0, S, r, nullptr,
-                                      nullptr);
+    return trace_step<decltype(kind)>(*chunk, stream, scratch, x, state0, saved, states, S0, r0, S, r);
   });
 }
 
@@ -171,18 +161,6 @@ int keras_rtrl_cuda_contract(const keras_rtrl_chunk* chunk, void* stream, const 
                              const void* r0, void* d_kernel, void* d_rho) {
   return dispatch(*chunk, int(cudaErrorInvalidValue), [&](auto kind) {
     return contract_step<decltype(kind)>(*chunk, stream, start, S0, r0, d_kernel, d_rho);
-  });
-}
-
-int keras_rtrl_cuda_trace_contract(const keras_rtrl_chunk* chunk, void* stream, void* scratch, const void* x,
-                                   const void* state0, const void* saved, const void* const* states,
-                                   const void* start, void* S, void* r, void* d_kernel, void* d_rho) {
-  return dispatch(*chunk, int(cudaErrorInvalidValue), [&](auto kind) {
-    using K = decltype(kind);
-    // r first: the suffix scan of the trace step writes over it.
-    const int error = contract_step<K>(*chunk, stream, start, nullptr, r, d_kernel, d_rho);
-    if (error) return error;
-    return trace_step<K>(*chunk, stream, scratch, x, state0, saved, states, S, r, S, r, start, d_kernel);
   });
 }
 

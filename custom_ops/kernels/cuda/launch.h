@@ -35,7 +35,6 @@ struct ForwardScan {
   const T *state0, *u;
   T* saved;
   T* states[kMaxComponents];
-  T* last;
 };
 
 template <class T>
@@ -62,9 +61,7 @@ struct SuffixScan {
   int64_t* begin;
 };
 
-// S = product S0 + sum of driven (x) x from step `begin` of each stream on. With the contraction, the streams are divided
-// among `groups` of blocks; each group adds up its streams in its own [D, G, N] of `partial`, or directly in d_kernel if
-// there is one group.
+// S = product S0 + sum of driven (x) x from step `begin` of each stream on.
 template <class T>
 struct TraceStep {
   Chunk<T> chunk;
@@ -73,9 +70,6 @@ struct TraceStep {
   int64_t row;
   bool whole;  // S0 and S are read and written by packs
   T* S;
-  const T* start;
-  int64_t groups;
-  T *partial, *d_kernel;
 };
 
 // One pass over the traces, S and r: advances them by one step or leaves them, and contracts them with K cotangents
@@ -129,11 +123,6 @@ using Traces = typename TracesOf<Cell::stored == Cell::gates, Cell>::type;
 
 template <class C, class T>
 int trace(const TraceStep<T>& step, void* stream);
-template <class C, class T>
-int trace_contract(const TraceStep<T>& step, void* stream);
-// How many groups of blocks trace_contract takes for a chunk.
-template <class C, class T>
-int64_t trace_groups(const keras_rtrl_chunk& chunk);
 template <class C, class T>
 int advance(const Sweep<T>& sweep, void* stream);
 // Adds to d_kernel and d_rho, which `advance` overwrites.

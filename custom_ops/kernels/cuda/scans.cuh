@@ -117,8 +117,6 @@ __global__ void __launch_bounds__(kScanThreads) forward_kernel(const ForwardScan
 #pragma unroll
         for (int i = 0; i < m; ++i) p.states[i][step * N + n] = s[i];
       });
-#pragma unroll
-  for (int i = 0; i < m; ++i) p.last[item * m + i] = s[i];
 }
 
 // Calls compute(step, keep_state, take_input, previous, next, u, e) for each t from the last to the first; `previous`

@@ -19,11 +19,7 @@ template <class T, int Rows>
 struct Tile {
   static constexpr int rows = 8 * Rows, columns = 32 * kPack<T>;
 };
-// The contraction holds as many sums again as the product does.
-constexpr int kTraceRows = 8, kContractRows = 4;
-
-// Blocks that trace_contract should have at least; with fewer tiles, streams are shared out among blocks.
-constexpr int64_t kEnoughBlocks = 512;
+constexpr int kTraceRows = 8;
 
 template <class C, class T, int Rows>
 int64_t tiles(int64_t inputs, int64_t units) {
@@ -33,10 +29,10 @@ int64_t tiles(int64_t inputs, int64_t units) {
 
 __device__ __forceinline__ int64_t smaller(int64_t a, int64_t b) { return b < a ? b : a; }
 
-template <class C, class T, int Rows, bool Contract>
+template <class C, class T, int Rows>
 __global__ void __launch_bounds__(kTraceThreads, sizeof(T) == 4 ? 3 : 2) trace_kernel(const TraceStep<T> p) {
   using Tile = Tile<T, Rows>;
-  constexpr int W = kPack<T>, m = C::components, U = W / m, outputs = kOutputs<C>;
+  constexpr int W = kPack<T>, m = C::components, U = W / m;
   // Reads of a thread for kDepth steps; one read of all threads covers kDepth / kLoads steps.
   constexpr int kLoadsX = kDepth * Tile::rows / kTraceThreads, kLoadsDriven = kDepth * 32 / kTraceThreads;
   alignas(16) __shared__ T x_tile[2][kDepth][Tile::rows];
@@ -46,180 +42,119 @@ __global__ void __launch_bounds__(kTraceThreads, sizeof(T) == 4 ? 3 : 2) trace_k
   // There are fewer than 2^31 blocks, and divisions of 64 bits are slow.
   const unsigned across = unsigned(ceil_div(columns, Tile::columns)), down = unsigned(ceil_div(D, Tile::rows));
   const unsigned tile = blockIdx.x / (C::stored * across), strip = blockIdx.x % (C::stored * across);
-  const int64_t group = tile / down, d0 = tile % down * int64_t(Tile::rows);
+  const int64_t b = tile / down, d0 = tile % down * int64_t(Tile::rows);
   const int64_t gate = strip / across, c0 = strip % across * int64_t(Tile::columns);
 
   const int thread = threadIdx.x, warp = thread / 32, tx = thread % 16;
   const int row = (warp * 2 + thread % 32 / 16) * Rows;  // of the tile, this thread's first
   const bool active = d0 + warp * 2 * Rows < D;
 
-  const int64_t share = Contract ? ceil_div(p.chunk.batch, p.groups) : 1;
-  const int64_t end = (group + 1) * share < p.chunk.batch ? (group + 1) * share : p.chunk.batch;
-  T sums[Contract ? Rows : 1][2][U][outputs] = {};
+  // Of the next steps' x and driven. Reads beyond an end are of the last one there, so that none has a condition;
+  // steps beyond the end count as zeros.
+  const int64_t begin = p.begin[b];  // what was before is cut off
+  T x_next[kLoadsX];
+  Pack<T, W> driven_next[kLoadsDriven];
+  const int x_step = thread / Tile::rows, driven_step = thread / 32;
+  const T* const x_from = p.x + b * time * D + smaller(d0 + thread % Tile::rows, D - 1);
+  const T* const driven_from =
+      p.driven + (b * time * C::stored + gate) * p.row + smaller(c0 + thread % 32 * W, p.row - W);
+  const auto fetch = [&](int64_t t0) {
+    if (time == 0) return;
+#pragma unroll
+    for (int i = 0; i < kLoadsX; ++i)
+      x_next[i] = x_from[smaller(t0 + x_step + i * (kDepth / kLoadsX), time - 1) * D];
+#pragma unroll
+    for (int i = 0; i < kLoadsDriven; ++i)
+      driven_next[i] = read<W, true>(
+          driven_from + smaller(t0 + driven_step + i * (kDepth / kLoadsDriven), time - 1) * C::stored * p.row);
+  };
+  const auto put = [&](int64_t t0, int buffer) {
+#pragma unroll
+    for (int i = 0; i < kLoadsX; ++i)
+      (&x_tile[buffer][0][0])[thread + i * kTraceThreads] =
+          t0 + x_step + i * (kDepth / kLoadsX) < time ? x_next[i] : T(0);
+#pragma unroll
+    for (int i = 0; i < kLoadsDriven; ++i)
+      reinterpret_cast<Pack<T, W>*>(&driven_tile[buffer][0][0])[thread + i * kTraceThreads] =
+          t0 + driven_step + i * (kDepth / kLoadsDriven) < time ? driven_next[i] : Pack<T, W>{};
+  };
+  fetch(begin);
 
-  for (int64_t b = group * share; b < end; ++b) {
-    // Of the next steps' x and driven. Reads beyond an end are of the last one there, so that none has a condition;
-    // steps beyond the end count as zeros.
-    const int64_t begin = p.begin[b];  // what was before is cut off
-    T x_next[kLoadsX];
-    Pack<T, W> driven_next[kLoadsDriven];
-    const int x_step = thread / Tile::rows, driven_step = thread / 32;
-    const T* const x_from = p.x + b * time * D + smaller(d0 + thread % Tile::rows, D - 1);
-    const T* const driven_from =
-        p.driven + (b * time * C::stored + gate) * p.row + smaller(c0 + thread % 32 * W, p.row - W);
-    const auto fetch = [&](int64_t t0) {
-      if (time == 0) return;
+  // The old traces, multiplied by their factor. Half a tile's reads go out at once.
+  Pack<T, W> tile_sum[Rows][2] = {};
+  const T* const from = p.S0 + (b * D * C::stored + gate) * columns;
 #pragma unroll
-      for (int i = 0; i < kLoadsX; ++i)
-        x_next[i] = x_from[smaller(t0 + x_step + i * (kDepth / kLoadsX), time - 1) * D];
+  for (int h = 0; h < 2; ++h) {
+    const int64_t c = c0 + (h * 16 + tx) * W, left = columns - c;
+    if (!p.S0 || left <= 0) continue;
 #pragma unroll
-      for (int i = 0; i < kLoadsDriven; ++i)
-        driven_next[i] = read<W, true>(
-            driven_from + smaller(t0 + driven_step + i * (kDepth / kLoadsDriven), time - 1) * C::stored * p.row);
-    };
-    const auto put = [&](int64_t t0, int buffer) {
+    for (int r = 0; r < Rows; ++r)
+      tile_sum[r][h] = load<W>(from + smaller(d0 + row + r, D - 1) * C::stored * columns + c, left, p.whole);
+    // Its U = W / m units have W m factors.
+    T factor[U][m][m];
 #pragma unroll
-      for (int i = 0; i < kLoadsX; ++i)
-        (&x_tile[buffer][0][0])[thread + i * kTraceThreads] =
-            t0 + x_step + i * (kDepth / kLoadsX) < time ? x_next[i] : T(0);
+    for (int i = 0; i < m; ++i) {
+      const Pack<T, W> pack = load<W>(p.product + (b * columns + c) * m + i * W, left * m - i * W, p.whole);
 #pragma unroll
-      for (int i = 0; i < kLoadsDriven; ++i)
-        reinterpret_cast<Pack<T, W>*>(&driven_tile[buffer][0][0])[thread + i * kTraceThreads] =
-            t0 + driven_step + i * (kDepth / kLoadsDriven) < time ? driven_next[i] : Pack<T, W>{};
-    };
-    fetch(begin);
+      for (int j = 0; j < W; ++j) factor[(i * W + j) / (m * m)][(i * W + j) / m % m][j % m] = pack.v[j];
+    }
+#pragma unroll
+    for (int r = 0; r < Rows; ++r) {
+      const Pack<T, W> old = tile_sum[r][h];
+#pragma unroll
+      for (int u = 0; u < U; ++u) {
+#pragma unroll
+        for (int i = 0; i < m; ++i) {
+          T sum = T(0);
+#pragma unroll
+          for (int j = 0; j < m; ++j) sum += times(factor[u][i][j], old.v[u * m + j]);
+          tile_sum[r][h].v[u * m + i] = sum;
+        }
+      }
+    }
+  }
 
-    // The old traces, contracted and multiplied by their factor. Half a tile's reads go out at once.
-    Pack<T, W> tile_sum[Rows][2] = {};
-    const T* const from = p.S0 + (b * D * C::stored + gate) * columns;
+  put(begin, 0);
+  __syncthreads();
+  int buffer = 0;
+  for (int64_t t0 = begin; t0 < time; t0 += kDepth) {
+    const bool more = t0 + kDepth < time;
+    if (more) fetch(t0 + kDepth);
+    if (active) {
+#pragma unroll
+      for (int k = 0; k < kDepth; ++k) {
+        Pack<T, W> x_k[Rows / W], driven_k[2];
+#pragma unroll
+        for (int i = 0; i < Rows / W; ++i) x_k[i] = read<W, true>(&x_tile[buffer][k][row + i * W]);
+#pragma unroll
+        for (int h = 0; h < 2; ++h) driven_k[h] = read<W, true>(&driven_tile[buffer][k][(h * 16 + tx) * W]);
+#pragma unroll
+        for (int r = 0; r < Rows; ++r)
+#pragma unroll
+          for (int h = 0; h < 2; ++h)
+#pragma unroll
+            for (int i = 0; i < W; ++i) tile_sum[r][h].v[i] += x_k[r / W].v[r % W] * driven_k[h].v[i];
+      }
+    }
+    if (more) put(t0 + kDepth, buffer ^ 1);
+    __syncthreads();
+    buffer ^= 1;
+  }
+
+#pragma unroll
+  for (int r = 0; r < Rows; ++r)
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int64_t c = c0 + (h * 16 + tx) * W, left = columns - c;
-      if (!p.S0 || left <= 0) continue;
-#pragma unroll
-      for (int r = 0; r < Rows; ++r)
-        tile_sum[r][h] = load<W>(from + smaller(d0 + row + r, D - 1) * C::stored * columns + c, left, p.whole);
-      // Its U = W / m units have W m factors.
-      T factor[U][m][m];
-      Pack<T, W> e = {};
-#pragma unroll
-      for (int i = 0; i < m; ++i) {
-        const Pack<T, W> pack = load<W>(p.product + (b * columns + c) * m + i * W, left * m - i * W, p.whole);
-#pragma unroll
-        for (int j = 0; j < W; ++j) factor[(i * W + j) / (m * m)][(i * W + j) / m % m][j % m] = pack.v[j];
-      }
-      if constexpr (Contract) e = load<W>(p.start + b * columns + c, left, p.whole);
-#pragma unroll
-      for (int r = 0; r < Rows; ++r) {
-        const Pack<T, W> old = tile_sum[r][h];
-#pragma unroll
-        for (int u = 0; u < U; ++u) {
-#pragma unroll
-          for (int i = 0; i < m; ++i) {
-            T sum = T(0);
-#pragma unroll
-            for (int j = 0; j < m; ++j) sum += times(factor[u][i][j], old.v[u * m + j]);
-            tile_sum[r][h].v[u * m + i] = sum;
-          }
-          if constexpr (Contract) {
-            T unit_e[m], unit_S[m];
-#pragma unroll
-            for (int i = 0; i < m; ++i) unit_e[i] = e.v[u * m + i], unit_S[i] = old.v[u * m + i];
-            add_contraction<C>(unit_e, unit_S, sums[r][h][u]);
-          }
-        }
-      }
+      const int64_t d = d0 + row + r, c = c0 + (h * 16 + tx) * W;
+      if (d >= D || c >= columns) continue;
+      store<W>(p.S + ((b * D + d) * C::stored + gate) * columns + c, tile_sum[r][h], columns - c, p.whole);
     }
-
-    put(begin, 0);
-    __syncthreads();
-    int buffer = 0;
-    for (int64_t t0 = begin; t0 < time; t0 += kDepth) {
-      const bool more = t0 + kDepth < time;
-      if (more) fetch(t0 + kDepth);
-      if (active) {
-#pragma unroll
-        for (int k = 0; k < kDepth; ++k) {
-          Pack<T, W> x_k[Rows / W], driven_k[2];
-#pragma unroll
-          for (int i = 0; i < Rows / W; ++i) x_k[i] = read<W, true>(&x_tile[buffer][k][row + i * W]);
-#pragma unroll
-          for (int h = 0; h < 2; ++h) driven_k[h] = read<W, true>(&driven_tile[buffer][k][(h * 16 + tx) * W]);
-#pragma unroll
-          for (int r = 0; r < Rows; ++r)
-#pragma unroll
-            for (int h = 0; h < 2; ++h)
-#pragma unroll
-              for (int i = 0; i < W; ++i) tile_sum[r][h].v[i] += x_k[r / W].v[r % W] * driven_k[h].v[i];
-        }
-      }
-      if (more) put(t0 + kDepth, buffer ^ 1);
-      __syncthreads();
-      buffer ^= 1;
-    }
-
-#pragma unroll
-    for (int r = 0; r < Rows; ++r)
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int64_t d = d0 + row + r, c = c0 + (h * 16 + tx) * W;
-        if (d >= D || c >= columns) continue;
-        store<W>(p.S + ((b * D + d) * C::stored + gate) * columns + c, tile_sum[r][h], columns - c, p.whole);
-      }
-  }
-
-  if constexpr (Contract) {
-#pragma unroll
-    for (int r = 0; r < Rows; ++r)
-#pragma unroll
-      for (int h = 0; h < 2; ++h)
-#pragma unroll
-        for (int u = 0; u < U; ++u)
-#pragma unroll
-          for (int o = 0; o < outputs; ++o) {
-            const int64_t d = d0 + row + r, n = (c0 + (h * 16 + tx) * W) / m + u;
-            if (d >= D || n >= N) continue;
-            const int64_t at = (d * C::gates + (outputs == 1 ? gate : o)) * N + n;
-            if (p.groups > 1)
-              p.partial[group * D * C::gates * N + at] = sums[r][h][u][o];
-            else
-              p.d_kernel[at] += sums[r][h][u][o];
-          }
-  }
-}
-
-// d_kernel += the groups' sums, in their order.
-template <class C, class T>
-__global__ void __launch_bounds__(256) reduce_kernel(const TraceStep<T> p) {
-  const int64_t size = p.chunk.inputs * C::gates * p.chunk.units;
-  const int64_t item = blockIdx.x * int64_t(256) + threadIdx.x;
-  if (item >= size) return;
-  T sum = p.d_kernel[item];
-  for (int64_t group = 0; group < p.groups; ++group) sum += p.partial[group * size + item];
-  p.d_kernel[item] = sum;
 }
 
 template <class C, class T>
 int trace(const TraceStep<T>& step, void* stream) {
   const int64_t blocks = tiles<C, T, kTraceRows>(step.chunk.inputs, step.chunk.units) * step.chunk.batch;
-  return launch(trace_kernel<C, T, kTraceRows, false>, blocks, kTraceThreads, stream, step);
-}
-
-template <class C, class T>
-int64_t trace_groups(const keras_rtrl_chunk& chunk) {
-  const int64_t wanted = tiles<C, T, kContractRows>(chunk.inputs, chunk.units), batch = chunk.batch;
-  if (wanted == 0 || batch == 0) return 1;
-  const int64_t groups = ceil_div(kEnoughBlocks, wanted);
-  // Not one empty group: ceil_div twice.
-  return ceil_div(batch, ceil_div(batch, groups < batch ? groups : batch));
-}
-
-template <class C, class T>
-int trace_contract(const TraceStep<T>& step, void* stream) {
-  const int64_t blocks = tiles<C, T, kContractRows>(step.chunk.inputs, step.chunk.units) * step.groups;
-  const int error = launch(trace_kernel<C, T, kContractRows, true>, blocks, kTraceThreads, stream, step);
-  if (error || step.groups == 1) return error;
-  return launch(reduce_kernel<C, T>, ceil_div(step.chunk.inputs * C::gates * step.chunk.units, 256), 256, stream, step);
+  return launch(trace_kernel<C, T, kTraceRows>, blocks, kTraceThreads, stream, step);
 }
 
 }  // namespace KERAS_RTRL_LEVEL

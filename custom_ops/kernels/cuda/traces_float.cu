@@ -3,10 +3,7 @@
 namespace keras_rtrl {
 inline namespace KERAS_RTRL_LEVEL {
 
-#define KERAS_RTRL_INSTANTIATE(...)                                           \
-  template int trace<__VA_ARGS__, float>(const TraceStep<float>&, void*); \
-  template int trace_contract<__VA_ARGS__, float>(const TraceStep<float>&, void*); \
-  template int64_t trace_groups<__VA_ARGS__, float>(const keras_rtrl_chunk&);
+#define KERAS_RTRL_INSTANTIATE(...) template int trace<__VA_ARGS__, float>(const TraceStep<float>&, void*);
 KERAS_RTRL_FOR_EACH_TRACES(KERAS_RTRL_INSTANTIATE)
 
 }  // namespace KERAS_RTRL_LEVEL

@@ -158,25 +158,21 @@ def _compare(problem, what, runs):
 
 
 def _scan(problem, in_place):
-    """Runs the forward scan; (saved, states, last)."""
+    """Runs the forward scan; (saved, states)."""
     B, T, _, N = problem.shape[:4]
     u = problem.put(problem.u)
     saved = u if in_place else problem.put(u.shape)
     states = [problem.put((B, T, N)) for _ in range(problem.cell.components)]
-    last = problem.put(problem.state0.shape)
-    problem.kernels.call("forward", problem.chunk, problem.put(problem.state0), u, saved, states, last)
-    return saved, states, last
+    problem.kernels.call("forward", problem.chunk, problem.put(problem.state0), u, saved, states)
+    return saved, states
 
 
 def _forward_adjoint(problem):
     expected, (B, T) = problem.expected, problem.shape[:2]
     found = {"forward": [], "adjoint": [], "adjoint (instant)": []}
     for in_place in (False, True, False):
-        saved, states, last = _scan(problem, in_place)
-        found["forward"].append({
-            "states": (np.stack([s.numpy() for s in states], axis=-1), expected.states),
-            "last": (last.numpy(), expected.last),
-        })  # fmt: skip
+        saved, states = _scan(problem, in_place)
+        found["forward"].append({"states": (np.stack([s.numpy() for s in states], axis=-1), expected.states)})
         kept = saved.numpy()
         for what, instant in (("adjoint", 0), ("adjoint (instant)", 1)):
             saved = problem.put(kept)
@@ -195,23 +191,16 @@ def _forward_adjoint(problem):
 
 
 def _trace(problem):
-    saved, states, _ = _scan(problem, in_place=True)
-    x, state0, start = (problem.put(value) for value in (problem.x, problem.state0, problem.start))
+    saved, states = _scan(problem, in_place=True)
+    x, state0 = problem.put(problem.x), problem.put(problem.state0)
     chunk, call = problem.chunk, problem.kernels.call
     want = dict(zip("Sr", problem.expected.traces(problem.x, problem.S0, problem.r0), strict=True))
     zeros = np.zeros_like(problem.S0), np.zeros_like(problem.r0)
     want_fresh = dict(zip("Sr", problem.expected.traces(problem.x, *zeros), strict=True))
-    more = reference.contract(problem.cell, problem.start, problem.S0, problem.r0)
-    want_sums = {"d_kernel": problem.d_kernel + more[0], "d_rho": problem.d_rho + more[1]}
 
     def run(kind):
         scratch = problem.kernels.scratch(chunk)
         S0, r0 = problem.traces(problem.S0), problem.traces(problem.r0)
-        if kind == "contract":
-            sums = {"d_kernel": problem.put(problem.d_kernel), "d_rho": problem.put(problem.d_rho)}
-            arguments = (state0, saved, states, start, S0, r0, *sums.values())
-            call("trace_contract", chunk, x, *arguments, scratch=scratch)
-            return {name: array.numpy() for name, array in {"S": S0, "r": r0, **sums}.items()}
         S, r = (S0, r0) if kind == "in place" else (problem.traces(S0.shape), problem.traces(r0.shape))
         old = (None, None) if kind == "from zeros" else (S0, r0)
         call("trace", chunk, x, state0, saved, states, *old, S, r, scratch=scratch)
@@ -223,7 +212,6 @@ def _trace(problem):
     return {
         **compare("trace", ("new arrays", "in place", "new arrays"), want),
         **compare("trace (from zeros)", ("from zeros", "from zeros"), want_fresh),
-        **compare("trace_contract", ("contract", "contract"), {**want, **want_sums}),
     }
 
 

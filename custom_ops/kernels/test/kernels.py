@@ -160,7 +160,7 @@ class Kernels:
         return chunk
 
     def scratch(self, chunk):
-        """Device memory for `trace` and `trace_contract`; None for the CPU kernels, which need none."""
+        """Device memory for `trace`; None for the CPU kernels, which need none."""
         if not self._cuda:
             return None
         function = self._library.keras_rtrl_cuda_scratch

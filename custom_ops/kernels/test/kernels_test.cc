@@ -193,7 +193,7 @@ struct Call {
   }
 };
 
-enum class Form { kSeparate, kInPlace, kFromZero, kOnePass };
+enum class Form { kSeparate, kInPlace, kFromZero };
 
 template <class Cell, class T>
 Results<T> chunk_at_once(const Shape& s, const Arrays<T>& a, const keras_rtrl_pool* pool, Form form, bool instant) {
@@ -202,7 +202,6 @@ Results<T> chunk_at_once(const Shape& s, const Arrays<T>& a, const keras_rtrl_po
   const keras_rtrl_chunk* chunk = &call.chunk;
   Results<T> out;
   out.states.assign(m, std::vector<T>(s.B * s.T * s.N));
-  out.last.resize(s.B * s.N * m);
   const bool from_zero = form == Form::kFromZero;
   std::vector<T> saved = a.u, start(s.B * s.N * m), by_stream(s.B * P * s.N);
   std::vector<void*> states;
@@ -213,7 +212,7 @@ Results<T> chunk_at_once(const Shape& s, const Arrays<T>& a, const keras_rtrl_po
     cotangents.push_back(a.cotangents[i].data());
   }
   const std::vector<T>& u = form == Form::kSeparate ? a.u : saved;
-  keras_rtrl_forward(chunk, pool, a.state.data(), u.data(), saved.data(), states.data(), out.last.data());
+  keras_rtrl_forward(chunk, pool, a.state.data(), u.data(), saved.data(), states.data());
   const std::vector<T> kept = saved;
   out.du.resize(saved.size());
   std::vector<uint8_t> used(s.B * s.T);
@@ -230,23 +229,17 @@ Results<T> chunk_at_once(const Shape& s, const Arrays<T>& a, const keras_rtrl_po
         out.d_kernel[d * G * s.N + j] += a.x[row * s.D + d] * out.du[row * G * s.N + j];
   out.S = a.S;
   out.r = a.r;
-  if (form == Form::kOnePass) {
-    keras_rtrl_trace_contract(chunk, pool, a.x.data(), a.state.data(), kept.data(), const_states.data(), start.data(),
-                              out.S.data(), out.r.data(), out.d_kernel.data(), out.d_rho.data());
-  } else {
-    keras_rtrl_contract(chunk, pool, start.data(), a.S.data(), a.r.data(), out.d_kernel.data(), out.d_rho.data());
-    const bool in_place = form == Form::kInPlace;
-    keras_rtrl_trace(chunk, pool, a.x.data(), a.state.data(), kept.data(), const_states.data(),
-                     from_zero ? nullptr : in_place ? out.S.data() : a.S.data(),
-                     from_zero ? nullptr : in_place ? out.r.data() : a.r.data(), out.S.data(), out.r.data());
-  }
+  keras_rtrl_contract(chunk, pool, start.data(), a.S.data(), a.r.data(), out.d_kernel.data(), out.d_rho.data());
+  const bool in_place = form == Form::kInPlace;
+  keras_rtrl_trace(chunk, pool, a.x.data(), a.state.data(), kept.data(), const_states.data(),
+                   from_zero ? nullptr : in_place ? out.S.data() : a.S.data(),
+                   from_zero ? nullptr : in_place ? out.r.data() : a.r.data(), out.S.data(), out.r.data());
   return out;
 }
 
 template <class T>
 void all_same(const Results<T>& a, const Results<T>& b) {
   for (size_t i = 0; i < a.states.size(); ++i) same(a.states[i], b.states[i], "states");
-  same(a.last, b.last, "last");
   same(a.d_kernel, b.d_kernel, "d_kernel");
   same(a.d_rho, b.d_rho, "d_rho");
   same(a.S, b.S, "S");
@@ -256,7 +249,6 @@ void all_same(const Results<T>& a, const Results<T>& b) {
 template <class A>
 void all_near(const Results<A>& got, const Results<double>& wanted) {
   for (size_t i = 0; i < wanted.states.size(); ++i) near(got.states[i], wanted.states[i], "states");
-  near(got.last, wanted.last, "last");
   near(got.d_kernel, wanted.d_kernel, "d_kernel");
   near(got.d_rho, wanted.d_rho, "d_rho");
   near(got.S, wanted.S, "S");
@@ -329,7 +321,7 @@ void check_cut(Shape s, unsigned seed) {
   };
   check(finite(wanted.S) && finite(wanted.r) && finite(wanted.d_kernel), "the reference is not finite after a reset");
   const keras_rtrl_pool pool = {nullptr, 3, run_threads};
-  for (const Form form : {Form::kSeparate, Form::kInPlace, Form::kOnePass}) {
+  for (const Form form : {Form::kSeparate, Form::kInPlace}) {
     all_near(chunk_at_once<Cell>(s, a, &pool, form, false), wanted);
     check(finite(chunk_at_once<Cell>(s, a, nullptr, form, true).d_kernel), "instant d_kernel is not finite");
   }
@@ -347,9 +339,6 @@ void check_cell(const Shape& s, unsigned seed) {
   const Results<T> separate = chunk_at_once<Cell>(s, a, nullptr, Form::kSeparate, false);
   all_near(separate, wanted);
   all_same(separate, chunk_at_once<Cell>(s, a, &pool, Form::kInPlace, false));
-  const Results<T> one_pass = chunk_at_once<Cell>(s, a, &pool, Form::kOnePass, false);
-  all_near(one_pass, wanted);
-  all_same(one_pass, chunk_at_once<Cell>(s, a, nullptr, Form::kOnePass, false));
   // The guard: what lies before the chunk is in these gradients.
   Arrays<T> forgetful = a;
   for (T& value : forgetful.S) value = 0;
