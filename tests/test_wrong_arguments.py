@@ -71,6 +71,7 @@ CARRY = {
     KeepsCarry.get_carry: TRAINING,
     KeepsCarry.set_carry: {**TRAINING, "values": ([1], "must be a tuple of 3, state, S, r; got 1 values")},
     KeepsCarry.reset_state: {**TRAINING, "streams": ([B], r"must be None, indices below 2 .*, got \[2\]")},
+    KeepsCarry.reset_states: {"states": ([1], "must be a tuple of 3, state, S, r; got 1 values")},
     KeepsCarry.carry_bytes: {"batch_size": (0, "must be a whole number of at least 1, got 0")},
     KeepsCarry.get_initial_state: {
         "batch_size": (1.5, "must be a whole number of at least 0, got 1.5"),

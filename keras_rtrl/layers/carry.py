@@ -172,7 +172,20 @@ class KeepsCarry:
                 kept = kept.reshape(-1, *(1,) * (variable.shape.rank - 1))
                 variable.assign(tf.where(kept, variable, tf.zeros_like(variable)))
 
-    reset_states = reset_state  # tf-keras' name
+    def reset_states(self, states=None):
+        """Zeroes the carries, as tf-keras' `RNN.reset_states`; the training carry becomes `states` if they are given.
+
+        Args:
+          states: as `set_carry` takes them.
+
+        Raises:
+          ValueError: as of `set_carry`.
+        """
+        if states is None:
+            self.reset_state()
+        else:
+            self.set_carry(states)
+            self.reset_state(training=False)
 
     def carry_bytes(self, batch_size):
         """Bytes of the training carry of `batch_size` streams: state, and traces if they are carried.

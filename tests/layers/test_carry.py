@@ -85,6 +85,11 @@ def test_reset_of_nothing_of_one_stream_and_of_one_carry():
     assert one.get_carry()[0].any()
     one.reset_states()
     assert not any(v.any() for v in one.get_carry())
+    one(X, training=False)
+    one.reset_states(kept)
+    for value, wanted in zip(one.get_carry(), kept, strict=True):
+        np.testing.assert_array_equal(value, wanted)
+    assert not one.get_carry(training=False)[0].any()
 
 
 def test_a_reset_by_hand_clears_what_is_not_finite():
