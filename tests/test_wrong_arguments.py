@@ -181,6 +181,7 @@ def sound(tmp_path_factory):
         layers.RTRL.call: {"self": built, "sequences": X},
         **{function: {"self": kept} for function in CARRY},
         KeepsCarry.set_carry: {"self": kept, "values": kept.get_carry()},
+        KeepsCarry.reset_states: {"self": kept, "states": kept.get_carry()},
         KeepsCarry.get_initial_state: {"self": kept, "batch_size": B},
         data.stream_chunks: {"sequences": X, "targets": X, "batch_size": B, "chunk": T},
         diagnostics.RTRLDiagnostics: {"log_dir": str(folder)},
@@ -227,7 +228,9 @@ WRONG_BY_KIND = {
     **dict.fromkeys(("recurrence", "activation", "gradient", "implementation", "trace_dtype"), CHOICES),
     **dict.fromkeys((name for name in RTRL if name.split("_")[0] in ("kernel", "recurrent", "bias")), FUNCTIONS),
     **dict.fromkeys(("path", "log_dir"), PATHS),
-    **dict.fromkeys(("cell", "layers", "model", "stack", "data", "sequences", "x", "cotangent", "values"), OBJECTS),
+    **dict.fromkeys(
+        ("cell", "layers", "model", "stack", "data", "sequences", "x", "cotangent", "values", "states"), OBJECTS
+    ),
     **dict.fromkeys(("mask", "reset", "initial_state", "targets"), OBJECTS),
     "training": (2, -1, 0.0, "yes", [], [True], {}, object(), LONG, X > 0),
     "streams": (1.5, "x", {}, object(), LONG, [True], [[0]], -1, B),

@@ -112,30 +112,7 @@ class KeepsCarry:
         Raises:
           ValueError: the layer is not stateful or not built, or the values do not fit or are not finite.
         """
-        kind = self._kind(training)
-        self._require_built("set_carry()")
-        entries = self._entries(None if kind == "training" else False)
-        names = [entry.name for entry in entries]
-        if not isinstance(values, (list, tuple)) or len(values) != len(entries):
-            got = f"{len(values)} values" if isinstance(values, (list, tuple)) else type(values).__name__
-            raise ValueError(f"values must be a tuple of {len(entries)}, {', '.join(names)}; got {got}.")
-        values = [np.asarray(value) for value in values]
-        holder = getattr(self, f"_{kind}_carry")
-        batch = next(iter(self._kept(kind, holder).values())).shape[0] if holder else (*values[0].shape, 0)[0]
-        for entry, value in zip(entries, values, strict=True):
-            if batch < 1 or value.shape != (batch, *entry.shape):
-                wanted = (batch if batch else "batch", *entry.shape)
-                raise ValueError(f"values: {entry.name} must have shape {wanted}, got {value.shape}.")
-            if value.dtype.kind not in "fiu":
-                raise ValueError(f"values: {entry.name} must be numbers, got {value.dtype.name}.")
-        with np.errstate(over="ignore"):  # too large for the carry's dtype: infinite there
-            values = [value.astype(entry.dtype) for entry, value in zip(entries, values, strict=True)]
-        for entry, value in zip(entries, values, strict=True):
-            if not np.isfinite(value).all():
-                raise ValueError(f"values: {entry.name} must be finite in {entry.dtype}, and is not everywhere.")
-        own = self._own_carry(batch, kind == "training")
-        for variable, value in zip(own.values(), values, strict=True):
-            variable.assign(value)
+        self._replace_carry("values", values, training)
 
     def reset_state(self, streams=None, training=None):
         """Zeroes the carries that a stateful layer keeps.
@@ -184,7 +161,7 @@ class KeepsCarry:
         if states is None:
             self.reset_state()
         else:
-            self.set_carry(states)
+            self._replace_carry("states", states, True)
             self.reset_state(training=False)
 
     def carry_bytes(self, batch_size):
@@ -213,6 +190,32 @@ class KeepsCarry:
         return tuple(tf.zeros((batch_size, *e.shape), e.dtype) for e in entries)
 
     # For the layer itself.
+
+    def _replace_carry(self, what, values, training):
+        kind = self._kind(training)
+        self._require_built("set_carry()")
+        entries = self._entries(None if kind == "training" else False)
+        names = [entry.name for entry in entries]
+        if not isinstance(values, (list, tuple)) or len(values) != len(entries):
+            got = f"{len(values)} values" if isinstance(values, (list, tuple)) else type(values).__name__
+            raise ValueError(f"{what} must be a tuple of {len(entries)}, {', '.join(names)}; got {got}.")
+        values = [np.asarray(value) for value in values]
+        holder = getattr(self, f"_{kind}_carry")
+        batch = next(iter(self._kept(kind, holder).values())).shape[0] if holder else (*values[0].shape, 0)[0]
+        for entry, value in zip(entries, values, strict=True):
+            if batch < 1 or value.shape != (batch, *entry.shape):
+                wanted = (batch if batch else "batch", *entry.shape)
+                raise ValueError(f"{what}: {entry.name} must have shape {wanted}, got {value.shape}.")
+            if value.dtype.kind not in "fiu":
+                raise ValueError(f"{what}: {entry.name} must be numbers, got {value.dtype.name}.")
+        with np.errstate(over="ignore"):  # too large for the carry's dtype: infinite there
+            values = [value.astype(entry.dtype) for entry, value in zip(entries, values, strict=True)]
+        for entry, value in zip(entries, values, strict=True):
+            if not np.isfinite(value).all():
+                raise ValueError(f"{what}: {entry.name} must be finite in {entry.dtype}, and is not everywhere.")
+        own = self._own_carry(batch, kind == "training")
+        for variable, value in zip(own.values(), values, strict=True):
+            variable.assign(value)
 
     def _entries(self, traces=None, widths=None):
         """Entries of the carry: with traces, without, or (None) as the training carry is kept.
