@@ -445,7 +445,8 @@ def test_no_units(cell):
     new, local = native.streaming_forward(cell, x[:, 0], tf.zeros((4, 0)), rho, state)
     updated = native.streaming_update(cell, tf.Variable(S), tf.Variable(r), x[:, 0], local, tf.zeros((5, 2, 0, m)))
     assert [tuple(value.shape) for value in (*states, *traces, du, *sums, new, *updated)] == [
-        *[(2, 3, 0)] * m, (2, 4, stored, 0, m), (2, P, 0, m), (2, 3, 0), (4, 0), (P, 0), (2, 0, m), (5, 4, 0), (5, P, 0),
+        *[(2, 3, 0)] * m, (2, 4, stored, 0, m), (2, P, 0, m),
+        (2, 3, 0), (4, 0), (P, 0), (2, 0, m), (5, 4, 0), (5, P, 0),
     ]  # fmt: skip
 
 
