@@ -13,7 +13,7 @@ from tf_agents.specs import tensor_spec
 from keras_rtrl._keras import keras
 from keras_rtrl.agents import R2ACAgent
 from keras_rtrl.drivers import RolloutDriver
-from keras_rtrl.environments import with_history
+from keras_rtrl.environments import dmlab, with_history
 from keras_rtrl.networks import ActorCriticNetwork
 
 # A renderer with LLVM in it, as Mesa's, and a simulator's library that needs it. `draws` is 1 where it calls its own,
@@ -56,6 +56,24 @@ def lab_double(build_renderer):
         yield deepmind_lab
         if not real:
             del sys.modules["deepmind_lab"]
+
+
+@pytest.fixture(scope="module")
+def lab_module(lab_double):
+    """The module, real or not, able to draw beside TensorFlow."""
+    dmlab.load_renderer("software")
+    return lab_double
+
+
+@pytest.fixture(scope="module")
+def make_lab(lab_module):
+    """A function that makes a small Lab of a level's name, such as "dmlab:rooms_watermaze"."""
+
+    def make(name, observations=("RGB_INTERLEAVED",), **config):
+        config = {"height": "24", "width": "32", **config}
+        return lab_module.Lab(f"contributed/dmlab30/{name.partition(':')[2]}", list(observations), config)
+
+    return make
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from keras_rtrl import environments
 from keras_rtrl._keras import keras
 from keras_rtrl.agents import R2ACAgent
 from keras_rtrl.drivers import RolloutDriver
-from keras_rtrl.environments import dmlab, opengl, registry
+from keras_rtrl.environments import dmlab, registry
 from keras_rtrl.environments.vector import stream_seeds
 from keras_rtrl.networks import ActorCriticNetwork
 from keras_rtrl.train.export import PolicyModule, flat
@@ -44,16 +44,7 @@ ACTIONS = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def lab_module(lab_double):
-    """The module, real or not, able to draw beside TensorFlow."""
-    dmlab.load_renderer("software")
-    return lab_double
-
-
-def make_lab(lab_module, name=SHORT, observations=("RGB_INTERLEAVED",), **config):
-    config = {"height": "24", "width": "32", **config}
-    return lab_module.Lab(f"contributed/dmlab30/{name.partition(':')[2]}", list(observations), config)
+pytestmark = pytest.mark.usefixtures("lab_module")
 
 
 def make_small(name=SHORT, **options):
@@ -69,112 +60,6 @@ def play(env, steps, seed=0):
 
 def assert_equal(left, right):
     tf.nest.map_structure(np.testing.assert_array_equal, left, right)
-
-
-# The module
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error"),
-    [
-        ((SHORT, []), None),
-        (("dmlab:nowhere", []), RuntimeError),
-        (("dmlab:rooms_collect_good_objects_test", []), RuntimeError),
-        ((SHORT, ["SMELL"]), ValueError),
-        ((SHORT, ("RGB_INTERLEAVED",)), TypeError),
-        ((SHORT, [], {"width": 96}), TypeError),
-        ((SHORT, [], {"no_such_setting": "1"}), RuntimeError),
-        ((SHORT, [], {}, "etching"), RuntimeError),
-    ],
-)
-def test_module_constructor(lab_module, arguments, error):
-    level, *rest = arguments
-    arguments = (f"contributed/dmlab30/{level.partition(':')[2]}", *rest)
-    if error is None:
-        lab_module.Lab(*arguments).close()
-    else:
-        with pytest.raises(error):
-            lab_module.Lab(*arguments)
-
-
-def test_module_specs(lab_module):
-    lab = lab_module.Lab("contributed/dmlab30/rooms_watermaze", ["RGB_INTERLEAVED", "INSTR", "VEL.TRANS"])
-    bounds = {spec["name"]: (spec["min"], spec["max"]) for spec in lab.action_spec()}
-    assert list(bounds) == [
-        "LOOK_LEFT_RIGHT_PIXELS_PER_FRAME",
-        "LOOK_DOWN_UP_PIXELS_PER_FRAME",
-        "STRAFE_LEFT_RIGHT",
-        "MOVE_BACK_FORWARD",
-        "FIRE",
-        "JUMP",
-        "CROUCH",
-    ]
-    assert list(bounds.values()) == [(-512, 512), (-512, 512), (-1, 1), (-1, 1), (0, 1), (0, 1), (0, 1)]
-    specs = {spec["name"]: spec for spec in lab.observation_spec()}
-    assert specs["RGB_INTERLEAVED"]["shape"] == (240, 320, 3)
-    assert specs["RGB_INTERLEAVED"]["dtype"] is np.uint8
-    assert specs["INSTR"]["dtype"] is str
-    lab.reset(seed=1)
-    seen, again = lab.observations(), lab.observations()
-    assert set(seen) == {"RGB_INTERLEAVED", "INSTR", "VEL.TRANS"}
-    assert seen["RGB_INTERLEAVED"].shape == (240, 320, 3)
-    assert isinstance(seen["INSTR"], str)
-    assert seen["VEL.TRANS"].shape == (3,)
-    assert not np.shares_memory(seen["RGB_INTERLEAVED"], again["RGB_INTERLEAVED"])
-    assert not hasattr(lab, "fps")
-    lab.close()
-
-
-def test_module_life(lab_module):
-    """Nothing to see before the first reset, after the end, and after close."""
-    lab, idle = make_lab(lab_module), np.zeros(7, np.intc)
-
-    def assert_still():
-        assert not lab.is_running()
-        with pytest.raises(RuntimeError):
-            lab.step(idle)
-        with pytest.raises(RuntimeError):
-            lab.observations()
-
-    assert_still()
-    with pytest.raises(ValueError, match="int"):
-        lab.reset(seed=np.int32(1))
-    lab.reset(seed=1)
-    for action, error in [
-        ([0] * 7, TypeError),
-        (np.zeros(7, np.int64), ValueError),
-        (np.zeros(6, np.intc), ValueError),
-        (np.zeros((1, 7), np.intc), ValueError),
-    ]:
-        with pytest.raises(error):
-            lab.step(action)
-    while lab.is_running():
-        assert isinstance(lab.step(idle, num_steps=4), float)
-    assert lab.num_steps() == pytest.approx(12 * 60, abs=8)
-    assert_still()
-    lab.reset()
-    assert lab.is_running()
-    assert lab.num_steps() == 0
-    assert lab.close()
-    assert_still()
-
-
-def test_module_is_deterministic_on_fresh_instances(lab_module):
-    def frames(lab, seed):
-        lab.reset(seed=seed)
-        for _ in range(20):
-            yield lab.observations()["RGB_INTERLEAVED"], lab.step(np.array([20, 0, 0, 1, 0, 0, 0], np.intc), 4)
-
-    labs = [make_lab(lab_module) for _ in range(3)]
-    one, same, other = (list(frames(lab, seed)) for lab, seed in zip(labs, (5, 5, 6), strict=True))
-    assert_equal(one, same)
-    assert any((a != b).any() for (a, _), (b, _) in zip(one, other, strict=True))
-    if not REAL:  # the real one may agree or not
-        again = list(frames(labs[0], 5))
-        assert any((a != b).any() for (a, _), (b, _) in zip(one, again, strict=True))
-
-
-# The environment
 
 
 @pytest.mark.parametrize("name", [SHORT, SPOKEN])
@@ -196,9 +81,9 @@ def test_specs():
     env.close()
 
 
-def test_step_for_step(lab_module):
+def test_step_for_step(make_lab):
     """The first episode is the module's own, each action what it is called; then the last frame stays, and FIRST."""
-    env, lab = make_small(seed=3), make_lab(lab_module)
+    env, lab = make_small(seed=3), make_lab(SHORT)
     names = [spec["name"] for spec in lab.action_spec()]
     raw = [np.array([action.get(name, 0) for name in names], np.intc) for action in ACTIONS]
     lab.reset(seed=int(np.random.default_rng(stream_seeds(3, 1)[0]).integers(2**31 - 1)))
@@ -353,35 +238,7 @@ def test_the_renderer_is_loaded_first_and_apart(lab_module, monkeypatch):
     assert events[:2] == [("libdmlab_headless_sw.so", apart), "software"]
 
 
-def test_a_renderer_that_is_not_loaded_apart_calls_into_tensorflow(build_renderer):
-    """What the double's renderer is there to show: the clash is TensorFlow's own."""
-    if build_renderer is None:
-        pytest.skip("no C compiler")
-    plain, apart = (folder / "libdmlab_headless_sw.so" for folder in (build_renderer(), build_renderer()))
-    assert ctypes.CDLL(str(plain)).draws() == 0
-    opengl.load_apart(apart)
-    assert ctypes.CDLL(str(apart)).draws() == 1
-    opengl.load_apart("/nowhere/lib.so")
-
-
-def test_mesa_is_loaded_apart_from_the_folders_that_its_users_name(build_renderer, monkeypatch):
-    if build_renderer is None:
-        pytest.skip("no C compiler")
-    folder = build_renderer()
-    driver = (folder / "libdmlab_headless_sw.so").rename(folder / "swrast_dri.so")
-    monkeypatch.setenv("LIBGL_DRIVERS_PATH", f"/nowhere:{folder}")
-    opengl.load_mesa()
-    assert ctypes.CDLL(str(driver)).draws() == 1
-
-
-def test_names_of_mesas_libraries(monkeypatch):
-    loaded = []
-    monkeypatch.setattr(opengl, "load_apart", loaded.append)
-    opengl.load_mesa()
-    assert {"libEGL_mesa.so.0", "libGLX_mesa.so.0", "libOSMesa.so.8"} < set(loaded)
-
-
-def test_actions_do_what_they_are_called_and_no_more(lab_module, monkeypatch):
+def test_actions_do_what_they_are_called_and_no_more(lab_module, make_lab, monkeypatch):
     Lab, steps = lab_module.Lab, []
 
     class Recording:
@@ -398,7 +255,7 @@ def test_actions_do_what_they_are_called_and_no_more(lab_module, monkeypatch):
     monkeypatch.setattr(lab_module, "Lab", Recording)
     env = make_small()
     env.reset()
-    names = [spec["name"] for spec in make_lab(lab_module).action_spec()]
+    names = [spec["name"] for spec in make_lab(SHORT).action_spec()]
     for action in range(len(ACTIONS)):
         env.step(np.array([action]))
     assert steps == [[action.get(name, 0) for name in names] for action in ACTIONS]
@@ -507,8 +364,8 @@ def test_word_ids():
     )
 
 
-def test_instructions(lab_module):
-    env, lab = make_small(SPOKEN, seed=4), make_lab(lab_module, SPOKEN, ["INSTR"])
+def test_instructions(make_lab):
+    env, lab = make_small(SPOKEN, seed=4), make_lab(SPOKEN, ["INSTR"])
     spec = env.observation_spec()
     assert spec["instruction"].shape == (16,)
     assert (spec["instruction"].minimum, spec["instruction"].maximum) == (0, 1000)

@@ -131,6 +131,16 @@ def test_a_large_carry_is_told_with_its_figure(monkeypatch):
         layer()(X)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "wanted"),
+    [("float16", "float32"), ("bfloat16", "float32"), ("mixed_float16", "float32"), ("float64", "float64")],
+)
+def test_the_carry_is_never_narrower_than_float32(dtype, wanted):
+    layer = ELSTM(N, return_state=True, dtype=dtype)
+    assert layer.trace_dtype == wanted
+    assert all(part.dtype == wanted for part in layer(X)[1:])
+
+
 def test_memory_of_the_machine_is_a_number_of_bytes():
     assert 2**28 < carry.machine_memory() < 2**50
 

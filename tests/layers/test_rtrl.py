@@ -229,16 +229,6 @@ def test_shapes_and_values_known_late(free, given, message):
         free(**given)
 
 
-@pytest.mark.parametrize(
-    ("dtype", "wanted"),
-    [("float16", "float32"), ("bfloat16", "float32"), ("mixed_float16", "float32"), ("float64", "float64")],
-)
-def test_the_carry_is_never_narrower_than_float32(dtype, wanted):
-    layer = ELSTM(N, return_state=True, dtype=dtype)
-    assert layer.trace_dtype == wanted
-    assert all(part.dtype == wanted for part in layer(X)[1:])
-
-
 @pytest.mark.parametrize("what", ["sequences", "initial_state", "reset", "mask"])
 @pytest.mark.parametrize("built", [False, True])
 def test_tensors_of_unknown_rank(what, built):

@@ -82,7 +82,7 @@ OTHERS = {
     "drivers": ["tests/drivers"],
     "environments": [],
     "environments/halves": ["tests/environments/test_workers.py"],
-    "environments/opengl": ["tests/environments/test_dmlab.py", "-k", "apart or mesa"],
+    "environments/opengl": ["tests/environments/test_dmlab.py", "-k", "apart or mesa or tensorflow"],
     "environments/spaces": ["tests/environments/test_gymnasium_vector.py", "tests/environments/test_popgym.py"],
     "environments/in_graph": [
         "tests/environments/test_tmaze.py",
