@@ -252,6 +252,10 @@ def test_store_bytes():
     assert make_agent(env, gradient="tbptt").store_bytes(T) == state.nbytes * T // 3
 
 
+def test_optimizer_steps():
+    assert PPOConfig(num_epochs=3, num_minibatches=5).optimizer_steps == 15
+
+
 def test_reset_carry():
     env = make_env()
     agent = make_agent(env, normalize_rewards=True)
