@@ -42,4 +42,4 @@ def pytest_configure(config):
     if config.getoption("--implementation") == "tf":
         from keras_rtrl.engine import native
 
-        native.why_not = lambda cell, dtype: "this run of the tests has it switched off"
+        native._library = lambda: (None, "this run of the tests has it switched off")
