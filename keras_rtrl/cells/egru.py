@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from keras_rtrl.cells.initializers import lecun_normal, normal, zeros
-from keras_rtrl.engine.cell import Local, Parameter, RTRLCell
+from keras_rtrl.engine.cell import ByName, Local, Parameter, RTRLCell, State
 
 
 class EGRUCell(RTRLCell):
@@ -28,19 +28,19 @@ class EGRUCell(RTRLCell):
     gates = ("z", "r", "h")
     kernel_initializer = staticmethod(lecun_normal)  # no unit sums over units, so N has no part in the variance
 
-    def unit_parameters(self):
+    def unit_parameters(self) -> tuple[Parameter, ...]:
         shape = (self.units,)
         return (
             *(Parameter(f"w_{gate}", "recurrent", shape, normal(0.1)) for gate in self.gates),
             *(Parameter(f"b_{gate}", "bias", shape, zeros) for gate in self.gates),
         )
 
-    def phi(self, state, u, c):
+    def phi(self, state: State, u: ByName, c: ByName) -> State:
         (h,) = state
         z, _, g = self._gates(h, u, c)
         return (z * h + (1 - z) * g,)
 
-    def derivatives(self, state, u, c):
+    def derivatives(self, state: State, u: ByName, c: ByName) -> Local:
         (h,) = state
         z, r, g = self._gates(h, u, c)
         a_z = (h - g) * z * (1 - z)

@@ -1,11 +1,13 @@
 """eLSTM, the element-wise LSTM of Irie, Gopalakrishnan and Schmidhuber (2024); rtrl-math.md, section 4."""
 
+from typing import Any
+
 import tensorflow as tf
 
 from keras_rtrl._checks import number
 from keras_rtrl.cells.initializers import glorot_uniform, normal, zeros
 from keras_rtrl.engine.blocks import product
-from keras_rtrl.engine.cell import Local, Parameter, RTRLCell
+from keras_rtrl.engine.cell import ByName, Local, Parameter, RTRLCell, State
 
 
 class ELSTMCell(RTRLCell):
@@ -21,11 +23,11 @@ class ELSTMCell(RTRLCell):
     gates = ("f", "z")
     native = "elstm"
 
-    def __init__(self, units: int, forget_bias: float = 0.0):
+    def __init__(self, units: int, *, forget_bias: float = 0.0):
         super().__init__(units)
         self.forget_bias = number("forget_bias", forget_bias)
 
-    def unit_parameters(self):
+    def unit_parameters(self) -> tuple[Parameter, ...]:
         shape = (self.units,)
         return (
             Parameter("w_f", "recurrent", shape, normal(0.1)),
@@ -34,12 +36,12 @@ class ELSTMCell(RTRLCell):
             Parameter("b_z", "bias", shape, normal(0.1)),
         )
 
-    def phi(self, state, u, c):
+    def phi(self, state: State, u: ByName, c: ByName) -> State:
         (cell,) = state
         f, z = self._gates(cell, u, c)
         return (f * cell + (1 - f) * z,)
 
-    def derivatives(self, state, u, c):
+    def derivatives(self, state: State, u: ByName, c: ByName) -> Local:
         (cell,) = state
         f, z = self._gates(cell, u, c)
         a_z = (1 - f) * (1 - z * z)
@@ -56,14 +58,14 @@ class ELSTMCell(RTRLCell):
         z = tf.tanh(u["z"] + c["w_z"] * cell + c["b_z"])
         return f, z
 
-    def output_parameters(self, input_dim):
+    def output_parameters(self, input_dim: int) -> tuple[Parameter, ...]:
         return (
             Parameter("output_kernel", "kernel", (input_dim, self.units), glorot_uniform),
             Parameter("output_recurrent_kernel", "recurrent", (self.units, self.units), glorot_uniform),
             Parameter("output_bias", "bias", (self.units,), zeros),
         )
 
-    def output(self, x, state, w):
+    def output(self, x: tf.Tensor, state: State, w: ByName) -> tf.Tensor:
         (cell,) = state
         gate = tf.sigmoid(
             tf.nn.bias_add(
@@ -72,5 +74,5 @@ class ELSTMCell(RTRLCell):
         )
         return gate * cell
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "forget_bias": self.forget_bias}

@@ -1,14 +1,16 @@
 """The Linear Recurrent Unit trained online (Orvieto et al. 2023; Zucchet et al. 2023); rtrl-math.md, section 6."""
 
 import math
+from collections.abc import Sequence
 from types import MappingProxyType
+from typing import Any
 
 import tensorflow as tf
 
 from keras_rtrl.cells import rotation
 from keras_rtrl.cells.initializers import lecun_normal
 from keras_rtrl.engine.blocks import product
-from keras_rtrl.engine.cell import Local, Parameter, RTRLCell
+from keras_rtrl.engine.cell import ByName, Local, Parameter, RTRLCell, State
 
 
 class LRUCell(RTRLCell):
@@ -28,16 +30,16 @@ class LRUCell(RTRLCell):
     components = 2
     trace_rotations = MappingProxyType({"u2": ("u1", ((0.0, -1.0), (1.0, 0.0)))})
 
-    def __init__(self, units: int, r_min: float = 0.0, r_max: float = 1.0, max_phase: float = 2 * math.pi):
+    def __init__(self, units: int, *, r_min: float = 0.0, r_max: float = 1.0, max_phase: float = 2 * math.pi):
         super().__init__(units)
         self.r_min, self.r_max, self.max_phase = rotation.checked_ring(r_min, r_max, max_phase)
 
     @staticmethod
-    def kernel_initializer(shape, dtype=None):
+    def kernel_initializer(shape: Sequence[int], dtype: tf.DType | str | None = None) -> tf.Tensor:
         # the variance of |B| is shared by its two parts
         return lecun_normal(shape, dtype) * 2**-0.5
 
-    def unit_parameters(self):
+    def unit_parameters(self) -> tuple[Parameter, ...]:
         seed = []
 
         def rate(shape, dtype):
@@ -58,14 +60,14 @@ class LRUCell(RTRLCell):
         made = {"nu": nu, "vartheta": rotation.phase_initializer(self.max_phase), "gamma_log": gamma_log}
         return tuple(Parameter(name, "recurrent", (self.units,), initial) for name, initial in made.items())
 
-    def coefficients(self, rho):
+    def coefficients(self, rho: ByName) -> ByName:
         return {**rotation.coefficients(rho), "gamma": tf.exp(rho["gamma_log"])}
 
-    def phi(self, state, u, c):
+    def phi(self, state: State, u: ByName, c: ByName) -> State:
         turned = rotation.turned(state, c)
         return (turned[0] + c["gamma"] * u["u1"], turned[1] + c["gamma"] * u["u2"])
 
-    def derivatives(self, state, u, c):
+    def derivatives(self, state: State, u: ByName, c: ByName) -> Local:
         turned, gamma = rotation.turned(state, c), c["gamma"]
         return Local(
             J=rotation.jacobian(c),
@@ -78,10 +80,10 @@ class LRUCell(RTRLCell):
         )
 
     @property
-    def output_size(self):
+    def output_size(self) -> int:
         return self.units
 
-    def output_parameters(self, input_dim):
+    def output_parameters(self, input_dim: int) -> tuple[Parameter, ...]:
         n = self.units
 
         def part(shape, dtype=None):  # Glorot: variance 1 / N of a complex number
@@ -93,8 +95,8 @@ class LRUCell(RTRLCell):
             Parameter("D", "kernel", (input_dim, n), lecun_normal),
         )
 
-    def output(self, x, state, w):
+    def output(self, x: tf.Tensor, state: State, w: ByName) -> tf.Tensor:
         return product(state[0], w["C_re"]) - product(state[1], w["C_im"]) + product(x, w["D"])
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "r_min": self.r_min, "r_max": self.r_max, "max_phase": self.max_phase}

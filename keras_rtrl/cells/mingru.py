@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from keras_rtrl.cells.initializers import lecun_normal, zeros
-from keras_rtrl.engine.cell import Local, Parameter, RTRLCell
+from keras_rtrl.engine.cell import ByName, Local, Parameter, RTRLCell, State
 
 
 class MinGRUCell(RTRLCell):
@@ -22,15 +22,15 @@ class MinGRUCell(RTRLCell):
     gates = ("z", "h")
     kernel_initializer = staticmethod(lecun_normal)
 
-    def unit_parameters(self):
+    def unit_parameters(self) -> tuple[Parameter, ...]:
         return tuple(Parameter(f"b_{gate}", "bias", (self.units,), zeros) for gate in self.gates)
 
-    def phi(self, state, u, c):
+    def phi(self, state: State, u: ByName, c: ByName) -> State:
         (h,) = state
         z, g = self._gates(u, c)
         return ((1 - z) * h + z * g,)
 
-    def derivatives(self, state, u, c):
+    def derivatives(self, state: State, u: ByName, c: ByName) -> Local:
         (h,) = state
         z, g = self._gates(u, c)
         a = {"z": ((g - h) * z * (1 - z),), "h": (z,)}

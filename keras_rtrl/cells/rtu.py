@@ -1,13 +1,14 @@
 """Recurrent Trace Units of Elelimy, White, Bowling and White (2024); rtrl-math.md, section 5."""
 
 import math
+from typing import Any
 
 import tensorflow as tf
 
 from keras_rtrl._checks import shown
 from keras_rtrl.cells import rotation
 from keras_rtrl.cells.initializers import lecun_normal
-from keras_rtrl.engine.cell import Local, Parameter, RTRLCell
+from keras_rtrl.engine.cell import ByName, Local, Parameter, RTRLCell, State
 
 # f and f' as functions of the pre-activation.
 _ACTIVATIONS = {
@@ -38,6 +39,7 @@ class RTUCell(RTRLCell):
     def __init__(
         self,
         units: int,
+        *,
         recurrence: str = "linear",
         activation: str = "relu",
         r_min: float = 0.0,
@@ -56,14 +58,14 @@ class RTUCell(RTRLCell):
             self.trace_rotations = {"u2": ("u1", ((0.0, -1.0), (1.0, 0.0)))}
 
     @property
-    def native(self):
+    def native(self) -> str:
         if self.recurrence == "linear":
             return "rtu_linear"
         return "rtu_identity" if self.activation == "linear" else f"rtu_{self.activation}"
 
     kernel_initializer = staticmethod(lecun_normal)
 
-    def unit_parameters(self):
+    def unit_parameters(self) -> tuple[Parameter, ...]:
         def nu(shape, dtype=None):
             u = tf.random.uniform(shape, rotation.EDGE, 1 - rotation.EDGE, tf.as_dtype(dtype or tf.float32))
             return tf.math.log(rotation.rate_on_ring(u, self.r_min, self.r_max))
@@ -74,19 +76,19 @@ class RTUCell(RTRLCell):
             Parameter("vartheta", "recurrent", shape, rotation.phase_initializer(self.max_phase)),
         )
 
-    def coefficients(self, rho):
+    def coefficients(self, rho: ByName) -> ByName:
         c = rotation.coefficients(rho)
         # expm1 keeps 1 - r^2 exact near r = 1; the floor keeps the derivative's quotient finite.
         return {**c, "gamma": tf.sqrt(tf.maximum(-tf.math.expm1(-2 * c["rate"]), 1e-12))}
 
-    def phi(self, state, u, c):
+    def phi(self, state: State, u: ByName, c: ByName) -> State:
         pre = self._turn(state, u, c)
         if self.recurrence == "linear":
             return pre
         f, _ = _ACTIVATIONS[self.activation]
         return tuple(f(x) for x in pre)
 
-    def derivatives(self, state, u, c):
+    def derivatives(self, state: State, u: ByName, c: ByName) -> Local:
         gamma, J = c["gamma"], rotation.jacobian(c)
         d_gamma = c["rate"] * c["r"] ** 2 / gamma
         turned = rotation.turned(state, c)
@@ -109,11 +111,11 @@ class RTUCell(RTRLCell):
         a, b = rotation.turned(state, c)
         return (a + c["gamma"] * u["u1"], b + c["gamma"] * u["u2"])
 
-    def output(self, x, state, w):
+    def output(self, x: tf.Tensor, state: State, w: ByName) -> tf.Tensor:
         y = tf.concat(state, axis=-1)
         return _ACTIVATIONS[self.activation][0](y) if self.recurrence == "linear" else y
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "recurrence": self.recurrence,

@@ -27,7 +27,9 @@ def carry_shapes(cell: RTRLCell, input_dim: int) -> Carry:
     return Carry((n, m), (input_dim, len(cell.stored_gates), n, m), (len(cell.unit_names), n, m))
 
 
-def zero_carry(cell: RTRLCell, batch_size, dtype, input_dim: int | None = None) -> Carry:
+def zero_carry(
+    cell: RTRLCell, batch_size: int | tf.Tensor, dtype: tf.DType | str, input_dim: int | None = None
+) -> Carry:
     """Zero carry of `batch_size` streams; without traces if `input_dim` is None."""
     if input_dim is None:
         return Carry(tf.zeros((batch_size, cell.units, cell.components), dtype))

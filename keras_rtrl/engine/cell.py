@@ -1,13 +1,15 @@
 """The contract of a cell: one element-wise function, from which the engine makes exact RTRL."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import tensorflow as tf
 
 from keras_rtrl._checks import whole_number
 
+State = tuple[tf.Tensor, ...]  # the m components, each [..., N]
+ByName = dict[str, tf.Tensor]
 ROLES = ("kernel", "recurrent", "bias")
 
 
@@ -73,7 +75,7 @@ class RTRLCell:
 
     # What a cell is.
 
-    def kernel_initializer(self, shape, dtype=None) -> tf.Tensor:
+    def kernel_initializer(self, shape: Sequence[int], dtype: tf.DType | str | None = None) -> tf.Tensor:
         """Initial kernel [D, G N]; Normal(0, 0.1) unless a cell says otherwise."""
         return tf.random.normal(shape, 0.0, 0.1, tf.as_dtype(dtype or tf.float32))
 
@@ -81,15 +83,15 @@ class RTRLCell:
         """The P parameters rho that act on each unit alone, each of shape [N]."""
         return ()
 
-    def coefficients(self, rho: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def coefficients(self, rho: ByName) -> ByName:
         """What `phi` reads of the per-unit parameters, computed once a call instead of once a step."""
         return rho
 
-    def phi(self, state: tuple, u: dict[str, tf.Tensor], c: dict[str, tf.Tensor]) -> tuple:
+    def phi(self, state: State, u: ByName, c: ByName) -> State:
         """Next state (m components) from the previous one, the pre-activations by gate, and the coefficients."""
         raise TypeError(f"{type(self).__name__} defines no phi(state, u, c).")
 
-    def derivatives(self, state: tuple, u: dict[str, tf.Tensor], c: dict[str, tf.Tensor]) -> Local | None:
+    def derivatives(self, state: State, u: ByName, c: ByName) -> Local | None:
         """Closed forms of J, a and v at the same arguments as `phi`; None: by automatic differentiation."""
         return None
 
@@ -104,7 +106,7 @@ class RTRLCell:
         """Parameters of `output`, of any shape."""
         return ()
 
-    def output(self, x: tf.Tensor, state: tuple, w: dict[str, tf.Tensor]) -> tf.Tensor:
+    def output(self, x: tf.Tensor, state: State, w: ByName) -> tf.Tensor:
         """Output [..., output_size] from the input [..., D], the new state and the output parameters by name."""
         return tf.concat(state, axis=-1)
 
@@ -117,7 +119,7 @@ class RTRLCell:
     def from_config(cls, config: dict[str, Any]) -> "RTRLCell":
         return cls(**config)
 
-    def check(self):
+    def check(self) -> None:
         """Raises ValueError if the declarations of this cell do not fit the contract."""
         gates, name = self.gates, type(self).__name__
         different = isinstance(gates, tuple) and len(set(gates)) == len(gates) and all(type(g) is str for g in gates)
@@ -161,14 +163,14 @@ class RTRLCell:
         )
 
     @property
-    def state_size(self):
+    def state_size(self) -> NoReturn:
         self._refuse_keras_rnn()
 
-    def call(self, *args, **kwargs):
+    def call(self, *args: Any, **kwargs: Any) -> NoReturn:
         self._refuse_keras_rnn()
 
 
-def local_derivatives(cell: RTRLCell, state: tuple, u: dict, rho: dict, c: dict) -> Local:
+def local_derivatives(cell: RTRLCell, state: State, u: ByName, rho: ByName, c: ByName) -> Local:
     """J, a and v of `cell` at every leading position, in closed form or else by automatic differentiation.
 
     Args:
@@ -181,7 +183,7 @@ def local_derivatives(cell: RTRLCell, state: tuple, u: dict, rho: dict, c: dict)
     return autodiff_derivatives(cell, state, u, rho) if local is None else local
 
 
-def autodiff_derivatives(cell: RTRLCell, state: tuple, u: dict, rho: dict) -> Local:
+def autodiff_derivatives(cell: RTRLCell, state: State, u: ByName, rho: ByName) -> Local:
     """J, a and v by automatic differentiation of `cell.phi`."""
     # Every position needs a derivative of its own, so the shared parameters are spread out first.
     spread = {name: tf.broadcast_to(value, tf.shape(state[0])) for name, value in rho.items()}

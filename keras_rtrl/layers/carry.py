@@ -4,11 +4,12 @@ import contextlib
 import math
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from keras_rtrl._checks import fits_memory, flag, machine_memory, shown, whole_number
 from keras_rtrl.engine import Carry, carry_shapes
@@ -81,7 +82,7 @@ class KeepsCarry:
     `_training_carry` and `_inference_carry` to None: tf-keras tracks no attribute that its class has too.
     """
 
-    def get_carry(self, training=True):
+    def get_carry(self, training: bool = True) -> tuple[np.ndarray, ...]:
         """The carry that this stateful layer keeps.
 
         Args:
@@ -100,7 +101,7 @@ class KeepsCarry:
             raise ValueError(f"There is no {kind} carry yet: call the layer, or set_carry() first.")
         return tuple(np.array(variable) for variable in self._kept(kind, holder).values())
 
-    def set_carry(self, values, training=True):
+    def set_carry(self, values: Sequence[ArrayLike], training: bool = True) -> None:
         """Replaces the carry that this stateful layer keeps.
 
         Before the first call it makes the carry, with as many streams as the values have.
@@ -114,7 +115,7 @@ class KeepsCarry:
         """
         self._replace_carry("values", values, training)
 
-    def reset_state(self, streams=None, training=None):
+    def reset_state(self, streams: ArrayLike | None = None, training: bool | None = None) -> None:
         """Zeroes the carries that a stateful layer keeps.
 
         Args:
@@ -149,7 +150,7 @@ class KeepsCarry:
                 kept = kept.reshape(-1, *(1,) * (variable.shape.rank - 1))
                 variable.assign(tf.where(kept, variable, tf.zeros_like(variable)))
 
-    def reset_states(self, states=None):
+    def reset_states(self, states: Sequence[ArrayLike] | None = None) -> None:
         """Zeroes the carries, as tf-keras' `RNN.reset_states`; the training carry becomes `states` if they are given.
 
         Args:
@@ -164,7 +165,7 @@ class KeepsCarry:
             self._replace_carry("states", states, True)
             self.reset_state(training=False)
 
-    def carry_bytes(self, batch_size):
+    def carry_bytes(self, batch_size: int) -> int:
         """Bytes of the training carry of `batch_size` streams: state, and traces if they are carried.
 
         A training step under a tape holds two such carries, the old and the new one.
@@ -176,7 +177,7 @@ class KeepsCarry:
         self._require_built("carry_bytes()")
         return _bytes(self._entries(), batch_size)
 
-    def get_initial_state(self, batch_size, traces=False):
+    def get_initial_state(self, batch_size: int | tf.Tensor, traces: bool = False) -> tuple[tf.Tensor, ...]:
         """Zero carry: states alone, or with `traces` the whole carry, for which the layer must be built."""
         if flag("traces", traces):
             self._require_built("get_initial_state(traces=True)")
@@ -239,7 +240,7 @@ class KeepsCarry:
         """One `Carry` a recurrent layer of a carry by name."""
         return [Carry(*(named.get(field + suffix) for field in Carry._fields)) for suffix in self._suffixes]
 
-    def kept_carries(self):
+    def kept_carries(self) -> list[Carry] | None:
         """The training carry of a stateful layer: a `Carry` of tensors for each recurrent layer. None: not made yet."""
         if self._training_carry is None:
             return None

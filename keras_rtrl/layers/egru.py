@@ -1,5 +1,7 @@
 """EGRU: RTRL of an EGRUCell."""
 
+from typing import Any
+
 from keras_rtrl._keras import register
 from keras_rtrl.cells import EGRUCell
 from keras_rtrl.layers.rtrl import NamedRTRL
@@ -14,5 +16,5 @@ class EGRU(NamedRTRL):
       **kwargs: the arguments of `RTRL`.
     """
 
-    def __init__(self, units, **kwargs):
+    def __init__(self, units: int, **kwargs: Any):
         super().__init__(EGRUCell(units), **kwargs)

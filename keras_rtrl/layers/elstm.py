@@ -1,5 +1,7 @@
 """ELSTM: RTRL of an ELSTMCell."""
 
+from typing import Any
+
 from keras_rtrl._keras import register
 from keras_rtrl.cells import ELSTMCell
 from keras_rtrl.layers.rtrl import NamedRTRL
@@ -15,5 +17,5 @@ class ELSTM(NamedRTRL):
       **kwargs: the arguments of `RTRL`.
     """
 
-    def __init__(self, units, forget_bias=0.0, **kwargs):
-        super().__init__(ELSTMCell(units, forget_bias), **kwargs)
+    def __init__(self, units: int, *, forget_bias: float = 0.0, **kwargs: Any):
+        super().__init__(ELSTMCell(units, forget_bias=forget_bias), **kwargs)

@@ -1,6 +1,7 @@
 """LRU: RTRL of an LRUCell."""
 
 import math
+from typing import Any
 
 from keras_rtrl._keras import register
 from keras_rtrl.cells import LRUCell
@@ -20,5 +21,7 @@ class LRU(NamedRTRL):
       **kwargs: the arguments of `RTRL`.
     """
 
-    def __init__(self, units, r_min=0.0, r_max=1.0, max_phase=2 * math.pi, **kwargs):
-        super().__init__(LRUCell(units, r_min, r_max, max_phase), **kwargs)
+    def __init__(
+        self, units: int, *, r_min: float = 0.0, r_max: float = 1.0, max_phase: float = 2 * math.pi, **kwargs: Any
+    ):
+        super().__init__(LRUCell(units, r_min=r_min, r_max=r_max, max_phase=max_phase), **kwargs)

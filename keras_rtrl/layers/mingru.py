@@ -1,5 +1,7 @@
 """MinGRU: RTRL of a MinGRUCell."""
 
+from typing import Any
+
 from keras_rtrl._keras import register
 from keras_rtrl.cells import MinGRUCell
 from keras_rtrl.layers.rtrl import NamedRTRL
@@ -14,5 +16,5 @@ class MinGRU(NamedRTRL):
       **kwargs: the arguments of `RTRL`.
     """
 
-    def __init__(self, units, **kwargs):
+    def __init__(self, units: int, **kwargs: Any):
         super().__init__(MinGRUCell(units), **kwargs)

@@ -3,15 +3,19 @@
 import functools
 import inspect
 import sys
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from keras_rtrl._checks import flag, shown
 from keras_rtrl._keras import LEGACY, keras
-from keras_rtrl.engine import zero_carry
+from keras_rtrl.engine import Carry, zero_carry
 from keras_rtrl.layers.carry import CARRIES, Chosen, KeepsCarry, chosen_elsewhere, known_training
 from keras_rtrl.layers.signature import check_signature, sign
+
+Shape = Sequence[int | None] | tf.TensorShape
 
 # What keras.layers.LSTM takes and no layer here does, and what there is instead.
 _NOT_HERE = {
@@ -37,7 +41,7 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
     if LEGACY:  # without names in an API TimeDistributed takes a layer for one that no mask of inner steps is given to
         _keras_api_names = _keras_api_names_v1 = ("keras_rtrl.layers.Recurrent",)
 
-    def __init__(self, return_sequences, return_state, stateful, go_backwards, **kwargs):
+    def __init__(self, return_sequences: bool, return_state: bool, stateful: bool, go_backwards: bool, **kwargs: Any):
         if flag("go_backwards", go_backwards):
             raise ValueError("go_backwards must be False, also in Bidirectional: RTRL learns forward in time.")
         for name in kwargs.keys() & _NOT_HERE.keys():
@@ -73,7 +77,16 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
         """Width of the output if the input has `width` features."""
         raise NotImplementedError
 
-    def unroll(self, x, carries, reset=None, mask=None, traces=None, recur=None):
+    def unroll(
+        self,
+        x: tf.Tensor,
+        carries: Sequence[Carry],
+        reset: tf.Tensor | None = None,
+        mask: tf.Tensor | None = None,
+        *,
+        traces: Sequence[bool] | None = None,
+        recur: Callable | None = None,
+    ) -> tuple[tf.Tensor, list[Carry]]:
         """Outputs and new carries of a chunk, from the arguments and the weights alone.
 
         Args:
@@ -99,7 +112,7 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
             raise ValueError(f"sequences must have shape [batch, time, features] with features known, got {shape}.")
         return int(shape[-1])
 
-    def __call__(self, sequences, *args, **kwargs):
+    def __call__(self, sequences: Any, *args: Any, **kwargs: Any) -> Any:
         # Here and not in `call`: before Keras asks for shapes, and while tf-keras' symbols still have their history.
         _check_kind("sequences", sequences)
         given = {**dict(zip(("initial_state", "mask", "training", "reset"), args, strict=False)), **kwargs}
@@ -110,7 +123,14 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
         self._check_makers(given.get("initial_state"))
         return super().__call__(sequences, *args, **kwargs)
 
-    def call(self, sequences, initial_state=None, mask=None, training=None, reset=None):
+    def call(
+        self,
+        sequences: tf.Tensor,
+        initial_state: tf.Tensor | Sequence[tf.Tensor] | None = None,
+        mask: tf.Tensor | None = None,
+        training: bool | tf.Tensor | None = None,
+        reset: tf.Tensor | None = None,
+    ) -> tf.Tensor | tuple[tf.Tensor, ...]:
         training = known_training(training)
         if self.stateful and tf.is_tensor(training):  # which carry goes on is known when the function runs
             branches = [
@@ -128,7 +148,7 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
             x = tf.where(mask[..., None], x, tf.zeros_like(x))  # padding may hold anything, NaN too
         chosen = chosen_elsewhere(self, x, initial_state, reset) or self._choose(x, initial_state, training, reset)
         carries, keep, traces, reset, recur = chosen
-        y, carries = self.unroll(x, carries, reset, mask, traces, recur)
+        y, carries = self.unroll(x, carries, reset, mask, traces=traces, recur=recur)
         carries = keep(carries)
         if mask is not None:
             y = hold(y, mask, self.zero_output_for_mask and self.return_sequences)
@@ -158,13 +178,13 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
         carries = self._by_layer({e.name: tf.zeros((rows, *e.shape), e.dtype) for e in self._entries(False)})
         return Chosen(carries, self._signed, [self.return_state] * len(carries), reset)
 
-    def given_carries(self, x, initial_state):
+    def given_carries(self, x: tf.Tensor, initial_state: tf.Tensor | Sequence[tf.Tensor]) -> list[Carry]:
         """A `Carry` for each recurrent layer, of an `initial_state` that is checked against x [B, T, D]."""
         entries = self._check_initial_state(initial_state, x.shape[0])
         values = zip(entries, tf.nest.flatten(initial_state), strict=True)
         return self._by_layer({e.name: self._check_rows(e, value, x) for e, value in values})
 
-    def completed(self, carries):
+    def completed(self, carries: Sequence[Carry]) -> list[Carry]:
         """The carries of a stateful layer, with zeros for traces that are not there."""
 
         def zero(layer, state):
@@ -282,7 +302,7 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
 
     # What Keras asks.
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "return_sequences": self.return_sequences,
@@ -292,12 +312,17 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
             "activity_regularizer": keras.regularizers.serialize(self.activity_regularizer),  # tf-keras leaves it out
         }
 
-    def compute_mask(self, sequences, mask=None):
+    def compute_mask(self, sequences: Any, mask: Any = None) -> Any:
         mask = mask[0] if isinstance(mask, (list, tuple)) else mask
         mask = mask if self.return_sequences else None
         return (mask, *(None,) * len(self._entries(True))) if self.return_state else mask
 
-    def compute_output_shape(self, sequences_shape, initial_state_shape=None, reset_shape=None):
+    def compute_output_shape(
+        self,
+        sequences_shape: Shape,
+        initial_state_shape: Shape | Sequence[Shape] | None = None,
+        reset_shape: Shape | None = None,
+    ) -> tuple | tf.TensorShape:
         # One shape is the state's alone; a list holds the states or the whole carry.
         nested = initial_state_shape and isinstance(initial_state_shape[0], (list, tuple, tf.TensorShape))
         shapes = self._output_shapes(
@@ -330,7 +355,14 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
 
     else:
 
-        def compute_output_spec(self, sequences, initial_state=None, mask=None, training=None, reset=None):
+        def compute_output_spec(
+            self,
+            sequences: Any,
+            initial_state: Any = None,
+            mask: Any = None,
+            training: bool | None = None,
+            reset: Any = None,
+        ) -> keras.KerasTensor | tuple[keras.KerasTensor, ...]:
             self._check_sequences(sequences)
             if initial_state is not None:
                 self._check_not_stateful()

@@ -1,16 +1,20 @@
 """The one layer: an element-wise cell over a sequence, trained by exact RTRL."""
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
 from keras_rtrl._checks import fits_memory, flag, one_of, shown
 from keras_rtrl._keras import NO_AUTOCAST, deserialize, keras, register
 from keras_rtrl.cells import EGRUCell, ELSTMCell, LRUCell, MinGRUCell, RTRLCell, RTUCell
-from keras_rtrl.engine import chunked, native
+from keras_rtrl.engine import Carry, chunked, native
 from keras_rtrl.engine.cell import ROLES
 from keras_rtrl.layers.readout import sound_only
-from keras_rtrl.layers.recurrent import Recurrent
+from keras_rtrl.layers.recurrent import Recurrent, Shape
+
+KerasObject = str | dict[str, Any] | Callable | None  # as Keras' initializers.get and the like take them
 
 for _cell in (EGRUCell, ELSTMCell, LRUCell, MinGRUCell, RTUCell):
     register(_cell)
@@ -69,25 +73,26 @@ class RTRL(Recurrent):
 
     def __init__(
         self,
-        cell,
-        gradient="rtrl",
-        implementation="auto",
-        return_sequences=False,
-        return_state=False,
-        stateful=False,
-        zero_output_for_mask=False,
-        kernel_initializer=None,
-        recurrent_initializer=None,
-        bias_initializer=None,
-        kernel_regularizer=None,
-        recurrent_regularizer=None,
-        bias_regularizer=None,
-        kernel_constraint=None,
-        recurrent_constraint=None,
-        bias_constraint=None,
-        trace_dtype=None,
-        go_backwards=False,
-        **kwargs,
+        cell: RTRLCell,
+        *,
+        gradient: str = "rtrl",
+        implementation: str = "auto",
+        return_sequences: bool = False,
+        return_state: bool = False,
+        stateful: bool = False,
+        zero_output_for_mask: bool = False,
+        kernel_initializer: KerasObject = None,
+        recurrent_initializer: KerasObject = None,
+        bias_initializer: KerasObject = None,
+        kernel_regularizer: KerasObject = None,
+        recurrent_regularizer: KerasObject = None,
+        bias_regularizer: KerasObject = None,
+        kernel_constraint: KerasObject = None,
+        recurrent_constraint: KerasObject = None,
+        bias_constraint: KerasObject = None,
+        trace_dtype: str | None = None,
+        go_backwards: bool = False,
+        **kwargs: Any,
     ):
         if not isinstance(cell, RTRLCell):
             raise TypeError(f"cell must be a keras_rtrl.cells.RTRLCell, got {type(cell).__name__}: {shown(cell)}.")
@@ -143,7 +148,12 @@ class RTRL(Recurrent):
         """(N, m)."""
         return (self.cell.units, self.cell.components)
 
-    def build(self, sequences_shape, initial_state_shape=None, reset_shape=None):
+    def build(
+        self,
+        sequences_shape: Shape,
+        initial_state_shape: Shape | Sequence[Shape] | None = None,
+        reset_shape: Shape | None = None,
+    ) -> None:
         dim = self._input_dim = self._shape_of_features(sequences_shape)
         cell = self.cell
         kernel_shape = (dim, len(cell.gates) * cell.units)
@@ -183,7 +193,16 @@ class RTRL(Recurrent):
         )
         setattr(self, name, weight)  # as an attribute, so that Checkpoint finds it
 
-    def unroll(self, x, carries, reset=None, mask=None, traces=None, recur=None):
+    def unroll(
+        self,
+        x: tf.Tensor,
+        carries: Sequence[Carry],
+        reset: tf.Tensor | None = None,
+        mask: tf.Tensor | None = None,
+        *,
+        traces: Sequence[bool] | None = None,
+        recur: Callable | None = None,
+    ) -> tuple[tf.Tensor, list[Carry]]:
         (carry,), (wanted,) = carries, traces or [carries[0].S is not None]
         states, carry = (recur or type(self).recur)(self, x, carry, reset, mask, wanted)
         if self._only_last(mask):
@@ -192,14 +211,16 @@ class RTRL(Recurrent):
             return self.read_out(x, states), [carry]
         return sound_only(self.read_out, x, states), [carry]
 
-    def recur(self, x, carry, reset, mask, traces):
+    def recur(
+        self, x: tf.Tensor, carry: Carry, reset: tf.Tensor | None, mask: tf.Tensor | None, traces: bool
+    ) -> tuple[tuple[tf.Tensor, ...], Carry]:
         """States of a chunk, m tensors [B, T, N] in `trace_dtype`, and the `Carry` after it, its traces if `traces`."""
         w = {name: tf.cast(weight, self.trace_dtype) for name, weight in self.recurrent_weights().items()}
         kernel = w.pop("kernel")
         inputs = tf.cast(x, self.trace_dtype)
         return chunked.run(self.cell, kernel, w, inputs, carry, reset, mask, self.gradient, traces, self.implementation)
 
-    def read_out(self, x, state):
+    def read_out(self, x: tf.Tensor, state: tf.Tensor | tuple[tf.Tensor, ...]) -> tf.Tensor:
         """Output [..., output_size] from the input and its new state: differentiable code.
 
         Args:
@@ -214,11 +235,11 @@ class RTRL(Recurrent):
 
     # For loops that own their update (keras_rtrl.engine.streaming).
 
-    def recurrent_weights(self):
+    def recurrent_weights(self) -> dict[str, Any]:
         """The weights that RTRL trains, by name: "kernel" [D, G N] and each per-unit parameter [N]; when built."""
         return {name: getattr(self, name) for name in ("kernel", *self.cell.unit_names)}
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = {"cell": keras.saving.serialize_keras_object(self.cell), **self._common_config()}
         return {**super().get_config(), **config}
 
@@ -237,7 +258,7 @@ class RTRL(Recurrent):
         return config
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> "RTRL":
         config = dict(config)
         config["cell"] = deserialize(config["cell"], custom_objects)
         return cls(**config)
@@ -258,11 +279,11 @@ def _keras_object(role, kind, value):
 class NamedRTRL(RTRL):
     """Base of the layers that are `RTRL` of one cell, with that cell's arguments by name."""
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         del config["cell"]
         return {**config, **self.cell.get_config()}
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> "NamedRTRL":
         return cls(**config)

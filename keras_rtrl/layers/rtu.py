@@ -1,6 +1,7 @@
 """RTU: RTRL of an RTUCell."""
 
 import math
+from typing import Any
 
 from keras_rtrl._keras import register
 from keras_rtrl.cells import RTUCell
@@ -24,12 +25,16 @@ class RTU(NamedRTRL):
 
     def __init__(
         self,
-        units,
-        recurrence="linear",
-        activation="relu",
-        r_min=0.0,
-        r_max=1.0,
-        max_phase=2 * math.pi,
-        **kwargs,
+        units: int,
+        *,
+        recurrence: str = "linear",
+        activation: str = "relu",
+        r_min: float = 0.0,
+        r_max: float = 1.0,
+        max_phase: float = 2 * math.pi,
+        **kwargs: Any,
     ):
-        super().__init__(RTUCell(units, recurrence, activation, r_min, r_max, max_phase), **kwargs)
+        super().__init__(
+            RTUCell(units, recurrence=recurrence, activation=activation, r_min=r_min, r_max=r_max, max_phase=max_phase),
+            **kwargs,
+        )

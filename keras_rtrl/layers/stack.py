@@ -3,12 +3,15 @@
 import contextlib
 import functools
 import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import tensorflow as tf
 
 from keras_rtrl._checks import flag, shown
 from keras_rtrl._keras import LEGACY, deserialize, keras, register
-from keras_rtrl.layers.recurrent import Recurrent
+from keras_rtrl.engine import Carry
+from keras_rtrl.layers.recurrent import Recurrent, Shape
 from keras_rtrl.layers.rtrl import RTRL
 
 _CONVOLUTIONS = tuple(
@@ -63,15 +66,16 @@ class RTRLStack(Recurrent):
 
     def __init__(
         self,
-        layers,
-        residual=False,
-        norm=False,
-        gate=False,
-        return_sequences=False,
-        return_state=False,
-        stateful=False,
-        go_backwards=False,
-        **kwargs,
+        layers: Sequence[keras.layers.Layer],
+        *,
+        residual: bool = False,
+        norm: bool = False,
+        gate: bool = False,
+        return_sequences: bool = False,
+        return_state: bool = False,
+        stateful: bool = False,
+        go_backwards: bool = False,
+        **kwargs: Any,
     ):
         _check_layers(layers)
         residual, norm, gate = flag("residual", residual), flag("norm", norm), flag("gate", gate)
@@ -118,7 +122,12 @@ class RTRLStack(Recurrent):
     def _width(self, width):
         return list(self._widths(width))[-1][1]
 
-    def build(self, sequences_shape, initial_state_shape=None, reset_shape=None):
+    def build(
+        self,
+        sequences_shape: Shape,
+        initial_state_shape: Shape | Sequence[Shape] | None = None,
+        reset_shape: Shape | None = None,
+    ) -> None:
         dim = self._shape_of_features(sequences_shape)
         widths = list(self._widths(dim))
         for i, (layer, width) in enumerate(widths[:-1]):
@@ -146,7 +155,16 @@ class RTRLStack(Recurrent):
         _build(layer, width)
         return layer
 
-    def unroll(self, x, carries, reset=None, mask=None, traces=None, recur=None):
+    def unroll(
+        self,
+        x: tf.Tensor,
+        carries: Sequence[Carry],
+        reset: tf.Tensor | None = None,
+        mask: tf.Tensor | None = None,
+        *,
+        traces: Sequence[bool] | None = None,
+        recur: Callable | None = None,
+    ) -> tuple[tf.Tensor, list[Carry]]:
         traces = traces or [carry.S is not None for carry in carries]
         new = []
 
@@ -156,9 +174,11 @@ class RTRLStack(Recurrent):
             new.append(carry)
             return states
 
-        return self.wire(x, own, mask, self._only_last(mask)), new
+        return self.wire(x, own, mask=mask, only_last=self._only_last(mask)), new
 
-    def wire(self, x, recur, mask=None, only_last=False):
+    def wire(
+        self, x: tf.Tensor, recur: Callable, *, mask: tf.Tensor | None = None, only_last: bool = False
+    ) -> tf.Tensor:
         """Output of the stack around recurrences that are computed elsewhere.
 
         Args:
@@ -189,7 +209,7 @@ class RTRLStack(Recurrent):
                 h += tf.cast(below, self.compute_dtype)
         return tf.cast(h, self.compute_dtype)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "layers": [_serialized(layer) for layer in self.layers],
@@ -199,7 +219,7 @@ class RTRLStack(Recurrent):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> "RTRLStack":
         layers = [deserialize(layer, custom_objects) for layer in config["layers"]]
         return cls(**{**config, "layers": layers})
 

@@ -163,10 +163,10 @@ def test_rtu_derivatives_are_finite_at_the_edges(nu):
     "cell",
     [
         EGRUCell(3),
-        ELSTMCell(3, 2.0),
-        LRUCell(3, 0.1, 0.9, 1.0),
+        ELSTMCell(3, forget_bias=2.0),
+        LRUCell(3, r_min=0.1, r_max=0.9, max_phase=1.0),
         MinGRUCell(3),
-        RTUCell(3, "nonlinear", "tanh", 0.1, 0.9, 1.0),
+        RTUCell(3, recurrence="nonlinear", activation="tanh", r_min=0.1, r_max=0.9, max_phase=1.0),
     ],
 )
 def test_config_round_trip(cell):

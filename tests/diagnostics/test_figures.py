@@ -59,7 +59,9 @@ def test_masked_steps_do_not_count():
     assert np.isnan(length(0.9, np.zeros((B, T), bool))).all()
 
 
-@pytest.mark.parametrize("cell", [ELSTMCell(N), RTUCell(N, "nonlinear", "tanh")], ids=["elstm", "rtu"])
+@pytest.mark.parametrize(
+    "cell", [ELSTMCell(N), RTUCell(N, recurrence="nonlinear", activation="tanh")], ids=["elstm", "rtu"]
+)
 def test_jacobians_are_derivatives_of_the_states(cell):
     case = Case(cell)
     reset = tf.zeros_like(case.reset)

@@ -185,7 +185,7 @@ def test_info():
         ELSTMCell(3),
         OtherOutput(3),
         RTUCell(3),
-        *(RTUCell(3, "nonlinear", activation) for activation in ("relu", "tanh", "linear")),
+        *(RTUCell(3, recurrence="nonlinear", activation=activation) for activation in ("relu", "tanh", "linear")),
     ],
     ids=lambda cell: cell.native,
 )
@@ -347,7 +347,7 @@ def test_inputs_keep_their_values(case):
 
 @needs_library
 def test_two_runs_agree_bit_for_bit():
-    cell, rng = RTUCell(70, "nonlinear", "tanh"), np.random.default_rng(0)
+    cell, rng = RTUCell(70, recurrence="nonlinear", activation="tanh"), np.random.default_rng(0)
 
     def draw(*shape):
         return tf.constant(rng.normal(size=shape), tf.float32)

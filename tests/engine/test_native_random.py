@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(REASON is not None, reason=f"the native op: {REA
 CELLS = (
     ELSTMCell,
     RTUCell,
-    *(lambda n, f=f: RTUCell(n, "nonlinear", f) for f in ("relu", "tanh", "linear")),
+    *(lambda n, f=f: RTUCell(n, recurrence="nonlinear", activation=f) for f in ("relu", "tanh", "linear")),
 )
 WRONG = (np.nan, np.inf, -np.inf, 1e-310, 0.0)
 RTOL = {"float64": 1e-12, "float32": 2e-5}

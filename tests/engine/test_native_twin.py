@@ -13,9 +13,9 @@ from keras_rtrl.testing import proofs
 CELLS = {
     "elstm": ELSTMCell,
     "rtu_linear": RTUCell,
-    "rtu_relu": lambda units: RTUCell(units, "nonlinear"),
-    "rtu_tanh": lambda units: RTUCell(units, "nonlinear", "tanh"),
-    "rtu_identity": lambda units: RTUCell(units, "nonlinear", "linear"),
+    "rtu_relu": lambda units: RTUCell(units, recurrence="nonlinear"),
+    "rtu_tanh": lambda units: RTUCell(units, recurrence="nonlinear", activation="tanh"),
+    "rtu_identity": lambda units: RTUCell(units, recurrence="nonlinear", activation="linear"),
 }
 
 pytestmark = pytest.mark.skipif(not native.info()["built"], reason=str(native.info()["why_not"]))
