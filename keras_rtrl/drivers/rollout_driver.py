@@ -167,7 +167,10 @@ class RolloutDriver(driver.Driver):
         arguments = [tf.convert_to_tensor(x) for x in tf.nest.flatten((time_step, state))]
         size = arguments[0].shape[0]
         if size not in self._action_fns:
-            action = tf.function(lambda *x: self.policy.action(*tf.nest.pack_sequence_as((time_step, state), x)))
+            # AutoGraph would convert the policy and its network for seconds, and change nothing
+            action = tf.function(
+                lambda *x: self.policy.action(*tf.nest.pack_sequence_as((time_step, state), x)), autograph=False
+            )
             self._action_fns[size] = action.get_concrete_function(*arguments)
         return self._action_fns[size](*arguments)
 

@@ -37,7 +37,7 @@ def _play(env, policy):
     """Begins new games. After each step, without end, yields the observation array, the finished games as (return,
     length, stream), and the returns and lengths [B] so far of the others."""
     in_graph = isinstance(env, tf_environment.TFEnvironment)
-    step = tf.function(env.step) if in_graph else env.step
+    step = tf.function(env.step, autograph=False) if in_graph else env.step
     time_step = env.reset()
     state = policy.initial_state(batch_size=tf.constant(env.batch_size))
     returns, lengths = np.zeros(env.batch_size), np.zeros(env.batch_size, int)

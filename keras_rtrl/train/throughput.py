@@ -55,7 +55,7 @@ def measure(rounds):
     driver.run()
     rollout = rollouts.pop()
     policy, generator = agent.collect_policy, np.random.default_rng(0)
-    act = tf.function(policy.action)
+    act = tf.function(policy.action, autograph=False)
     time_step = tf.nest.map_structure(np.array, env.current_time_step())
     state = policy.get_initial_state(env.batch_size)
     train = tf.function(agent.train, autograph=False)

@@ -149,7 +149,7 @@ def test_rollout_inside_an_outer_compiled_function():
     rollouts = []
     RolloutDriver(other, CountingPolicy(other), [rollouts.append], num_steps=STEPS).run()
     driver = RolloutDriver(env, CountingPolicy(env), num_steps=STEPS)
-    compiled = tf.function(driver.rollout, jit_compile=True)
+    compiled = tf.function(driver.rollout, jit_compile=True, autograph=False)
     state = driver.policy.get_initial_state(3)
     rollout, time_step, state = compiled(env.current_time_step(), state)
     tf.nest.map_structure(np.testing.assert_array_equal, tf.nest.flatten(rollout), tf.nest.flatten(rollouts[0]))
