@@ -298,7 +298,7 @@ class _Pass:
         distributed = _distributed(layers)
         self._layers = [layer for layer in layers if isinstance(layer, Recurrent) and layer not in distributed]
         functional = [layer for layer in layers if LEGACY and getattr(layer, "_is_graph_network", False)]
-        self._models = [model for model in functional if "_manual_input_spec" not in vars(model)]
+        self._models = [model for model in functional if not hasattr(model, "_manual_input_spec")]
         self._given, self._reset = given, reset
         self._taken = {*inputs, "reset"}
         self._kept = {}  # names of the states of stateful layers, which go on with them in their next call
@@ -310,8 +310,8 @@ class _Pass:
         with contextlib.ExitStack() as stack:
             stack.enter_context(chosen_by(self._choose))
             for inner in self._models:  # tf-keras insists on the number of steps of a functional model's keras.Input
-                vars(inner)["_manual_input_spec"] = None
-                stack.callback(vars(inner).pop, "_manual_input_spec")
+                inner.input_spec = None
+                stack.callback(delattr, inner, "_manual_input_spec")  # what the setter sets; without it inputs say
             result = run(tensors)
         for stand_in, layer in self._stand_ins:
             if stand_in.consumers():

@@ -191,7 +191,7 @@ def _sizes(preset):
         "frames": frames,
         "else": size(specs) * (length + 1) - frames + size(agent.network.state_spec),
         "weights": size(agent.network.variables),
-        "traces": size([*agent.carry][1:]) // 2,
+        "traces": size(tf.nest.flatten(agent.carry)[1:]) // 2,
         "computed": preset in SHAPES,
     }
 

@@ -68,7 +68,7 @@ class ActorCriticAgent(tf_agent.TFAgent):
         if not isinstance(self._config, self.config_class):
             raise TypeError(f"config must be a {self.config_class.__name__}, got {shown(config)}")
         network.create_variables()
-        row = sum(part.shape.num_elements() * part.dtype.size for part in network.get_initial_carry(1))
+        row = sum(part.shape.num_elements() * part.dtype.size for part in tf.nest.flatten(network.get_initial_carry(1)))
         fits_memory(f"num_streams={self._num_streams}: the carry", self._streams.worker * row)
         collect_policy = ActorCriticPolicy(time_step_spec, action_spec, network, name="collect_policy")
         super().__init__(
@@ -122,7 +122,7 @@ class ActorCriticAgent(tf_agent.TFAgent):
 
     @property
     def carry(self):
-        """The learner's carry: a tuple of non-trainable variables [B, ...].
+        """The learner's carry, as `ActorCriticNetwork.get_initial_carry`, of non-trainable variables [B, ...].
 
         With several replicas copies of what these have, as of the last `gather_streams`.
         """
@@ -135,7 +135,7 @@ class ActorCriticAgent(tf_agent.TFAgent):
 
     def reset_carry(self):
         """Zeroes the carry of all streams, and the returns under way."""
-        for variable in self.carry:
+        for variable in tf.nest.flatten(self.carry):
             variable.assign(tf.zeros_like(variable))
         if self._reward_scaler is not None:
             self._reward_scaler.reset()
@@ -186,13 +186,14 @@ class RolloutAgent(ActorCriticAgent):
     def __init__(self, time_step_spec, action_spec, network, optimizer, **arguments):
         """As `ActorCriticAgent`."""
         super().__init__(time_step_spec, action_spec, network, optimizer, **arguments)
-        rows = [part[0] for part in network.get_initial_carry(1)]
-        self._by_stream = StreamVariables(self._streams, [f"carry_{i}" for i in range(len(rows))], rows)
-        self._carry = self._by_stream.whole
+        rows = tf.nest.map_structure(lambda part: part[0], network.get_initial_carry(1))
+        names = [f"carry_{i}" for i in range(len(tf.nest.flatten(rows)))]
+        self._by_stream = StreamVariables(self._streams, names, rows)
+        self._carry = self._by_stream.whole  # for checkpoints
 
     @property
     def carry(self):
-        return tuple(self._carry)
+        return self._by_stream.packed(self._carry)
 
     def reset_carry(self):
         self._by_stream.reset()
@@ -208,22 +209,20 @@ class RolloutAgent(ActorCriticAgent):
         super().scatter_streams()
 
     def stream_values(self):
-        """What is kept of each of this process' streams: a tuple of tensors [streams, ...], the carry's parts first."""
-        return tuple(part for kept in self._kept() for part in kept.local())
+        """What is kept of each of this process' streams, tensors [streams, ...]: the carry, maybe returns under way."""
+        return tuple(kept.local() for kept in self._kept())
 
     def assign_stream_values(self, values):
         """Puts values as `stream_values` gives them in the place of those."""
-        values = list(values)
-        for kept in self._kept():
-            kept.assign_local([values.pop(0) for _ in kept.whole])
+        for kept, value in zip(self._kept(), values, strict=True):
+            kept.assign_local(value)
 
     def _zero_if_finite(self, carry, dtype):
         """0, or NaN if the carry after a rollout is not finite; to be added to what is reported.
 
         Traces of the kernel are not looked at: they are large, and if they are not finite no gradient is.
         """
-        states = len(self._network.state_spec)  # then come S and r of each layer
-        finite = is_finite([part for i, part in enumerate(carry) if i < states or (i - states) % 2])
+        finite = is_finite([(part.state, part.r) for part in carry])
         return tf.where(finite, tf.zeros([], dtype), tf.constant(float("nan"), dtype))
 
     def _kept(self):

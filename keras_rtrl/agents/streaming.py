@@ -61,8 +61,8 @@ class StreamingAgent(ActorCriticAgent):
 
     @property
     def carry(self):
-        """The learner's carry: a tuple of non-trainable variables [1, ...]."""
-        return tuple(self._learner.carry)
+        """The learner's carry of non-trainable variables [1, ...]; without exact gradients what BPTT looks back at."""
+        return self._learner.carry
 
     @property
     def eligibility(self):
@@ -122,7 +122,7 @@ class StreamingAgent(ActorCriticAgent):
             weights = (*self._trained, *self._optimizer.variables)
             keep_if(finite & ~boundary[0], lambda: self._optimizer.apply_gradients(direction), weights)
 
-        keep_if(finite, update, self.carry, before)
+        keep_if(finite, update, tf.nest.flatten(self.carry), before)
         return info._replace(loss=tf.where(finite, info.loss, float("nan")))
 
     def _loss(self, experience, weights=None, training=False):
@@ -141,7 +141,7 @@ class StreamingAgent(ActorCriticAgent):
         first = tf.equal(step.step_type, ts.StepType.FIRST)
         now, then = (tf.nest.map_structure(lambda x, t=t: x[:, t : t + 1], experience.observation) for t in range(2))
         forward = self._learner.forward(now, first, tape)
-        state = tuple(tf.stop_gradient(part) for part in forward.state)
+        state = tf.nest.map_structure(tf.stop_gradient, forward.state)
         reset = tf.equal(experience.step_type[:, 1:], ts.StepType.FIRST)
         y, _ = self._network.core(self._network.encode(then, reset), reset, state)
         next_value = tf.stop_gradient(self._network.heads(y)[1][0, 0])
@@ -179,12 +179,14 @@ class _Exact(tf.Module):
         names = {weight.ref(): name for name, weight in self._layer.recurrent_weights().items()}
         self._trained = tuple((names.get(variable.ref()), variable) for variable in trained)
         self._others = tuple(variable for name, variable in self._trained if name is None)
-        self.carry = Carry(
-            *(
-                tf.Variable(part, trainable=False, name=f"carry_{name}")
-                for name, part in zip(Carry._fields, network.get_initial_carry(1), strict=True)
-            )
+        (zero,) = network.get_initial_carry(1)
+        self._carry = tuple(
+            tf.Variable(part, trainable=False, name=f"carry_{name}") for name, part in zero._asdict().items()
         )
+
+    @property
+    def carry(self):
+        return (Carry(*self._carry),)
 
     def forward(self, observation, first, tape):
         layer = self._layer
@@ -193,24 +195,25 @@ class _Exact(tf.Module):
         features = self._network.encode(observation, first[:, tf.newaxis])[:, 0]
         weights = {name: tf.cast(w, layer.trace_dtype) for name, w in layer.recurrent_weights().items()}
         state, pending = streaming.forward(
-            layer.cell, weights, self.carry, tf.cast(features, layer.trace_dtype), first, layer.implementation
+            layer.cell, weights, Carry(*self._carry), tf.cast(features, layer.trace_dtype), first, layer.implementation
         )
         if tape is not None:
             tape.watch(state)
         outputs, value = self._network.heads(layer.read_out(features, state))
-        return Forward(outputs, value[0], (state,), pending)
+        return Forward(outputs, value[0], (Carry(state),), pending)
 
     def tape_gradients(self, tape, scores, forward):
         """For each score the gradients that a tape gives: of the state, and of what is not the core's recurrence."""
-        (state,) = forward.state
+        (carry,) = forward.state
         return [
-            tape.gradient(score, [state, *self._others], unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            tape.gradient(score, [carry.state, *self._others], unconnected_gradients=tf.UnconnectedGradients.ZERO)
             for score in scores
         ]
 
     def advance(self, by_tape, forward):
         """For each score the gradients of the trained variables; advances the carry."""
-        core = streaming.update(self.carry, forward.pending, tf.stack([cotangent for cotangent, *_ in by_tape]))
+        cotangents = tf.stack([cotangent for cotangent, *_ in by_tape])
+        core = streaming.update(Carry(*self._carry), forward.pending, cotangents)
         gradients = []
         for k, (_, *others) in enumerate(by_tape):
             others = iter(others)
@@ -236,7 +239,7 @@ class _Truncated(tf.Module):
         def ring(shape, dtype, name):
             return tf.Variable(tf.zeros([1, window, *shape], dtype), trainable=False, name=name)
 
-        self._states = tuple(ring(s.shape[1:], s.dtype, "carry_state") for s in network.get_initial_carry(1))
+        self._states = tuple(ring(s.shape, s.dtype, "carry_state") for s in tf.nest.flatten(network.state_spec))
         self._frames = tf.nest.map_structure(
             lambda s: ring(s.shape, s.dtype, "carry_frames"), network.input_tensor_spec
         )
@@ -253,9 +256,8 @@ class _Truncated(tf.Module):
         frames = tf.nest.map_structure(_pushed, self._frames, observation)
         # what the window holds from before the first frame is cut off there
         resets = _pushed(self._resets, (first | ~self._seen)[:, tf.newaxis])
-        y, state = self._network.core(
-            self._network.encode(frames, resets), resets, tuple(states[:, 0] for states in self._states)
-        )
+        start = tuple(Carry(states[:, 0]) for states in self._states)
+        y, state = self._network.core(self._network.encode(frames, resets), resets, start)
         outputs, value = self._network.heads(y[:, -1])
         return Forward(outputs, value[0], state, (frames, resets))
 
@@ -269,8 +271,8 @@ class _Truncated(tf.Module):
     def advance(self, gradients, forward):
         """`gradients` as they came; advances the carry."""
         frames, resets = forward.pending
-        for states, state in zip(self._states, forward.state, strict=True):
-            states.assign(_pushed(states, state[:, tf.newaxis]))
+        for states, carry in zip(self._states, forward.state, strict=True):
+            states.assign(_pushed(states, carry.state[:, tf.newaxis]))
         tf.nest.map_structure(lambda variable, value: variable.assign(value), self._frames, frames)
         self._resets.assign(resets)
         self._seen.assign([True])

@@ -14,7 +14,6 @@ import tensorflow as tf
 from keras_rtrl._checks import shown, whole_number
 from keras_rtrl._keras import LEGACY, keras
 from keras_rtrl.diagnostics import figures
-from keras_rtrl.engine import Carry
 from keras_rtrl.layers.carry import Chosen, chosen_by
 from keras_rtrl.layers.recurrent import Recurrent
 
@@ -152,10 +151,10 @@ class RTRLDiagnostics(keras.callbacks.Callback):
     def _trace_norms(self, carries):
         scalars = {}
         for layer, carry in zip(self._layers, carries, strict=True):
-            for name, child, (_, S, r) in _recurrent(layer, carry):
-                if S is not None:
+            for name, child, own in _recurrent(layer, carry):
+                if own.has_traces:
                     names = (*child.cell.stored_gates, *child.cell.unit_names)
-                    norms = [*figures.trace_norms(tf.transpose(S, (0, 2, 1, 3, 4))), *figures.trace_norms(r)]
+                    norms = [*figures.trace_norms(tf.transpose(own.S, (0, 2, 1, 3, 4))), *figures.trace_norms(own.r)]
                     scalars.update({f"{name}/trace_norm/{n}": norm for n, norm in zip(names, norms, strict=True)})
         return scalars
 
@@ -205,7 +204,7 @@ class RTRLDiagnostics(keras.callbacks.Callback):
         weights = {
             name: [w if LEGACY else w.value for w in child.recurrent_weights().values()]
             for name, child, carry in layers
-            if carry.S is not None and child.gradient == "rtrl"
+            if carry.has_traces and child.gradient == "rtrl"
         }
         with tf.GradientTape() as tape:
             tape.watch(weights)
@@ -259,7 +258,7 @@ def _states(carries):
 
 def _without_history(carries, states):
     """The carries with these states, () being zeros, and with zero traces."""
-    zeros = tf.nest.map_structure(lambda value: None if value is None else tf.zeros_like(value), carries)
+    zeros = tf.nest.map_structure(tf.zeros_like, carries)
     return [zero._replace(state=state) for zero, state in zip(zeros, states, strict=True)] if states else zeros
 
 
@@ -268,11 +267,9 @@ def _kept(carries, states):
     live = tf.reduce_any([tf.reduce_any(value != 0, (1, 2)) for value in states], axis=0)
 
     def kept(value):
-        if value is None:
-            return None
         return tf.where(tf.reshape(live, (-1, *(1,) * (value.shape.rank - 1))), value, tf.zeros_like(value))
 
-    return [Carry(*map(kept, carry)) for carry in carries]
+    return tf.nest.map_structure(kept, carries)
 
 
 def _recurrent(layer, carries):

@@ -134,20 +134,21 @@ class StreamVariables:
     Args:
       streams: `Streams`.
       names: names of the variables.
-      specs: for each variable a TensorSpec, or a tensor, of one stream's row.
+      rows: nest that holds for each variable a TensorSpec, or a tensor, of one stream's row. All values come and go in
+        its structure.
 
     Attributes:
       whole: tuple of non-trainable variables [B, ...]; with several replicas they are in the memory of the host.
     """
 
-    def __init__(self, streams, names, specs):
-        def zeros(rows, **options):
+    def __init__(self, streams, names, rows):
+        def zeros(count, **options):
             return tuple(
-                tf.Variable(tf.zeros([rows, *spec.shape], spec.dtype), trainable=False, name=name, **options)
-                for name, spec in zip(names, specs, strict=True)
+                tf.Variable(tf.zeros([count, *row.shape], row.dtype), trainable=False, name=name, **options)
+                for name, row in zip(names, tf.nest.flatten(rows), strict=True)
             )
 
-        self._streams = streams
+        self._streams, self._structure = streams, rows
         self._whole_is_own = streams.replica == streams.count
         if self._whole_is_own:
             self.whole = self._own = zeros(streams.count)
@@ -155,13 +156,17 @@ class StreamVariables:
             self._own = zeros(streams.replica, synchronization=tf.VariableSynchronization.ON_READ)
             self.whole = on_host(lambda: zeros(streams.count))
 
+    def packed(self, values):
+        """The structure of the rows with these in it, a value for each variable."""
+        return tf.nest.pack_sequence_as(self._structure, list(values))
+
     def values(self):
-        """The present rows of this replica: a tuple of tensors."""
-        return tuple(variable.value() for variable in self._own)
+        """The present rows of this replica: tensors."""
+        return self.packed(variable.value() for variable in self._own)
 
     def assign(self, values):
         """Assigns this replica's rows."""
-        for variable, value in zip(self._own, values, strict=True):
+        for variable, value in zip(self._own, tf.nest.flatten(values), strict=True):
             variable.assign(value)
 
     def local(self):
@@ -169,14 +174,14 @@ class StreamVariables:
         if self._whole_is_own:
             return self.values()
         with tf.device("CPU:0"):
-            return tuple(tf.concat([part.value() for part in self._parts(own)], axis=0) for own in self._own)
+            return self.packed(tf.concat([part.value() for part in self._parts(own)], axis=0) for own in self._own)
 
     def assign_local(self, values):
         """Assigns the rows of this process' streams; outside the replicas' functions."""
         if self._whole_is_own:
             self.assign(values)
             return
-        for own, value in zip(self._own, values, strict=True):
+        for own, value in zip(self._own, tf.nest.flatten(values), strict=True):
             for i, part in enumerate(self._parts(own)):
                 part.assign(value[i * self._streams.replica : (i + 1) * self._streams.replica])
 

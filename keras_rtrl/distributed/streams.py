@@ -31,16 +31,18 @@ class StreamBank:
         self._places = [None] * num_actors
         values = agent.stream_values()
         self._bank = None
-        if num_actors * num_streams > values[0].shape[0]:
+        count = num_actors * num_streams
+        if count > agent.streams.worker:
             with tf.device("CPU:0"):  # a GPU may have room only for the streams of one batch
-                count = num_actors * num_streams
-                self._bank = [tf.Variable(tf.zeros([count, *x.shape[1:]], x.dtype), trainable=False) for x in values]
+                self._bank = tf.nest.map_structure(
+                    lambda x: tf.Variable(tf.zeros([count, *x.shape[1:]], x.dtype), trainable=False), values
+                )
         self.restarts = self.gaps = 0
 
     @property
     def variables(self):
         """The bank's variables: a list of [actors E, ...], empty if the agent itself holds all streams."""
-        return self._bank or []
+        return tf.nest.flatten(self._bank or ())
 
     def fits(self, actor, rollout):
         """Whether a rollout comes after all steps that were learnt of its streams; otherwise it must be dropped."""
@@ -66,29 +68,34 @@ class StreamBank:
             values = self._agent.stream_values()
         else:
             rows = self._rows(actors)
-            values = [tf.gather(bank, rows) for bank in self._bank]
+            values = tf.nest.map_structure(lambda bank: tf.gather(bank, rows), self._bank)
         if any(broken):
             mask = np.repeat(broken, self._num_streams)
-            states = [np.concatenate(parts) for parts in zip(*(rollout.state for rollout in rollouts), strict=True)]
-            fresh = [*states, *(tf.zeros_like(value) for value in values[len(states) :])]
-            values = [
-                tf.where(mask.reshape([-1] + [1] * (value.shape.rank - 1)), new, value)
-                for new, value in zip(fresh, values, strict=True)
-            ]
+            states = tf.nest.map_structure(lambda *parts: np.concatenate(parts), *(r.state for r in rollouts))
+            carry, *others = tf.nest.map_structure(tf.zeros_like, values)
+            carry = tuple(part._replace(state=acting.state) for part, acting in zip(carry, states, strict=True))
+            values = tf.nest.map_structure(
+                lambda new, value: tf.where(mask.reshape([-1] + [1] * (value.shape.rank - 1)), new, value),
+                (carry, *others),
+                values,
+            )
         self._agent.assign_stream_values(values)
 
     def store(self, actors, rollouts):
         """Takes the streams of a batch back, after the agent has learnt from it."""
         if self._bank is not None:
             rows = self._rows(actors)
-            for bank, value in zip(self._bank, self._agent.stream_values(), strict=True):
-                bank.scatter_update(tf.IndexedSlices(value, rows))
+            tf.nest.map_structure(
+                lambda bank, value: bank.scatter_update(tf.IndexedSlices(value, rows)),
+                self._bank,
+                self._agent.stream_values(),
+            )
         for actor, rollout in zip(actors, rollouts, strict=True):
             self._places[actor] = Place(rollout.life, rollout.start + self._rollout_length)
 
     def values(self):
-        """The values of all streams: list of arrays [actors E, ...], the parts of the carry first."""
-        return [value.numpy() for value in self._bank or self._agent.stream_values()]
+        """The values of all streams, arrays [actors E, ...], in the structure of `agent.stream_values`."""
+        return tf.nest.map_structure(lambda value: value.numpy(), self._bank or self._agent.stream_values())
 
     def _continues(self, actor, rollout):
         return self._places[actor] == Place(rollout.life, rollout.start)

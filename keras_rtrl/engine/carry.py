@@ -10,15 +10,24 @@ from keras_rtrl.engine.cell import RTRLCell
 class Carry(NamedTuple):
     """What goes from one chunk to the next: the state, and the traces if they are carried.
 
+    A nest: tf.nest sees the tensors that are there, one or three.
+
     Attributes:
       state: s [B, N, m].
-      S: kernel traces [B, D, G', N, m], G' the gates whose traces are stored; None without traces.
-      r: per-unit parameter traces [B, P, N, m]; None without traces.
+      S: kernel traces [B, D, G', N, m], G' the gates whose traces are stored; () without traces.
+      r: per-unit parameter traces [B, P, N, m]; () without traces.
     """
 
     state: tf.Tensor
-    S: tf.Tensor | None = None
-    r: tf.Tensor | None = None
+    S: tf.Tensor | tuple = ()
+    r: tf.Tensor | tuple = ()
+
+    @property
+    def has_traces(self) -> bool:
+        return not isinstance(self.S, tuple)
+
+    def without_traces(self) -> "Carry":
+        return Carry(self.state)
 
 
 def carry_shapes(cell: RTRLCell, input_dim: int) -> Carry:

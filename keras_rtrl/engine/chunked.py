@@ -39,8 +39,8 @@ def run(cell, kernel, rho, x, carry, reset=None, mask=None, gradient="rtrl", tra
     """
     if gradient not in GRADIENTS:
         raise ValueError(f"gradient must be one of {GRADIENTS}, got {gradient!r}.")
-    traces = carry.S is not None if traces is None else traces
-    old = Carry(*(None if value is None else tf.stop_gradient(value) for value in carry))
+    traces = carry.has_traces if traces is None else traces
+    old = tf.nest.map_structure(tf.stop_gradient, carry)
     names = cell.unit_names
     if implementation == "auto" and x.shape[1] == 1 and not traces:
         implementation = "tf"  # acting gains nothing from the op, and policies saved without it load anywhere
@@ -95,9 +95,8 @@ class _Native:
     def final_traces(self):
         """S and r after the chunk."""
         old = self._carry
-        return native.trace(
-            self._cell, self._x, self._saved, self.states, self._rho, old.state, old.S, old.r, *self._flags
-        )
+        S, r = (old.S, old.r) if old.has_traces else (None, None)
+        return native.trace(self._cell, self._x, self._saved, self.states, self._rho, old.state, S, r, *self._flags)
 
     def gradients(self, cotangents, gradient):
         """Gradients with respect to x, the kernel and each per-unit parameter."""
@@ -106,7 +105,7 @@ class _Native:
             cell, self._saved, self.states, cotangents, self._rho, old.state, *self._flags, gradient == "instant"
         )
         d_kernel = _kernel_gradient(x, du, used)
-        if gradient == "rtrl" and old.S is not None:
+        if gradient == "rtrl" and old.has_traces:
             d_kernel, d_rho = native.contract(cell, start, old.S, old.r, d_kernel, d_rho)
         else:
             d_rho = tf.reduce_sum(d_rho, 0)
@@ -186,7 +185,7 @@ class _Twin:
             r = tf.reduce_sum(stack([v[name] for name in cell.unit_names]), axis=0)
         else:
             r = tf.zeros((batch, *shapes.r), x.dtype)
-        if old.S is not None:
+        if old.has_traces:
             S += apply_block(P, old.S)
             r += apply_block(P, old.r)
         return S, r
@@ -218,7 +217,7 @@ class _Twin:
         d_kernel = _kernel_gradient(x, du, tf.transpose(used))
         d_x = product(du, self._kernel, transpose_b=True)
         d_unit = [tf.reduce_sum(_or(dot(adjoint, v[name]), zero), (0, 1)) for name in cell.unit_names]
-        if gradient == "rtrl" and old.S is not None:
+        if gradient == "rtrl" and old.has_traces:
             d_kernel += _contract(cell, start, old.S)
             q = tf.stack(start, axis=-1)
             if d_unit:

@@ -190,6 +190,11 @@ class KeepsCarry:
             raise ValueError(f"batch_size must be one whole number, got {shown(batch_size)}.")
         return tuple(tf.zeros((batch_size, *e.shape), e.dtype) for e in entries)
 
+    def initial_carries(self, batch_size, traces=False):
+        """`get_initial_state` as a tuple of `Carry`, one for each recurrent layer."""
+        names = [entry.name for entry in self._entries(traces)]
+        return tuple(self._by_layer(dict(zip(names, self.get_initial_state(batch_size, traces), strict=True))))
+
     # For the layer itself.
 
     def _replace_carry(self, what, values, training):
@@ -238,7 +243,7 @@ class KeepsCarry:
 
     def _by_layer(self, named):
         """One `Carry` a recurrent layer of a carry by name."""
-        return [Carry(*(named.get(field + suffix) for field in Carry._fields)) for suffix in self._suffixes]
+        return [Carry(*(named.get(field + suffix, ()) for field in Carry._fields)) for suffix in self._suffixes]
 
     def kept_carries(self) -> list[Carry] | None:
         """The training carry of a stateful layer: a `Carry` of tensors for each recurrent layer. None: not made yet."""

@@ -1,5 +1,6 @@
 """What RTRL and RTRLStack share: the call, its checks, and the shapes that Keras asks for."""
 
+import contextlib
 import functools
 import inspect
 import sys
@@ -153,7 +154,7 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
         if mask is not None:
             y = hold(y, mask, self.zero_output_for_mask and self.return_sequences)
         y = y if self.return_sequences else y[:, -1]
-        return (y, *flat(carries)) if self.return_state else y
+        return (y, *tf.nest.flatten(carries)) if self.return_state else y
 
     def _choose(self, x, initial_state, training, reset):
         """The carries of a call: given, kept, or zeros."""
@@ -166,7 +167,7 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
             own = self._own_carry(batch, training)
 
             def keep(carries):
-                for variable, value in zip(own.values(), flat(carries), strict=True):
+                for variable, value in zip(own.values(), tf.nest.flatten(carries), strict=True):
                     variable.assign(value)
                 return self._signed(self.completed(carries)) if self.return_state else carries
 
@@ -191,7 +192,7 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
             return zero_carry(layer.cell, state.shape[0], layer.trace_dtype, layer._input_dim)
 
         return [
-            zero(layer, carry.state)._replace(state=carry.state) if carry.S is None else carry
+            zero(layer, carry.state)._replace(state=carry.state) if not carry.has_traces else carry
             for layer, carry in zip(self._recurrent_layers(), carries, strict=True)
         ]
 
@@ -381,9 +382,11 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
             )
 
 
-def flat(carries):
-    """Tensors of carries, layer after layer."""
-    return tuple(value for carry in carries for value in carry if value is not None)
+def build(layer, width):
+    """Builds a layer for inputs [B, T, width] unless it is built."""
+    if not layer.built:
+        with tf.name_scope(layer.name) if LEGACY else contextlib.nullcontext():  # tf-keras names weights by it
+            layer.build((None, None, width))
 
 
 def hold(y, mask, zero):

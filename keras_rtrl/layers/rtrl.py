@@ -203,7 +203,7 @@ class RTRL(Recurrent):
         traces: Sequence[bool] | None = None,
         recur: Callable | None = None,
     ) -> tuple[tf.Tensor, list[Carry]]:
-        (carry,), (wanted,) = carries, traces or [carries[0].S is not None]
+        (carry,), (wanted,) = carries, traces or [carries[0].has_traces]
         states, carry = (recur or type(self).recur)(self, x, carry, reset, mask, wanted)
         if self._only_last(mask):
             x, states = x[:, -1:], tuple(s[:, -1:] for s in states)

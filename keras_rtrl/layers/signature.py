@@ -11,9 +11,8 @@ import tensorflow as tf
 
 def sign(carry, layer):
     """Marks the traces of a `Carry` as made by `layer`."""
-    for trace in (carry.S, carry.r):
-        if trace is not None:
-            trace._rtrl_layer = layer
+    for trace in tf.nest.flatten((carry.S, carry.r)):
+        trace._rtrl_layer = layer
 
 
 def check_signature(what, trace, layer):

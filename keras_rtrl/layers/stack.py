@@ -1,6 +1,5 @@
 """RTRLStack: RTRL layers above each other, with feed-forward layers between, as one layer."""
 
-import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Sequence
@@ -9,9 +8,9 @@ from typing import Any
 import tensorflow as tf
 
 from keras_rtrl._checks import flag, shown
-from keras_rtrl._keras import LEGACY, deserialize, keras, register
+from keras_rtrl._keras import deserialize, keras, register
 from keras_rtrl.engine import Carry
-from keras_rtrl.layers.recurrent import Recurrent, Shape
+from keras_rtrl.layers.recurrent import Recurrent, Shape, build
 from keras_rtrl.layers.rtrl import RTRL
 
 _CONVOLUTIONS = tuple(
@@ -132,7 +131,7 @@ class RTRLStack(Recurrent):
         widths = list(self._widths(dim))
         for i, (layer, width) in enumerate(widths[:-1]):
             if not isinstance(layer, RTRL):
-                _build(layer, width)
+                build(layer, width)
                 continue
             if layer.built and layer._input_dim != width:
                 raise ValueError(
@@ -140,7 +139,7 @@ class RTRLStack(Recurrent):
                 )
             if self.norm:
                 self._norms.append(self._made(f"norm_{i}", keras.layers.LayerNormalization, width))
-            _build(layer, width)
+            build(layer, width)
             if self.gate:
                 made = functools.partial(self._made, kind=keras.layers.Dense, width=layer.output_size, units=width)
                 self._values.append(made(f"value_{i}"))
@@ -152,7 +151,7 @@ class RTRLStack(Recurrent):
         """A layer of the stack's own, built for an input of `width` features."""
         layer = kind(name=name, dtype=self.dtype_policy, **options)
         setattr(self, f"_{name}", layer)
-        _build(layer, width)
+        build(layer, width)
         return layer
 
     def unroll(
@@ -165,7 +164,7 @@ class RTRLStack(Recurrent):
         traces: Sequence[bool] | None = None,
         recur: Callable | None = None,
     ) -> tuple[tf.Tensor, list[Carry]]:
-        traces = traces or [carry.S is not None for carry in carries]
+        traces = traces or [carry.has_traces for carry in carries]
         new = []
 
         def own(layer, h):
@@ -228,12 +227,6 @@ def _serialized(layer):
     config = keras.saving.serialize_keras_object(layer)
     config.pop("build_config", None)  # the stack builds its layers, to its own input's width
     return config
-
-
-def _build(layer, width):
-    if not layer.built:
-        with tf.name_scope(layer.name) if LEGACY else contextlib.nullcontext():  # tf-keras names weights by it
-            layer.build((None, None, width))
 
 
 def _check_layers(layers):

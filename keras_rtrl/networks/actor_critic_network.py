@@ -12,7 +12,7 @@ from tf_agents.trajectories import time_step as ts
 from keras_rtrl._checks import flag, one_of, shown, widths
 from keras_rtrl._keras import keras
 from keras_rtrl.networks.actions import make_actions
-from keras_rtrl.networks.cores import make_core, units_for
+from keras_rtrl.networks.cores import make_core, units_for, zeros
 from keras_rtrl.networks.encoders import make_encoder, to_floats
 from keras_rtrl.networks.normalizer import RunningNormalizer, clipped
 
@@ -34,6 +34,24 @@ def _with_history(spec, extra):
             f"history='before_encoder' takes an observation that is a number or a vector, got {shown(spec)}"
         )
     return tf.TensorSpec([spec.shape.num_elements() + extra], keras.backend.floatx())
+
+
+def _core(core, units, parameters, gradient, options, width):
+    """The core, of `units` or of about so many `parameters`, for features of a width."""
+    if units is not None and parameters is not None:
+        raise ValueError(
+            f"give either units or recurrent_parameters, got units={shown(units)} and "
+            f"recurrent_parameters={shown(parameters)}"
+        )
+    if parameters is not None:
+        units = units_for(core, width, parameters, gradient, options)
+    elif units is None and isinstance(core, str):
+        units = 256
+    return make_core(core, units, gradient, options, width)
+
+
+def _hidden(head_units):
+    return [keras.layers.Dense(units, activation="tanh") for units in head_units]
 
 
 @gin.configurable(module="keras_rtrl")
@@ -116,11 +134,6 @@ class ActorCriticNetwork(network.Network):
         input_tensor_spec = _as_specs("input_tensor_spec", input_tensor_spec)
         if normalize_observation and isinstance(input_tensor_spec["observation"], dict):
             raise ValueError("normalize_observation takes an observation of one array, not of parts")
-        if units is not None and recurrent_parameters is not None:
-            raise ValueError(
-                f"give either units or recurrent_parameters, got units={shown(units)} and "
-                f"recurrent_parameters={shown(recurrent_parameters)}"
-            )
         actions = make_actions(_as_specs("action_spec", action_spec))
         observation_spec = input_tensor_spec["observation"]
         extra = bool(use_last_reward) + (actions.width if use_last_action else 0)
@@ -128,11 +141,7 @@ class ActorCriticNetwork(network.Network):
         dense = make_encoder(encoder, encoded_spec, encoder_units)
         zeros = tf.nest.map_structure(lambda spec: tf.zeros([1, *spec.shape], spec.dtype), encoded_spec)
         width = dense(zeros).shape[-1] + (0 if history == "before_encoder" else extra)
-        if recurrent_parameters is not None:
-            units = units_for(core, width, recurrent_parameters, gradient, core_options)
-        elif units is None and isinstance(core, str):
-            units = 256
-        recurrent = make_core(core, units, gradient, core_options, width)
+        recurrent = _core(core, units, recurrent_parameters, gradient, core_options, width)
         super().__init__(input_tensor_spec, state_spec=recurrent.state_spec, name=name)
         self.actions = actions
         self.recurrent_core = recurrent
@@ -141,10 +150,8 @@ class ActorCriticNetwork(network.Network):
         self._normalizer = RunningNormalizer(observation_spec.shape) if normalize_observation else None
         self._encoder = dense
         self._encoder.trainable = train_encoder
-        self._policy_head = [keras.layers.Dense(width, activation="tanh") for width in head_units]
-        self._value_head = self._policy_head
-        if not shared_heads:
-            self._value_head = [keras.layers.Dense(width, activation="tanh") for width in head_units]
+        self._policy_head = _hidden(head_units)
+        self._value_head = self._policy_head if shared_heads else _hidden(head_units)
         self._policy = keras.layers.Dense(actions.width, name="policy")
         self._value = keras.layers.Dense(1, name="value")
 
@@ -156,14 +163,15 @@ class ActorCriticNetwork(network.Network):
     def get_initial_carry(self, batch_size):
         """Zero carry of `batch_size` streams: state and traces if gradient="rtrl", else the state alone.
 
-        A tuple of float32 tensors [B, ...]. Builds the variables, since traces have the width of the core's input.
+        A tuple of `engine.Carry`: of each RTRL layer of the core, or of each tensor of another core's state. Builds the
+        variables, since traces have the width of the core's input.
         """
         self.create_variables()
         return self.recurrent_core.get_initial_carry(batch_size)
 
     def state_of(self, carry):
-        """The state in a carry: the network state of a policy."""
-        return tuple(carry)[: len(self.state_spec)]
+        """The carry without its traces: the network state of a policy."""
+        return tuple(part.without_traces() for part in carry)
 
     def encode(self, observation, reset):
         """Features [B, T, D] of observations [B, T, ...]; the encoder runs on all B T frames at once.
@@ -210,12 +218,12 @@ class ActorCriticNetwork(network.Network):
         Args:
           features: [B, T, D].
           reset: bool [B, T], True if an episode starts with that frame.
-          carry: as `get_initial_carry`, or the state alone (then no traces are made).
+          carry: as `get_initial_carry`, or `state_of` it (then no traces are made).
 
         Returns:
           (y [B, T, W], carry after frame T-1 in the structure that came).
         """
-        return self.recurrent_core(features, reset, tuple(carry))
+        return self.recurrent_core(features, reset, carry)
 
     def heads(self, y):
         """(policy outputs [..., P], values [...]) of core outputs [..., W]."""
@@ -247,7 +255,7 @@ class ActorCriticNetwork(network.Network):
         else:
             reset = tf.equal(step_type if has_time else tf.expand_dims(step_type, 1), ts.StepType.FIRST)
         if not tf.nest.flatten(network_state or ()):  # None or (), as TF-Agents passes it
-            network_state = tuple(tf.zeros([shape[0], *spec.shape], spec.dtype) for spec in self.state_spec)
+            network_state = zeros(self.state_spec, shape[0])
         outputs, values, state = self.unroll(observation, reset, network_state, training)
         if not has_time:
             outputs, values = outputs[:, 0], values[:, 0]

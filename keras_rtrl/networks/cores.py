@@ -1,9 +1,9 @@
 """Recurrent cores: what the network needs of a layer, whichever layer it is.
 
 A core maps features [B, T, D], resets [B, T] and a carry to (y [B, T, W], carry after step T - 1). A carry is a tuple
-of tensors [B, ...]; its first `len(core.state_spec)` members are the state, what follows are traces. A call
-with the state alone makes no traces and gives the state alone. No gradient ever flows into a carry. `core.layer` is the
-layer, `core.output_size` is W.
+of `Carry`: of each RTRL layer, from below; other cores have one for each tensor of their state. Given without traces it
+comes back without them. No gradient ever flows into a carry. `core.state_spec` is a carry without traces, of
+TensorSpecs; `core.layer` is the layer, `core.output_size` is W.
 """
 
 import inspect
@@ -15,7 +15,8 @@ from keras_rtrl import layers
 from keras_rtrl._checks import closest, fits_memory, one_of, shown, whole_number
 from keras_rtrl._keras import keras
 from keras_rtrl.cells import RTRLCell
-from keras_rtrl.layers.recurrent import Recurrent
+from keras_rtrl.engine import Carry
+from keras_rtrl.layers.recurrent import Recurrent, build
 from keras_rtrl.networks.parts import copy_of, is_named, made_by_name
 
 _RTRL_LAYERS = {
@@ -43,11 +44,7 @@ _NOT_OPTIONS = {
 
 
 class RTRLCore(tf.Module):
-    """An RTRL layer, or an RTRLStack of n of them.
-
-    Carry: the states, or the states and then S and r of each RTRL layer. The traces are there if a layer's gradient is
-    "rtrl".
-    """
+    """An RTRL layer, or an RTRLStack of n of them; the zero carry has traces if a layer's gradient is "rtrl"."""
 
     def __init__(self, layer, input_dim):
         super().__init__()
@@ -55,7 +52,8 @@ class RTRLCore(tf.Module):
         states = layer.get_initial_state(1)
         names = ["state"] if len(states) == 1 else [f"state_{i}" for i in range(1, len(states) + 1)]
         self.state_spec = tuple(
-            tf.TensorSpec(state.shape[1:], state.dtype, name=name) for name, state in zip(names, states, strict=True)
+            Carry(tf.TensorSpec(state.shape[1:], state.dtype, name=name))
+            for name, state in zip(names, states, strict=True)
         )
         self.output_size = int(layer.compute_output_shape((None, None, input_dim))[0][-1])
 
@@ -66,25 +64,13 @@ class RTRLCore(tf.Module):
         return tuple(part.gradient for part in parts if isinstance(part, layers.RTRL))
 
     def get_initial_carry(self, batch_size):
-        if not self.layer.built:
-            self.layer.build((None, None, self._input_dim))
-        parts = self.layer.get_initial_state(batch_size, traces="rtrl" in self.gradients)
-        return tuple(parts) if len(parts) == len(self.state_spec) else _states_first(parts)
+        build(self.layer, self._input_dim)
+        return self.layer.initial_carries(batch_size, traces="rtrl" in self.gradients)
 
     def __call__(self, features, reset, carry):
-        states, traces = carry[: len(self.state_spec)], carry[len(self.state_spec) :]
-        if traces:
-            by_layer = zip(states, traces[::2], traces[1::2], strict=True)
-            given = [part for parts in by_layer for part in parts]
-        else:
-            given = list(states)
-        y, *new = self.layer(features, initial_state=given, reset=reset)
-        return y, _states_first(new) if traces else tuple(new)
-
-
-def _states_first(carry):
-    """A core's carry from a layer's, which is state, S and r of each RTRL layer in turn."""
-    return (*carry[::3], *(part for i, part in enumerate(carry) if i % 3))
+        build(self.layer, self._input_dim)
+        y, carry = self.layer.unroll(features, carry, reset)
+        return y, tuple(carry)
 
 
 class KerasCore(tf.Module):
@@ -98,23 +84,23 @@ class KerasCore(tf.Module):
         self._structure = cell.state_size
         self.output_size = int(tf.nest.flatten(cell.output_size)[0])
         self.state_spec = tuple(
-            tf.TensorSpec(size, keras.backend.floatx(), name=name) for size, name in zip(sizes, names, strict=True)
+            Carry(tf.TensorSpec(size, keras.backend.floatx(), name=name))
+            for size, name in zip(sizes, names, strict=True)
         )
 
     def get_initial_carry(self, batch_size):
-        return tuple(tf.zeros([batch_size, *spec.shape], spec.dtype) for spec in self.state_spec)
+        return zeros(self.state_spec, batch_size)
 
     def __call__(self, features, reset, carry):
-        carry = [tf.stop_gradient(part) for part in carry]
-        given = tf.nest.pack_sequence_as(self._structure, carry)
-        y, carry = self.layer(features, initial_state=given, reset_mask=reset)
-        return y, tuple(tf.nest.flatten(carry))
+        given = tf.nest.pack_sequence_as(self._structure, [tf.stop_gradient(part) for part in tf.nest.flatten(carry)])
+        y, new = self.layer(features, initial_state=given, reset_mask=reset)
+        return y, tf.nest.pack_sequence_as(carry, tf.nest.flatten(new))
 
 
 class StackCore(tf.Module):
     """No recurrence: a dense layer over the last `frames` features of an episode, zeros before its start.
 
-    Carry: (features [B, frames - 1, D],), oldest first, zeros if they belong to no or another episode.
+    State: the features [B, frames - 1, D], oldest first, zeros if they belong to no or another episode.
     """
 
     def __init__(self, units, input_dim, frames=4, activation="relu"):
@@ -123,14 +109,15 @@ class StackCore(tf.Module):
         fits_memory(f"frames={self._frames}", 4 * self._frames * input_dim * units)
         self.layer = keras.layers.Dense(units, activation=activation)
         self.output_size = units
-        self.state_spec = (tf.TensorSpec([self._frames - 1, input_dim], keras.backend.floatx(), name="features"),)
+        spec = tf.TensorSpec([self._frames - 1, input_dim], keras.backend.floatx(), name="features")
+        self.state_spec = (Carry(spec),)
 
     def get_initial_carry(self, batch_size):
-        return tuple(tf.zeros([batch_size, *spec.shape], spec.dtype) for spec in self.state_spec)
+        return zeros(self.state_spec, batch_size)
 
     def __call__(self, features, reset, carry):
         past = self._frames - 1
-        x = tf.concat([tf.stop_gradient(carry[0]), features], axis=1)  # [B, past + T, D]
+        x = tf.concat([tf.stop_gradient(carry[0].state), features], axis=1)  # [B, past + T, D]
         # episode number of each step; what came before the chunk has number 0
         episode = tf.pad(tf.cumsum(tf.cast(reset, tf.int32), axis=1), [[0, 0], [past, 0]])
         steps = tf.shape(features)[1]
@@ -141,8 +128,13 @@ class StackCore(tf.Module):
             window.append(tf.where(same[..., None], x[:, begin : begin + steps], tf.zeros_like(features)))
         kept = x[:, tf.shape(x)[1] - past :]
         same = episode[:, tf.shape(x)[1] - past :] == episode[:, -1:]
-        carry = tf.where(same[..., None], kept, tf.zeros_like(kept))
-        return self.layer(tf.concat(window, axis=-1)), (tf.ensure_shape(carry, [None, *self.state_spec[0].shape]),)
+        kept = tf.where(same[..., None], kept, tf.zeros_like(kept))
+        return self.layer(tf.concat(window, axis=-1)), (Carry(tf.ensure_shape(kept, [None, past, x.shape[2]])),)
+
+
+def zeros(specs, batch_size):
+    """A nest of zeros [B, ...] for TensorSpecs of one stream."""
+    return tf.nest.map_structure(lambda spec: tf.zeros([batch_size, *spec.shape], spec.dtype), specs)
 
 
 def make_core(core, units, gradient, options, input_dim):
@@ -261,7 +253,7 @@ def units_for(name, input_dim, parameters, gradient=None, options=None):
         core = make_core(name, units, gradient, dict(options or {}), input_dim)
         width = input_dim
         if isinstance(core, StackCore):
-            width *= core.state_spec[0].shape[0] + 1
+            width *= core.state_spec[0].state.shape[0] + 1
             core.layer.build([None, width])
         elif isinstance(core, KerasCore):
             core.layer.cell.build([None, width])

@@ -21,7 +21,7 @@ Rollout.__doc__ = """The message of an actor to the learner.
 life: name of the time since the actor's process started; each new process has another.
 start: steps of each stream since then, before this rollout.
 version: version of the weights that acted.
-state: the acting network's state before the first frame, a tuple of arrays [E, ...].
+state: the acting network's state before the first frame, of arrays [E, ...].
 frames: Trajectory of arrays [E, T + 1, ...], as `RolloutDriver` gives it.
 games: returns of the games that ended in this rollout.
 """
@@ -126,7 +126,7 @@ class RolloutActor(Actor):
         self._start += self._rollout_length
         frames = self._frames.pop()
         games = [game_return for game_return, _, _ in self._env.finished_games()]
-        return Rollout(self._life, start, version, *_arrays((tuple(state), frames)), games)
+        return Rollout(self._life, start, version, *_arrays((state, frames)), games)
 
 
 class GameActor(Actor):

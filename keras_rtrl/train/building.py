@@ -196,7 +196,9 @@ def check_memory(streams, rollout_length, log_updates=1):
         made = _network(env)
         kept = 2 + rollout_length // max(getattr(agent_config(), "chunk", rollout_length + 1), 1)
         parts[text] = 4 * sum(_bytes(variable) for variable in made.variables)
-        parts[f"{given}, {text}"] = kept * streams * sum(_bytes(part) for part in made.get_initial_carry(1))
+        parts[f"{given}, {text}"] = (
+            kept * streams * sum(_bytes(part) for part in tf.nest.flatten(made.get_initial_carry(1)))
+        )
     most = max(parts, key=parts.get)
     try:
         fits_memory(most, sum(parts.values()))

@@ -246,7 +246,7 @@ class Loop:
 
     def _memory(self):
         """Says how much memory the learner's carry takes, and what an agent stores of a rollout; facts for run.json."""
-        variables = (*self._agent.carry, *self._runner.carry)
+        variables = tf.nest.flatten((self._agent.carry, self._runner.carry))
         facts = {"carry_bytes": sum(variable.shape.num_elements() * variable.dtype.size for variable in variables)}
         print(f"the learner's carry: {facts['carry_bytes'] / 2**20:.2f} MiB", flush=True)
         if hasattr(self._agent, "store_bytes"):

@@ -122,7 +122,7 @@ def values(agent):
     parts = {
         "parameter": agent.network.trainable_variables,
         "optimizer": agent.optimizer.variables,
-        "carry": agent.carry,
+        "carry": tf.nest.flatten(agent.carry),
         # the statistics of rewards and observations, seeds and counts among them
         "other": [variable for variable in agent.variables if variable is not noise],
         "noise": [noise],

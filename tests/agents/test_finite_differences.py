@@ -79,8 +79,12 @@ def arguments(network, actions):
 
 
 def zero_carry(agent):
-    for variable in agent.carry:
+    for variable in tf.nest.flatten(agent.carry):
         variable.assign(tf.zeros_like(variable))
+
+
+def state_of(agent):
+    return agent.network.state_of(tf.nest.map_structure(lambda variable: variable.value(), agent.carry))
 
 
 CORES = ["elstm", "rtu"]
@@ -100,7 +104,7 @@ def r2ac_gradients(gradient, core, actions=ONE):
     variables = network.trainable_variables
 
     agent.train(first)
-    state = network.state_of([part.value() for part in agent.carry])
+    state = state_of(agent)
     boundary, reset = tf.equal(second.step_type, 2), tf.equal(second.step_type, 0)
     outputs, values, _ = network.unroll(second.observation, reset, state)
     head = network.actions
@@ -119,9 +123,7 @@ def r2ac_gradients(gradient, core, actions=ONE):
     def loss():
         zero_carry(agent)
         agent.train(first)  # the learning rate is 0: it moves the carry alone
-        outputs, values, _ = network.unroll(
-            second.observation, reset, network.state_of([part.value() for part in agent.carry])
-        )
+        outputs, values, _ = network.unroll(second.observation, reset, state_of(agent))
         log_pi, entropy = head.log_probability(outputs, second.action), head.entropy(outputs)
         terms = losses.r2ac_loss(log_pi[:, :T], entropy[:, :T], values[:, :T], targets, boundary[:, :T])
         return terms.policy_loss + 0.5 * terms.value_loss - 0.01 * terms.entropy

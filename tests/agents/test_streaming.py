@@ -12,6 +12,7 @@ from keras_rtrl._keras import keras
 from keras_rtrl.agents import ObGD, StreamACAgent, StreamACConfig, TDLambdaAgent, TDLambdaConfig
 from keras_rtrl.drivers import RolloutDriver
 from keras_rtrl.networks import ActorCriticNetwork
+from keras_rtrl.networks.cores import zeros
 from keras_rtrl.testing.finite_differences import along, numeric
 from keras_rtrl.train.runners import InGraph
 
@@ -111,7 +112,7 @@ def scores(agent, frames, infos, t, history=None):
         start = t + 1 - history
     observation = tf.nest.map_structure(lambda x: x[:, : t + 1], frames.observation)
     reset = tf.equal(frames.step_type[:, : t + 1], FIRST)
-    state = tuple(tf.zeros([1, *spec.shape], spec.dtype) for spec in network.state_spec)
+    state = zeros(network.state_spec, 1)
     if start:
         state = scores.before
     outputs, values, _ = network.unroll(
@@ -197,7 +198,7 @@ def test_truncated_bptt_goes_back_over_the_window(core, window, step_type, monke
     variables, t = network.trainable_variables, len(step_type) - 2
     history = min(window, t + 1)
     past = slice(0, t + 1 - history)
-    state = tuple(tf.zeros([1, *spec.shape], spec.dtype) for spec in network.state_spec)
+    state = zeros(network.state_spec, 1)
     if history <= t:
         observation = tf.nest.map_structure(lambda x: x[:, past], frames.observation)
         _, _, state = network.unroll(observation, tf.equal(as_seen.step_type[:, past], FIRST), state)
@@ -221,7 +222,7 @@ def test_encoder_follows_its_instantaneous_gradient():
     last = transition(frames, 6)
     encoder = [v for v in network.trainable_variables if v.shape[0] in (3, 5) and v.shape[-1] == 5]
     assert len(encoder) == 2
-    state = network.state_of([part.value() for part in agent.carry])
+    state = network.state_of(tf.nest.map_structure(tf.convert_to_tensor, agent.carry))
     with tf.GradientTape() as tape:
         observation = tf.nest.map_structure(lambda x: x[:, :1], last.observation)
         value = network.unroll(observation, tf.constant([[False]]), state)[1][0, 0]
@@ -237,7 +238,7 @@ def test_td_error():
     agent = make_agent("td")
     frames = make_frames([FIRST, MID, LAST, FIRST, MID, LAST, FIRST], discount=[1, 0, 1, 1, 1, 1, 1])
     reset = tf.equal(frames.step_type, FIRST)
-    zero = tuple(tf.zeros([1, *spec.shape]) for spec in agent.network.state_spec)
+    zero = zeros(agent.network.state_spec, 1)
     _, values, _ = agent.network.unroll(frames.observation, reset, zero)
     values, rewards = values[0].numpy(), frames.reward[0].numpy()
     for t, (info, discount) in enumerate(zip(train(agent, frames), [1, 0, None, 1, 1, None], strict=True)):
@@ -273,7 +274,7 @@ def test_episode_start_zeroes_carry_and_eligibility(gradient, discount):
     for got, wanted in zip(*traces, strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-7)
     if gradient == "rtrl":
-        for got, wanted in zip(played.carry, fresh.carry, strict=True):
+        for got, wanted in zip(*map(tf.nest.flatten, (played.carry, fresh.carry)), strict=True):
             np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-7)
             assert np.any(got.numpy())
 
@@ -286,7 +287,7 @@ def test_reset_carry_begins_anew(core):
     traces = [part.numpy() for part in tf.nest.flatten(agent.eligibility)]
     assert np.any(agent.reward_scaler.by_stream.values()[0])
     agent.reset_carry()
-    kept = (*agent.carry, *tf.nest.flatten(agent.eligibility), *agent.reward_scaler.by_stream.values())
+    kept = (*tf.nest.flatten((agent.carry, agent.eligibility)), *agent.reward_scaler.by_stream.values())
     assert not any(np.any(part.numpy()) for part in kept)
     again = [info.extra.value.numpy() for info in train(agent, frames)]
     np.testing.assert_allclose(again, first, rtol=1e-6)
@@ -377,7 +378,7 @@ def test_what_the_agents_say_of_themselves():
     td, ac = make_agent("td"), make_agent("ac")
     assert td.loss_names == ("loss", "prediction", "td_error")
     assert ac.loss_names == ("loss", "value", "td_error", "entropy")
-    assert [part.shape[0] for part in ac.carry] == [1, 1, 1]
+    assert [part.shape[0] for part in tf.nest.flatten(ac.carry)] == [1, 1, 1]
     assert (td.config.optimizer_steps, ac.config.optimizer_steps) == (1, 1)
     assert (list(td.eligibility), list(ac.eligibility)) == (["critic"], ["critic", "actor"])
     assert make_agent("td", lambda_value=0.0).eligibility == {}

@@ -266,7 +266,7 @@ def unbroken(learnt):
         gaps += rollout.start > 0
         if not rollout.start:
             assert np.all(rollout.frames.step_type[:, 0] == 0)
-            assert not any(np.any(part) for part in rollout.state)
+            assert not any(np.any(part.state) for part in rollout.state)
         spans[actor] = [rollout]
     return spans, restarts, gaps
 
@@ -276,16 +276,16 @@ def check(learner):
     bank, network = learner.bank, learner.network
     spans, restarts, gaps = unbroken(bank.learnt)
     assert (bank.restarts, bank.gaps) == (restarts, gaps)
-    kept = bank.values()
+    kept, *_ = bank.values()
     for actor, rollouts in spans.items():
         carry = network.get_initial_carry(STREAMS)
-        carry = (*rollouts[0].state, *carry[len(rollouts[0].state) :])
+        carry = tuple(part._replace(state=own.state) for part, own in zip(carry, rollouts[0].state, strict=True))
         for i in range(0, len(rollouts), 100):
             frames = [rollout.frames for rollout in rollouts[i : i + 100]]
             frames = tf.nest.map_structure(lambda *x: tf.concat([part[:, :-1] for part in x], axis=1), *frames)
             reset = tf.equal(frames.step_type, 0)
             _, carry = network.core(network.encode(frames.observation, reset), reset, carry)
-        for part, expected in zip(kept, carry, strict=True):
+        for part, expected in zip(tf.nest.flatten(kept), tf.nest.flatten(carry), strict=True):
             assert np.any(expected)
             rows = part[actor * STREAMS : (actor + 1) * STREAMS]
             np.testing.assert_allclose(rows, expected, rtol=1e-3, atol=1e-5)
@@ -468,12 +468,12 @@ def test_swapped_rows_of_the_bank_are_noticed(learner):
     learner.learn(2)
     rows = np.arange(3 * STREAMS)
     rows[[0, STREAMS]] = rows[[STREAMS, 0]]
-    whole = learner.bank.values()
-    for variable, value in zip(learner.bank._bank, whole, strict=True):
+    whole = tf.nest.flatten(learner.bank.values())
+    for variable, value in zip(learner.bank.variables, whole, strict=True):
         variable.assign(value[rows])
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
         check(learner)
-    for variable, value in zip(learner.bank._bank, whole, strict=True):
+    for variable, value in zip(learner.bank.variables, whole, strict=True):
         variable.assign(value)
     check(learner)
 

@@ -41,12 +41,12 @@ def test_stepping_equals_the_unroll_with_resets_in_mid_sequence(core, gradient):
     observation = make_observation(2, 5)
     step_type = tf.constant([[1, 1, 2, 0, 1], [0, 1, 1, 1, 0]], tf.int32)
     carry = network.get_initial_carry(2)
-    carry = tuple(part + 0.1 for part in carry)
+    carry = tf.nest.map_structure(lambda part: part + 0.1, carry)
 
     logits, values, end = network.unroll(observation, tf.equal(step_type, 0), carry)
     assert logits.shape == (2, 5, 3)
     assert values.shape == (2, 5)
-    assert [part.shape for part in end] == [part.shape for part in carry]
+    tf.nest.map_structure(lambda part, before: part.shape.assert_is_compatible_with(before.shape), end, carry)
     (whole_logits, whole_values), whole_state = network(observation, step_type, network.state_of(carry))
 
     state = network.state_of(carry)
@@ -58,7 +58,7 @@ def test_stepping_equals_the_unroll_with_resets_in_mid_sequence(core, gradient):
     np.testing.assert_allclose(whole_values, values, rtol=1e-5, atol=1e-6)
     for end_state in (state, whole_state):
         for part, expected in zip(end_state, network.state_of(end), strict=True):
-            np.testing.assert_allclose(part, expected, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(part.state, expected.state, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("core", "gradient"), CORES)
@@ -78,18 +78,19 @@ def test_first_forgets_the_carry(core, gradient):
     zero = network.get_initial_carry(2)
     reset = tf.constant([[True, False, False], [False, False, False]])
     *_, fresh = network.unroll(observation, tf.zeros([2, 3], tf.bool), zero)
-    *_, end = network.unroll(observation, reset, tuple(part + 0.3 for part in zero))
-    for part, fresh_part in zip(end, fresh, strict=True):
+    *_, end = network.unroll(observation, reset, tf.nest.map_structure(lambda part: part + 0.3, zero))
+    for part, fresh_part in zip(tf.nest.flatten(end), tf.nest.flatten(fresh), strict=True):
         np.testing.assert_allclose(part[0], fresh_part[0], rtol=1e-5, atol=1e-6)
         assert np.abs(part[1] - fresh_part[1]).max() > 1e-3
 
 
 def test_only_rtrl_carries_traces():
     # D = 5 features + last reward + 3 actions
-    assert [part.shape for part in make_network(gradient="rtrl").get_initial_carry(2)][1][:2] == (2, 5 + 1 + 3)
-    assert len(make_network(gradient="rtrl").get_initial_carry(2)) == 3
-    assert len(make_network(gradient="tbptt").get_initial_carry(2)) == 1
-    assert len(make_network("lstm", "tbptt").get_initial_carry(2)) == 2
+    (carry,) = make_network(gradient="rtrl").get_initial_carry(2)
+    assert carry.S.shape[:2] == (2, 5 + 1 + 3)
+    (carry,) = make_network(gradient="tbptt").get_initial_carry(2)
+    assert not carry.has_traces
+    assert [part.has_traces for part in make_network("lstm", "tbptt").get_initial_carry(2)] == [False, False]
 
 
 def test_what_the_core_sees():
@@ -167,7 +168,7 @@ def test_carry_takes_no_gradient():
             tape.watch(carry)
             logits, _, _ = network.unroll(make_observation(2, 3), tf.zeros([2, 3], tf.bool), carry)
         gradients = tape.gradient(logits, carry, unconnected_gradients="zero")
-        assert all(np.abs(part).max() == 0 for part in gradients)
+        assert all(np.abs(part).max() == 0 for part in tf.nest.flatten(gradients))
 
 
 @pytest.mark.parametrize("step_type", [ts.StepType.FIRST, ts.StepType.MID])
@@ -182,7 +183,7 @@ def test_gin_configures_it(step_type):
         gin.clear_config()
     (logits, _), state = network(frame(make_observation(2, 1), 0), tf.fill([2], step_type), ())
     assert logits.shape == (2, 3)
-    assert state[0].shape == (2, 9, 2)
+    assert state[0].state.shape == (2, 9, 2)
 
 
 @pytest.mark.parametrize(

@@ -126,9 +126,9 @@ class RTRLPPOAgent(RolloutAgent):
         inputs = chunks_first(features), chunks_first(reset)
 
         def body(i, carry, ys, starts):
-            starts = [array.write(i, part) for array, part in zip(starts, carry, strict=True)]
+            starts = tf.nest.map_structure(lambda array, part: array.write(i, part), starts, carry)
             y, carry = network.core(inputs[0][i], inputs[1][i], carry)
-            return i + 1, tuple(tf.stop_gradient(part) for part in carry), ys.write(i, tf.stop_gradient(y)), starts
+            return i + 1, tf.nest.map_structure(tf.stop_gradient, carry), ys.write(i, tf.stop_gradient(y)), starts
 
         start = self._by_stream.values()
         y_shape = [streams, size, network.recurrent_core.output_size]
@@ -139,12 +139,12 @@ class RTRLPPOAgent(RolloutAgent):
                 tf.constant(0),
                 start,
                 tf.TensorArray(features.dtype, count, element_shape=y_shape),
-                [tf.TensorArray(part.dtype, count, element_shape=part.shape) for part in start],
+                tf.nest.map_structure(lambda part: tf.TensorArray(part.dtype, count, element_shape=part.shape), start),
             ),
             maximum_iterations=count,
             parallel_iterations=1,
         )
-        starts = tuple(streams_first(x.stack()) for x in starts)
+        starts = tf.nest.map_structure(lambda array: streams_first(array.stack()), starts)
         y = tf.reshape(streams_first(ys.stack()), [streams, count * size, y_shape[-1]])
         last_y, _ = network.core(features[:, -1:], reset[:, -1:], network.state_of(carry))
         _, values = network.heads(y)

@@ -40,7 +40,7 @@ class R2ACAgent(RolloutAgent):
         reset = tf.equal(experience.step_type, ts.StepType.FIRST)
         features = network.encode(experience.observation, reset)
         y, carry = network.core(features[:, :-1], reset[:, :-1], self._by_stream.values())
-        carry = tuple(tf.stop_gradient(part) for part in carry)
+        carry = tf.nest.map_structure(tf.stop_gradient, carry)
         last_y, _ = network.core(tf.stop_gradient(features[:, -1:]), reset[:, -1:], network.state_of(carry))
         outputs, values = network.heads(y)
         _, last_value = network.heads(last_y)

@@ -106,8 +106,8 @@ def test_learners_state_is_the_acting_one():
     driver = RolloutDriver(env, agent.collect_policy, [agent.train], num_steps=T)
     for _ in range(3):
         _, state = driver.run()
-        np.testing.assert_allclose(agent.carry[0], state[0], rtol=1e-4, atol=1e-6)
-        assert np.abs(state[0]).max() > 0.1
+        np.testing.assert_allclose(agent.carry[0].state, state[0].state, rtol=1e-4, atol=1e-6)
+        assert np.abs(state[0].state).max() > 0.1
 
 
 @pytest.fixture
@@ -126,21 +126,21 @@ def test_refreshed_carry_is_aligned_with_the_stored_one(float64, core):
     stored, end = agent.prepare(second)
 
     # step by step, from the agent's carry
-    network, carry = agent.network, tuple(part.value() for part in agent.carry)
+    network, carry = agent.network, tf.nest.map_structure(tf.convert_to_tensor, agent.carry)
     features = network.encode(second.observation, second.step_type == 0)
     by_step = []
     for t in range(T):
-        by_step.append(carry)
+        by_step.append(tf.nest.flatten(carry))
         _, carry = network.core(features[:, t : t + 1], second.step_type[:, t : t + 1] == 0, carry)
     expected = [tf.stack(parts, axis=1) for parts in zip(*by_step, strict=True)]
     expected = [tf.reshape(x, [B * T, *x.shape[2:]]) for x in expected]
-    assert_all_close(stored.carry, expected, rtol=1e-12, atol=1e-14)
-    assert_all_close(end, carry, rtol=1e-12, atol=1e-14)
+    assert_all_close(tf.nest.flatten(stored.carry), expected, rtol=1e-12, atol=1e-14)
+    assert_all_close(tf.nest.flatten(end), tf.nest.flatten(carry), rtol=1e-12, atol=1e-14)
 
     refreshed, _ = agent.prepare(second)  # the parameters are unchanged
-    assert_all_close(refreshed.carry, stored.carry, rtol=1e-12)
-    shape = [B, T, *stored.carry[0].shape[1:]]
-    state = np.reshape(stored.carry[0], shape)
+    assert_all_close(tf.nest.flatten(refreshed.carry), tf.nest.flatten(stored.carry), rtol=1e-12)
+    state = stored.carry[0].state
+    state = np.reshape(state, [B, T, *state.shape[1:]])
     assert np.max(np.abs(state[:, 1:] - state[:, :-1])) > 1e-3  # one step on is another carry
 
 
@@ -178,7 +178,7 @@ def test_one_epoch_one_minibatch_is_one_step_of_the_loss():
     info = agent.train(rollout)
     np.testing.assert_allclose(info.loss, loss, rtol=1e-5)
     np.testing.assert_allclose(info.extra.gradient_norm, tf.linalg.global_norm(gradients), rtol=1e-4)
-    assert_all_close(agent.carry, carry, rtol=1e-5, atol=1e-6)
+    assert_all_close(tf.nest.flatten(agent.carry), tf.nest.flatten(carry), rtol=1e-5, atol=1e-6)
     for old, new, g in zip(before, values_of(variables), gradients, strict=True):  # Adam's first step: rate g / |g|
         large = np.abs(g) > 1e-3
         np.testing.assert_allclose((old - new)[large], rate * np.sign(g)[large], rtol=1e-2)
@@ -230,7 +230,7 @@ def test_checkpoint_and_policy_hold_the_normalisation(tmp_path):
     other = make_agent(make_env(), normalize=True, normalize_rewards=True)
     tf.train.Checkpoint(agent=other).read(path).assert_existing_objects_matched().assert_consumed()
     assert_all_close(other.reward_scaler.variables, agent.reward_scaler.variables)
-    assert_all_close(other.carry, agent.carry)
+    assert_all_close(tf.nest.flatten(other.carry), tf.nest.flatten(agent.carry))
     (rollout,) = rollouts(make_env(), agent, 1)
     np.testing.assert_array_equal(other.train(rollout).loss, agent.train(rollout).loss)  # shuffled alike, too
 
@@ -244,11 +244,11 @@ def test_checkpoint_and_policy_hold_the_normalisation(tmp_path):
 def test_store_bytes():
     env = make_env()
     agent = make_agent(env)
-    state, S, r = (part.numpy() for part in agent.carry)
+    state, S, r = (part.numpy() for part in agent.carry[0])
     assert agent.store_bytes(T) == (state.nbytes + S.nbytes + r.nbytes) * T // 3
     assert make_agent(env, chunk=1).store_bytes(T) == 3 * agent.store_bytes(T)
     batch, _ = agent.prepare(rollouts(env, agent, 1)[0])
-    assert sum(part.numpy().nbytes for part in batch.carry) == agent.store_bytes(T)
+    assert sum(part.numpy().nbytes for part in batch.carry[0]) == agent.store_bytes(T)
     assert make_agent(env, gradient="tbptt").store_bytes(T) == state.nbytes * T // 3
 
 
@@ -262,9 +262,9 @@ def test_reset_carry():
     (rollout,) = rollouts(env, agent, 1, steps=T - 3)
     agent.train(rollout._replace(reward=tf.ones_like(rollout.reward)))
     scale = agent.reward_scaler.scale
-    assert all(np.any(part) for part in agent.stream_values())
+    assert all(np.any(part) for part in tf.nest.flatten(agent.stream_values()))
     agent.reset_carry()
-    assert not any(np.any(part) for part in agent.stream_values())
+    assert not any(np.any(part) for part in tf.nest.flatten(agent.stream_values()))
     assert agent.reward_scaler.scale == scale
 
 
@@ -274,10 +274,10 @@ def test_one_replica_holds_its_streams_as_checkpoints_do(normalize_rewards):
     agent = make_agent(env, normalize_rewards=normalize_rewards)
     (rollout,) = rollouts(env, agent, 1, steps=T - 3)
     agent.train(rollout._replace(reward=tf.ones_like(rollout.reward)))
-    before = [part.numpy() for part in agent.stream_values()]
+    before = [part.numpy() for part in tf.nest.flatten(agent.stream_values())]
     agent.gather_streams()
     agent.scatter_streams()
-    for part, wanted in zip(agent.stream_values(), before, strict=True):
+    for part, wanted in zip(tf.nest.flatten(agent.stream_values()), before, strict=True):
         np.testing.assert_array_equal(part, wanted)
 
 

@@ -86,8 +86,12 @@ def with_other_observations(experience, row, frames):
 
 def set_carry(agent, seed=7):
     rng = np.random.default_rng(seed)
-    for variable in agent.carry:
+    for variable in tf.nest.flatten(agent.carry):
         variable.assign(0.3 * rng.normal(size=variable.shape))
+
+
+def values_of(carry):
+    return tf.nest.map_structure(lambda variable: variable.value(), carry)
 
 
 def core_gradients(agent, experience):
@@ -100,7 +104,7 @@ def numpy_loss(agent, experience, config):
     """The loss of the module's docstring, in NumPy loops, from the network's own outputs."""
     network = agent.network
     logits, values, _ = network.unroll(
-        experience.observation, experience.step_type == FIRST, network.state_of([v.value() for v in agent.carry])
+        experience.observation, experience.step_type == FIRST, network.state_of(values_of(agent.carry))
     )
     log_pi, values = tf.nn.log_softmax(logits).numpy(), values.numpy()
     log_mu = tf.nn.log_softmax(experience.policy_info["logits"]).numpy()
@@ -200,7 +204,7 @@ def test_first_resets_state_and_traces(core, gradient):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
     agent.train(experience)
     fresh.train(experience)
-    for a, b in zip(agent.carry, fresh.carry, strict=True):
+    for a, b in zip(tf.nest.flatten(agent.carry), tf.nest.flatten(fresh.carry), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
@@ -209,24 +213,24 @@ def test_train_carries_what_a_straight_unroll_of_frames_before_t_gives(core, gra
     agent = make_agent(core, gradient, rate=0.1)
     set_carry(agent)
     experience = make_experience(step_type=[[MID, LAST, FIRST, MID, MID, LAST]] * B)
-    before = tuple(v.value() for v in agent.carry)
+    before = values_of(agent.carry)
     observation = tf.nest.map_structure(lambda x: x[:, :T], experience.observation)
     _, _, expected = agent.network.unroll(observation, experience.step_type[:, :T] == FIRST, before)
     agent.train(experience)
-    states = len(agent.network.state_spec)
-    assert len(agent.carry) == len(expected) == states * (1 if gradient == "tbptt" else 3)
-    for variable, part, old in zip(agent.carry, expected, before, strict=True):
+    assert all(part.has_traces == (gradient != "tbptt") for part in agent.carry)
+    for variable, part, old in zip(*map(tf.nest.flatten, (agent.carry, expected, before)), strict=True):
         assert not variable.trainable
         np.testing.assert_allclose(variable, part, rtol=1e-5, atol=1e-6)
         assert np.abs(variable - old).max() > 1e-3
     agent.reset_carry()
-    assert all(np.abs(v).max() == 0 for v in agent.carry)
+    assert all(np.abs(v).max() == 0 for v in tf.nest.flatten(agent.carry))
 
 
 def test_loss_assigns_nothing_and_is_what_train_reports():
     agent = make_agent(rate=0.1)
     set_carry(agent)
-    variables = [*agent.carry, *agent.network.variables, *agent._optimizer.variables, agent.train_step_counter]
+    carry = tf.nest.flatten(agent.carry)
+    variables = [*carry, *agent.network.variables, *agent._optimizer.variables, agent.train_step_counter]
     before = [v.numpy() for v in variables]
     info = agent.loss(make_experience())
     for variable, value in zip(variables, before, strict=True):
@@ -329,7 +333,7 @@ def test_eager_graph_and_xla_agree():  # the eLSTM in test_stock_parts.py
         agent = make_agent("rtu", optimizer=keras.optimizers.Adam(0.01))
         train = wrap(agent.train)
         infos = [train(experience), train(experience)]
-        results.append([*tf.nest.flatten(infos), *agent.carry, *agent.network.variables])
+        results.append([*tf.nest.flatten((infos, agent.carry)), *agent.network.variables])
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4)
@@ -372,7 +376,7 @@ def test_checkpoint_holds_parameters_optimiser_carry_counter_and_the_policys_ran
     path = tf.train.Checkpoint(agent=agent).save(str(tmp_path / "checkpoint"))
     tf.train.Checkpoint(agent=other).restore(path).assert_existing_objects_matched()
     time_step = ts.restart(tf.nest.map_structure(lambda x: x[:, 0], make_experience().observation), B)
-    for a, b in zip(agent.carry, other.carry, strict=True):
+    for a, b in zip(tf.nest.flatten(agent.carry), tf.nest.flatten(other.carry), strict=True):
         np.testing.assert_array_equal(a, b)
     for _ in range(5):
         actions = [
@@ -394,6 +398,10 @@ def test_policies():
     probabilities = tf.nn.softmax(step.info["logits"][0]).numpy()
     frequencies = np.bincount(step.action, minlength=3) / 4000
     np.testing.assert_allclose(frequencies, probabilities, atol=4 * 0.5 / np.sqrt(4000))
-    assert [part.shape for part in step.state] == [(4000, *spec.shape) for spec in agent.network.state_spec]
+    tf.nest.map_structure(
+        lambda part, spec: part.shape.assert_is_compatible_with([4000, *spec.shape]),
+        step.state,
+        agent.network.state_spec,
+    )
     greedy = agent.policy.action(time_step, agent.policy.get_initial_state(4000))
     assert set(greedy.action.numpy()) == {int(np.argmax(probabilities))}
