@@ -1,12 +1,17 @@
 """Data for layers that carry their state from batch to batch."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from keras_rtrl._checks import fits_memory, shown, whole_number
 
 
-def stream_chunks(sequences, targets, batch_size, chunk):
+def stream_chunks(
+    sequences: ArrayLike | Sequence[ArrayLike], targets: ArrayLike | Sequence[ArrayLike], *, batch_size: int, chunk: int
+) -> tf.data.Dataset:
     """Chunks of long sequences in stream order, for `model.fit` with stateful layers.
 
     The sequences are given in turn to `batch_size` streams. Row b of a batch continues row b of the batch before;

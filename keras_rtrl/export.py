@@ -14,6 +14,7 @@ import inspect
 import itertools
 import os
 import re
+from collections.abc import Callable, Iterable, Iterator
 
 import tensorflow as tf
 
@@ -26,7 +27,7 @@ from keras_rtrl.layers.recurrent import Recurrent, of_size
 
 
 @contextlib.contextmanager
-def stock_ops(layers):
+def stock_ops(layers: Iterable[keras.layers.Layer]) -> Iterator[None]:
     """Inside, the RTRL layers among `layers` run on plain TensorFlow: no file may need the native op to load."""
     with contextlib.ExitStack() as stack:
         for layer in layers:
@@ -45,7 +46,15 @@ class StatefulModule(tf.Module):
         size is fixed.
     """
 
-    def __init__(self, step, inputs, states, layers, batch_size=None):
+    def __init__(
+        self,
+        step: Callable[..., dict[str, tf.Tensor]],
+        inputs: dict[str, tf.TensorSpec],
+        *,
+        states: dict[str, tf.TensorSpec],
+        layers: Iterable[keras.layers.Layer],
+        batch_size: int | None = None,
+    ):
         """Traces.
 
         Args:
@@ -77,7 +86,7 @@ class StatefulModule(tf.Module):
         free = {"batch_size": tf.TensorSpec([], tf.int32)} if batch_size is None else {}
         self.initial_state = _concrete(initial_state, free)
 
-    def save(self, path):
+    def save(self, path: str | os.PathLike) -> None:
         """Writes a SavedModel, a folder, with the signatures "serving_default" (`step`) and "initial_state".
 
         Raises:
@@ -101,7 +110,7 @@ class StatefulModule(tf.Module):
             raise OSError(f"path cannot be written, {shown(path)}: {error}") from error
 
 
-def inference_model(model, batch_size=None, steps=None):
+def inference_model(model: keras.Model, *, batch_size: int | None = None, steps: int | None = None) -> StatefulModule:
     """The function that `model` computes in inference, as a tf.Module that needs neither Keras nor keras_rtrl.
 
     It holds only stock TensorFlow operations and no traces. It keeps no state: states go in and come out by name. The
@@ -171,7 +180,7 @@ def inference_model(model, batch_size=None, steps=None):
         now = _Pass(layers, inputs, given, given.get("reset") if reset else None)
         return {**now.outputs(model, run, given), **now.states}
 
-    return StatefulModule(step, {**inputs, **reset}, found.specs, layers, batch_size)
+    return StatefulModule(step, {**inputs, **reset}, states=found.specs, layers=layers, batch_size=batch_size)
 
 
 def _concrete(function, specs):

@@ -53,5 +53,6 @@ X = np.zeros((4, 10, 3))
     ],
 )
 def test_sequences_that_do_not_fit(arguments, message):
+    sequences, targets, batch_size, chunk = arguments
     with pytest.raises(ValueError, match=message):
-        stream_chunks(*arguments)
+        stream_chunks(sequences, targets, batch_size=batch_size, chunk=chunk)

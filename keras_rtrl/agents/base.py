@@ -1,8 +1,12 @@
 """What all agents share: an actor-critic network, its policies, an optimiser, settings."""
 
+from typing import Any
+
 import tensorflow as tf
 from tf_agents.agents import tf_agent
 from tf_agents.policies import greedy_policy
+from tf_agents.trajectories import time_step as ts
+from tf_agents.typing import types
 
 from keras_rtrl._checks import fits_memory, shown
 from keras_rtrl._keras import keras
@@ -10,6 +14,7 @@ from keras_rtrl.agents.experience import checked, is_finite
 from keras_rtrl.agents.policy import ActorCriticPolicy, check_network
 from keras_rtrl.agents.reward_scaler import RewardScaler
 from keras_rtrl.distributed.replicas import Streams, StreamVariables
+from keras_rtrl.networks import ActorCriticNetwork
 
 
 class ActorCriticAgent(tf_agent.TFAgent):
@@ -33,15 +38,15 @@ class ActorCriticAgent(tf_agent.TFAgent):
 
     def __init__(
         self,
-        time_step_spec,
-        action_spec,
-        network,
-        optimizer,
+        time_step_spec: ts.TimeStep,
+        action_spec: types.NestedTensorSpec,
+        network: ActorCriticNetwork,
+        optimizer: keras.optimizers.Optimizer,
         *,
-        num_streams,
-        config=None,
-        train_step_counter=None,
-        name=None,
+        num_streams: int,
+        config: Any = None,
+        train_step_counter: tf.Variable | None = None,
+        name: str | None = None,
     ):
         """Creates the agent, the network's variables, the optimiser's and the carry.
 
@@ -96,32 +101,32 @@ class ActorCriticAgent(tf_agent.TFAgent):
         return self._network.trainable_variables
 
     @property
-    def config(self):
+    def config(self) -> Any:
         """The agent's settings."""
         return self._config
 
     @property
-    def network(self):
+    def network(self) -> ActorCriticNetwork:
         """The actor-critic network."""
         return self._network
 
     @property
-    def optimizer(self):
+    def optimizer(self) -> keras.optimizers.Optimizer:
         """The optimiser."""
         return self._optimizer
 
     @property
-    def loss_names(self):
+    def loss_names(self) -> tuple[str, ...]:
         """Names of the scalars in the LossInfo of train(): the loss, then the fields of its `extra`."""
         return ("loss", *self.extra_class._fields)
 
     @property
-    def streams(self):
+    def streams(self) -> Streams:
         """Where the streams are: `count` of all, those of each `replica`, of this `worker` process; `is_chief`."""
         return self._streams
 
     @property
-    def carry(self):
+    def carry(self) -> types.NestedVariable:
         """The learner's carry, as `ActorCriticNetwork.get_initial_carry`, of non-trainable variables [B, ...].
 
         With several replicas copies of what these have, as of the last `gather_streams`.
@@ -129,18 +134,18 @@ class ActorCriticAgent(tf_agent.TFAgent):
         raise NotImplementedError
 
     @property
-    def reward_scaler(self):
+    def reward_scaler(self) -> RewardScaler | None:
         """The `RewardScaler`, None without one."""
         return self._reward_scaler
 
-    def reset_carry(self):
+    def reset_carry(self) -> None:
         """Zeroes the carry of all streams, and the returns under way."""
         for variable in tf.nest.flatten(self.carry):
             variable.assign(tf.zeros_like(variable))
         if self._reward_scaler is not None:
             self._reward_scaler.reset()
 
-    def gather_streams(self):
+    def gather_streams(self) -> None:
         """Brings the carry and the returns under way, as checkpoints hold them, up to date.
 
         To be called before saving, by every process; nothing to do with one replica.
@@ -148,7 +153,7 @@ class ActorCriticAgent(tf_agent.TFAgent):
         if self._reward_scaler is not None:
             self._reward_scaler.gather()
 
-    def scatter_streams(self):
+    def scatter_streams(self) -> None:
         """Gives each replica its streams' part of what was restored; by every process, after restoring."""
         self._part_noise()
         if self._reward_scaler is not None:
@@ -183,7 +188,14 @@ def _check_parts(time_step_spec, action_spec, network, optimizer, counter):
 class RolloutAgent(ActorCriticAgent):
     """Base of agents that learn from rollouts of B streams, experience [B, T + 1]; the carry is the core's."""
 
-    def __init__(self, time_step_spec, action_spec, network, optimizer, **arguments):
+    def __init__(
+        self,
+        time_step_spec: ts.TimeStep,
+        action_spec: types.NestedTensorSpec,
+        network: ActorCriticNetwork,
+        optimizer: keras.optimizers.Optimizer,
+        **arguments: Any,
+    ):
         """As `ActorCriticAgent`."""
         super().__init__(time_step_spec, action_spec, network, optimizer, **arguments)
         rows = tf.nest.map_structure(lambda part: part[0], network.get_initial_carry(1))
@@ -192,27 +204,27 @@ class RolloutAgent(ActorCriticAgent):
         self._carry = self._by_stream.whole  # for checkpoints
 
     @property
-    def carry(self):
+    def carry(self) -> types.NestedVariable:
         return self._by_stream.packed(self._carry)
 
-    def reset_carry(self):
+    def reset_carry(self) -> None:
         self._by_stream.reset()
         if self._reward_scaler is not None:
             self._reward_scaler.reset()
 
-    def gather_streams(self):
+    def gather_streams(self) -> None:
         self._by_stream.gather()
         super().gather_streams()
 
-    def scatter_streams(self):
+    def scatter_streams(self) -> None:
         self._by_stream.scatter()
         super().scatter_streams()
 
-    def stream_values(self):
+    def stream_values(self) -> types.NestedTensor:
         """What is kept of each of this process' streams, tensors [streams, ...]: the carry, maybe returns under way."""
         return tuple(kept.local() for kept in self._kept())
 
-    def assign_stream_values(self, values):
+    def assign_stream_values(self, values: types.NestedTensor) -> None:
         """Puts values as `stream_values` gives them in the place of those."""
         for kept, value in zip(self._kept(), values, strict=True):
             kept.assign_local(value)

@@ -1,5 +1,8 @@
 """Overshooting-bounded gradient descent (Elsayed, Vasan and Mahmood 2024)."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import tensorflow as tf
 
 from keras_rtrl._checks import number, shown
@@ -21,14 +24,22 @@ class ObGD(keras.optimizers.SGD):
       critic_kappa, actor_kappa: above 0; larger is more careful.
     """
 
-    def __init__(self, learning_rate=1.0, critic_kappa=2.0, actor_kappa=3.0, name="ObGD", **kwargs):
+    def __init__(
+        self,
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule = 1.0,
+        *,
+        critic_kappa: float = 2.0,
+        actor_kappa: float = 3.0,
+        name: str = "ObGD",
+        **kwargs: Any,
+    ):
         if not isinstance(name, str):
             raise ValueError(f"name must be a string, got {shown(name)}")
         super().__init__(learning_rate, name=name, jit_compile=False, **kwargs)
         self.critic_kappa = number("critic_kappa", critic_kappa, above=0)
         self.actor_kappa = number("actor_kappa", actor_kappa, above=0)
 
-    def bound(self, td_error, trace, kappa):
+    def bound(self, td_error: tf.Tensor, trace: Sequence[tf.Tensor], kappa: float) -> tf.Tensor:
         """Factor in (0, 1] on the learning rate, for a scalar TD error and a trace, a list of tensors."""
         norm = tf.add_n([tf.reduce_sum(tf.abs(part)) for part in trace])
         rate = self._learning_rate  # not `learning_rate`, which is that of the step before if there is a schedule
@@ -37,7 +48,7 @@ class ObGD(keras.optimizers.SGD):
         reach = kappa * tf.cast(rate, norm.dtype) * tf.maximum(tf.abs(td_error), 1.0) * norm
         return 1.0 / tf.maximum(reach, 1.0)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         for name in ("momentum", "nesterov", "jit_compile"):
             config.pop(name, None)

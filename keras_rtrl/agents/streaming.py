@@ -1,16 +1,19 @@
 """What agents share that learn from one stream, with an update at every step."""
 
 import collections
+from typing import Any
 
 import tensorflow as tf
 from tf_agents.agents import tf_agent
 from tf_agents.trajectories import time_step as ts
+from tf_agents.typing import types
 
 from keras_rtrl._checks import whole_number
 from keras_rtrl._keras import keras
 from keras_rtrl.agents.base import ActorCriticAgent
 from keras_rtrl.agents.experience import is_finite, keep_if, played
 from keras_rtrl.engine import Carry, streaming
+from keras_rtrl.networks import ActorCriticNetwork
 from keras_rtrl.networks.cores import RTRLCore
 
 # Of the present frame: policy outputs [1, P], value (a scalar), state after it, and what the learner needs later.
@@ -35,7 +38,16 @@ class StreamingAgent(ActorCriticAgent):
     frames_needed = 2
     objectives = ()  # what there is an eligibility trace for
 
-    def __init__(self, time_step_spec, action_spec, network, optimizer, *, num_streams, **arguments):
+    def __init__(
+        self,
+        time_step_spec: ts.TimeStep,
+        action_spec: types.NestedTensorSpec,
+        network: ActorCriticNetwork,
+        optimizer: keras.optimizers.Optimizer,
+        *,
+        num_streams: int,
+        **arguments: Any,
+    ):
         """As `ActorCriticAgent`, with num_streams 1; a tf-keras optimiser or `ObGD` is given the gradient -delta z."""
         if whole_number("num_streams", num_streams) != 1:
             name = type(self).__name__
@@ -60,19 +72,19 @@ class StreamingAgent(ActorCriticAgent):
         )
 
     @property
-    def carry(self):
+    def carry(self) -> types.NestedVariable:
         """The learner's carry of non-trainable variables [1, ...]; without exact gradients what BPTT looks back at."""
         return self._learner.carry
 
     @property
-    def eligibility(self):
+    def eligibility(self) -> dict[str, tuple[tf.Variable, ...]]:
         """The eligibility traces: {objective: tuple of variables, one for each trainable one of the network}.
 
         Empty if lambda is 0.
         """
         return dict(zip(self.objectives, self._eligibility, strict=False))
 
-    def reset_carry(self):
+    def reset_carry(self) -> None:
         """Zeroes the carry and the eligibility traces."""
         super().reset_carry()
         for variable in tf.nest.flatten(self._eligibility):
@@ -195,7 +207,12 @@ class _Exact(tf.Module):
         features = self._network.encode(observation, first[:, tf.newaxis])[:, 0]
         weights = {name: tf.cast(w, layer.trace_dtype) for name, w in layer.recurrent_weights().items()}
         state, pending = streaming.forward(
-            layer.cell, weights, Carry(*self._carry), tf.cast(features, layer.trace_dtype), first, layer.implementation
+            layer.cell,
+            weights,
+            Carry(*self._carry),
+            tf.cast(features, layer.trace_dtype),
+            first,
+            implementation=layer.implementation,
         )
         if tape is not None:
             tape.watch(state)

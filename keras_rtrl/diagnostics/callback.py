@@ -6,7 +6,7 @@ import importlib.util
 import itertools
 import os
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -56,7 +56,9 @@ class RTRLDiagnostics(keras.callbacks.Callback):
       ImportError: tensorboard is not installed.
     """
 
-    def __init__(self, log_dir, data=None, chunks=4, every=100):
+    def __init__(
+        self, log_dir: str | os.PathLike, data: tf.data.Dataset | None = None, *, chunks: int = 4, every: int = 100
+    ):
         if not isinstance(log_dir, (str, os.PathLike)) or not os.fspath(log_dir):
             raise TypeError(f"log_dir must be a path, got {shown(log_dir)}.")
         if os.path.exists(log_dir) and not os.path.isdir(log_dir):
@@ -75,7 +77,7 @@ class RTRLDiagnostics(keras.callbacks.Callback):
 
     # What Keras calls.
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         model = self.model
         self._layers = [x for x in model._flatten_layers() if isinstance(x, Recurrent) and x.stateful]
         if not self._layers:
@@ -98,7 +100,7 @@ class RTRLDiagnostics(keras.callbacks.Callback):
         self._advance, self._differentiate = tf.function(self._advance_chunk), tf.function(self._differentiate_chunk)
         self._writer = tf.summary.create_file_writer(self.log_dir)
 
-    def on_train_batch_begin(self, batch, logs=None):
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         carries = [layer.kept_carries() for layer in self._layers]
         if self.data is not None:
             # At the end of its data fit may find that it has no batch. Then it did not train: this batch is the next.
@@ -115,7 +117,7 @@ class RTRLDiagnostics(keras.callbacks.Callback):
                     tf.summary.scalar(name, value, step=int(self.model.optimizer.iterations))
             self._writer.flush()
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._seen += 1
         self._trained = True
         foreseen, self._foreseen = self._foreseen, None
@@ -131,7 +133,7 @@ class RTRLDiagnostics(keras.callbacks.Callback):
                     stacklevel=2,
                 )
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self._writer.close()
         self._window.clear()
 
@@ -285,7 +287,10 @@ def _decay(layer, x, carry, reset, mask, states):
     """Decay ratios of a recurrent layer's chunk."""
     rho = {key: tf.cast(weight, layer.trace_dtype) for key, weight in layer.recurrent_weights().items()}
     kernel, inputs = rho.pop("kernel"), tf.cast(x, layer.trace_dtype)
-    return figures.decay(figures.jacobians(layer.cell, kernel, rho, inputs, carry.state, states, reset), mask)
+    return figures.decay(
+        figures.jacobians(layer.cell, kernel=kernel, rho=rho, x=inputs, start=carry.state, states=states, reset=reset),
+        mask,
+    )
 
 
 def _penalties(layer):

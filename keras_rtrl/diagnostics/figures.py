@@ -1,15 +1,27 @@
 """Figures about a recurrent layer in training: how far its state remembers, how large its traces are."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from keras_rtrl.engine.blocks import dense, matmul, product
-from keras_rtrl.engine.cell import local_derivatives
+from keras_rtrl.engine.cell import ByName, RTRLCell, local_derivatives
 
 MEMORY_CAP = 1e6  # steps; float32 cannot tell a longer memory from an endless one
 
 
-def jacobians(cell, kernel, rho, x, start, states, reset=None):
+def jacobians(
+    cell: RTRLCell,
+    *,
+    kernel: tf.Tensor,
+    rho: ByName,
+    x: tf.Tensor,
+    start: tf.Tensor,
+    states: Sequence[tf.Tensor],
+    reset: tf.Tensor | None = None,
+) -> tuple[tuple[tf.Tensor, ...], ...]:
     """J_t = d s_t / d s_{t-1} of every step of a chunk (rtrl-math.md, section 1), without the factor k of a reset.
 
     Args:
@@ -33,7 +45,7 @@ def jacobians(cell, kernel, rho, x, start, states, reset=None):
     return dense(local.J, previous[0])
 
 
-def decay(J, mask=None):
+def decay(J: tuple[tuple[tf.Tensor, ...], ...], mask: tf.Tensor | None = None) -> tf.Tensor:
     """How much of a state is left after k steps, at lags k = 1, 2, 4, ... up to the chunk's length.
 
     At each lag the spectral norm of J_t J_{t-1} ... J_{t-k+1} is averaged over streams and over every t of the chunk
@@ -77,7 +89,7 @@ def decay(J, mask=None):
     return tf.stack(ratios)
 
 
-def memory_length(ratios):
+def memory_length(ratios: ArrayLike) -> np.ndarray:
     """Effective memory length of each unit in steps: the sum of its decay D(k) over all lags k = 0, 1, 2, ...
 
     D(0) = 1, and between the lags that `decay` gives, and past the last, D is continued geometrically; so a state that
@@ -101,7 +113,7 @@ def memory_length(ratios):
     return np.minimum(length + tail, MEMORY_CAP)
 
 
-def trace_norms(traces):
+def trace_norms(traces: tf.Tensor) -> tf.Tensor:
     """Frobenius norm of each block of traces [B, blocks, ...], averaged over streams: [blocks]."""
     return tf.reduce_mean(tf.sqrt(tf.reduce_sum(traces**2, tuple(range(2, traces.shape.rank)))), axis=0)
 

@@ -5,6 +5,10 @@ import contextlib
 import os
 import socket
 import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
 
 from keras_rtrl._errors import one_line
 
@@ -58,7 +62,17 @@ class Fleet:
     """
 
     @_ray_answers()
-    def __init__(self, actor, arguments, *, num_actors, queue, address, cpus, timeout):
+    def __init__(
+        self,
+        actor: type,
+        arguments: tuple,
+        *,
+        num_actors: int,
+        queue: int,
+        address: str | None,
+        cpus: int,
+        timeout: float,
+    ):
         self._num_actors, self._queue, self._timeout = num_actors, queue, timeout
         self._ray = _connect(address, num_actors * cpus)
         self._actors = [_start(actor, cpus, i, *arguments) for i in range(num_actors)]
@@ -67,7 +81,7 @@ class Fleet:
         self._version, self._weights = -1, None
 
     @_ray_answers()
-    def publish(self, weights):
+    def publish(self, weights: Sequence[np.ndarray]) -> None:
         """Makes the next version of the weights, a list of arrays. Later requests act with it.
 
         Raises:
@@ -77,12 +91,12 @@ class Fleet:
         self._weights = self._ray.put(weights)
 
     @property
-    def version(self):
+    def version(self) -> int:
         """Number of the newest weights, from 0."""
         return self._version
 
     @_ray_answers()
-    def request(self, actors=None):
+    def request(self, actors: Iterable[int] | None = None) -> None:
         """Asks each of `actors` (their numbers; None for all) for one more rollout with the newest weights.
 
         Raises:
@@ -93,13 +107,13 @@ class Fleet:
             self._requests[actor] += 1
             self._pending[reference] = actor
 
-    def start(self):
+    def start(self) -> None:
         """Asks every actor for its first rollouts, as many as `queue`."""
         for _ in range(self._queue):
             self.request()
 
     @_ray_answers()
-    def take(self, count, fits):
+    def take(self, count: int, fits: Callable[[int, Any], bool]) -> tuple[list[Delivery], int]:
         """The oldest rollout of each of `count` actors; waits for those that have not arrived.
 
         Args:
@@ -141,14 +155,24 @@ class Fleet:
         waiting = self._ray.wait(pending, num_returns=len(pending), timeout=0)[0] if pending else ()
         return [Delivery(actor, taken[actor]) for actor in sorted(taken)], len(waiting)
 
-    def close(self):
+    def close(self) -> None:
         """Ends the actors, and the cluster if it was begun here."""
         self._pending.clear()
         self._ray.shutdown()
 
 
 @_ray_answers()
-def play_games(actor, arguments, *, weights, quotas, progress, address, cpus, timeout):
+def play_games(
+    actor: type,
+    arguments: Sequence[tuple],
+    *,
+    weights: Sequence[np.ndarray],
+    quotas: Sequence[Sequence[int]],
+    progress: Callable[[list], Any],
+    address: str | None,
+    cpus: int,
+    timeout: float,
+) -> list[list[list[tuple[float, int, bool]]]]:
     """Whole games that actors play greedily.
 
     An actor that dies plays its games again from the first, with the same seed.

@@ -1,9 +1,12 @@
 """The learner's record of its streams: the carry of each, and the step at which each stopped."""
 
 import collections
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tf_agents.typing import types
 
 Place = collections.namedtuple("Place", ["life", "end"])
 
@@ -26,7 +29,7 @@ class StreamBank:
       gaps: number of rollouts that did not continue the learner's carry of their streams.
     """
 
-    def __init__(self, agent, num_actors, num_streams, rollout_length):
+    def __init__(self, agent: Any, *, num_actors: int, num_streams: int, rollout_length: int):
         self._agent, self._num_streams, self._rollout_length = agent, num_streams, rollout_length
         self._places = [None] * num_actors
         values = agent.stream_values()
@@ -40,16 +43,16 @@ class StreamBank:
         self.restarts = self.gaps = 0
 
     @property
-    def variables(self):
+    def variables(self) -> list[tf.Variable]:
         """The bank's variables: a list of [actors E, ...], empty if the agent itself holds all streams."""
         return tf.nest.flatten(self._bank or ())
 
-    def fits(self, actor, rollout):
+    def fits(self, actor: int, rollout: Any) -> bool:
         """Whether a rollout comes after all steps that were learnt of its streams; otherwise it must be dropped."""
         place = self._places[actor]
         return place is None or place.life != rollout.life or rollout.start >= place.end
 
-    def load(self, actors, rollouts):
+    def load(self, actors: Sequence[int], rollouts: Sequence[Any]) -> None:
         """Puts the streams of a batch into the agent: rows [i E, (i + 1) E) are those of actors[i].
 
         If a rollout does not continue the carry of its streams, the traces are zeroed, and the state is the one that
@@ -81,7 +84,7 @@ class StreamBank:
             )
         self._agent.assign_stream_values(values)
 
-    def store(self, actors, rollouts):
+    def store(self, actors: Sequence[int], rollouts: Sequence[Any]) -> None:
         """Takes the streams of a batch back, after the agent has learnt from it."""
         if self._bank is not None:
             rows = self._rows(actors)
@@ -93,7 +96,7 @@ class StreamBank:
         for actor, rollout in zip(actors, rollouts, strict=True):
             self._places[actor] = Place(rollout.life, rollout.start + self._rollout_length)
 
-    def values(self):
+    def values(self) -> types.NestedArray:
         """The values of all streams, arrays [actors E, ...], in the structure of `agent.stream_values`."""
         return tf.nest.map_structure(lambda value: value.numpy(), self._bank or self._agent.stream_values())
 

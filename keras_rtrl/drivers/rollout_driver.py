@@ -1,11 +1,16 @@
 """A driver that gives whole rollouts."""
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import numpy as np
 import tensorflow as tf
 from tf_agents.drivers import driver
 from tf_agents.environments import py_environment, tf_environment
 from tf_agents.policies import tf_policy
+from tf_agents.trajectories import time_step as ts
 from tf_agents.trajectories import trajectory
+from tf_agents.typing import types
 
 from keras_rtrl._checks import fits_memory, shown, whole_number
 from keras_rtrl.environments.halves import HalvedEnvironment, joined
@@ -21,7 +26,14 @@ class RolloutDriver(driver.Driver):
     for one, the other steps.
     """
 
-    def __init__(self, env, policy, observers=None, *, num_steps):
+    def __init__(
+        self,
+        env: py_environment.PyEnvironment | tf_environment.TFEnvironment,
+        policy: tf_policy.TFPolicy,
+        observers: Sequence[Callable[[trajectory.Trajectory], Any]] | None = None,
+        *,
+        num_steps: int,
+    ):
         """Creates the driver.
 
         Args:
@@ -66,11 +78,13 @@ class RolloutDriver(driver.Driver):
             )
 
     @property
-    def num_steps(self):
+    def num_steps(self) -> int:
         """T, steps of the batched environment a call."""
         return self._num_steps
 
-    def run(self, time_step=None, policy_state=None):
+    def run(
+        self, time_step: ts.TimeStep | None = None, policy_state: types.NestedTensor | None = None
+    ) -> tuple[ts.TimeStep, types.NestedTensor]:
         """Makes one rollout and gives it to the observers.
 
         Args:
@@ -93,7 +107,9 @@ class RolloutDriver(driver.Driver):
             observer(rollout)
         return time_step, policy_state
 
-    def rollout(self, time_step, policy_state):
+    def rollout(
+        self, time_step: ts.TimeStep, policy_state: types.NestedTensor
+    ) -> tuple[trajectory.Trajectory, ts.TimeStep, types.NestedTensor]:
         """One rollout as graph operations; the observers are not called.
 
         For loops that compile collecting and training into one tf.function (also with jit_compile=True, if the

@@ -5,18 +5,30 @@ Two implementations: the native op, and its twin in plain TensorFlow, which defi
 """
 
 import functools
+from collections.abc import Sequence
 
 import tensorflow as tf
 
 from keras_rtrl.engine import native
 from keras_rtrl.engine.blocks import dense, dot, kept, matmul, matvec, matvec_transposed, product, rows, scan, times
 from keras_rtrl.engine.carry import Carry, carry_shapes
-from keras_rtrl.engine.cell import local_derivatives
+from keras_rtrl.engine.cell import ByName, RTRLCell, State, local_derivatives
 
 GRADIENTS = ("rtrl", "tbptt", "instant")
 
 
-def run(cell, kernel, rho, x, carry, reset=None, mask=None, gradient="rtrl", traces=None, implementation="auto"):
+def run(
+    cell: RTRLCell,
+    kernel: tf.Tensor,
+    rho: ByName,
+    x: tf.Tensor,
+    carry: Carry,
+    reset: tf.Tensor | None = None,
+    mask: tf.Tensor | None = None,
+    gradient: str = "rtrl",
+    traces: bool | None = None,
+    implementation: str = "auto",
+) -> tuple[State, Carry]:
     """States of a chunk, differentiable with respect to `x`, `kernel` and `rho`, and the carry after it.
 
     Args:
@@ -236,7 +248,7 @@ def _swap(x):
     return tf.transpose(x, (1, 0, 2))
 
 
-def apply_block(block, trace):
+def apply_block(block: Sequence[Sequence[tf.Tensor]], trace: tf.Tensor) -> tf.Tensor:
     """`block` (m rows of m tensors [B, N]) times a trace [B, ..., N, m]."""
     inner = (1,) * (trace.shape.rank - 3)
     total = 0.0

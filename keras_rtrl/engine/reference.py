@@ -1,13 +1,23 @@
 """RTRL step by step: the definition (rtrl-math.md, section 2) against which every other form is proved."""
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 from keras_rtrl.engine.blocks import dense, times
 from keras_rtrl.engine.carry import Carry
-from keras_rtrl.engine.cell import local_derivatives
+from keras_rtrl.engine.cell import ByName, RTRLCell, local_derivatives
 
 
-def run(cell, kernel, rho, x, carry, reset=None, mask=None) -> list[Carry]:
+def run(
+    cell: RTRLCell,
+    kernel: tf.Tensor,
+    rho: ByName,
+    x: tf.Tensor,
+    carry: Carry,
+    reset: tf.Tensor | None = None,
+    mask: tf.Tensor | None = None,
+) -> list[Carry]:
     """Carries after each step, traces included.
 
     Args:
@@ -55,7 +65,7 @@ def _like(flags, value):
     return tf.reshape(flags, (-1, *[1] * (value.shape.rank - 1)))
 
 
-def gradients(cell, carries, cotangents) -> dict[str, tf.Tensor]:
+def gradients(cell: RTRLCell, carries: Sequence[Carry], cotangents: tf.Tensor) -> dict[str, tf.Tensor]:
     """Gradients of the loss with respect to the kernel and the per-unit parameters. A cotangent of 0 takes nothing.
 
     Args:

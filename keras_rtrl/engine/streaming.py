@@ -5,6 +5,7 @@ A gradient tape needs the old traces after the new ones exist. A caller that ask
 in place and contracts them.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import tensorflow as tf
@@ -12,7 +13,7 @@ import tensorflow as tf
 from keras_rtrl.engine import native
 from keras_rtrl.engine.blocks import dense, dot, kept, matvec_transposed, times
 from keras_rtrl.engine.carry import Carry
-from keras_rtrl.engine.cell import Local, local_derivatives
+from keras_rtrl.engine.cell import Local, RTRLCell, local_derivatives
 from keras_rtrl.engine.chunked import apply_block
 
 
@@ -22,13 +23,21 @@ class Pending(NamedTuple):
     `local` is one tensor [B, L, N] if the native op made it.
     """
 
-    cell: object
+    cell: RTRLCell
     state: tf.Tensor
     x: tf.Tensor
     local: Local | tf.Tensor
 
 
-def forward(cell, params, carry: Carry, x, reset=None, implementation="auto") -> tuple[tf.Tensor, Pending]:
+def forward(
+    cell: RTRLCell,
+    params: Mapping[str, tf.Tensor | tf.Variable],
+    carry: Carry,
+    x: tf.Tensor,
+    reset: tf.Tensor | None = None,
+    *,
+    implementation: str = "auto",
+) -> tuple[tf.Tensor, Pending]:
     """One step of the recurrence.
 
     Args:
@@ -89,7 +98,7 @@ def _input_gradient(pending, kernel, cotangent):
     return tf.matmul(tf.concat(d_u, axis=-1), kernel, transpose_b=True)
 
 
-def update(carry: Carry, pending: Pending, cotangents) -> dict[str, tf.Tensor]:
+def update(carry: Carry, pending: Pending, cotangents: tf.Tensor) -> dict[str, tf.Tensor]:
     """Advances the carry by the pending step, in place, and contracts the new traces.
 
     Args:

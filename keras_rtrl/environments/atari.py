@@ -84,7 +84,9 @@ def make(name, num_envs, seed, *, training=True, max_frames=108_000, sticky_acti
     }
     if name not in games:
         raise unknown_name(name, list(games))
-    return AtariEnvironment(games[name], num_envs, seed, training, max_frames, sticky_actions)
+    return AtariEnvironment(
+        games[name], num_envs, seed=seed, training=training, max_frames=max_frames, sticky_actions=sticky_actions
+    )
 
 
 class AtariEnvironment(VectorEnvironment):
@@ -110,7 +112,16 @@ class AtariEnvironment(VectorEnvironment):
 
     frames_per_step = 4
 
-    def __init__(self, rom, num_envs, seed=None, training=True, max_frames=108_000, sticky_actions=False):
+    def __init__(
+        self,
+        rom: str,
+        num_envs: int,
+        *,
+        seed: int | np.ndarray | None = None,
+        training: bool = True,
+        max_frames: int = 108_000,
+        sticky_actions: bool = False,
+    ):
         training, sticky_actions = flag("training", training), flag("sticky_actions", sticky_actions)
         max_frames = whole_number("max_frames", max_frames, low=4, high=2**31 - 1)  # ALE counts them in an int
         from ale_py import Action

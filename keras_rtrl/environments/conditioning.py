@@ -41,7 +41,7 @@ def make(name, num_envs, seed):
     tasks = {"TraceConditioning-v0": TraceConditioning, "TracePatterning-v0": TracePatterning}
     if name not in tasks:
         raise unknown_name(name, list(tasks))
-    return tasks[name](num_envs, seed)
+    return tasks[name](num_envs, seed=seed)
 
 
 class _Conditioning(InGraphTask):
@@ -71,7 +71,7 @@ class _Conditioning(InGraphTask):
         self._values, self._origins = _ideal_values(activating, chance)
         self.mean_return = float(_US_STEPS * chance[activating].sum() / (np.mean(_ISI) + np.mean(_ITI)) / (1 - _GAMMA))
 
-    def ideal_prediction(self):
+    def ideal_prediction(self) -> tf.Tensor:
         """E[G_t | observations up to the present time step], float32 [B]; exact, once the streams have begun."""
         return tf.gather(tf.constant(self._values, tf.float32), self._state[4])
 
@@ -116,7 +116,7 @@ class TraceConditioning(_Conditioning):
       seed: a non-negative int below 2**63, or None for a new one.
     """
 
-    def __init__(self, num_envs, seed=None):
+    def __init__(self, num_envs: int, *, seed: int | None = None):
         activating, chance = np.array([False, True]), np.array([0.0, 1.0])
         on = (tf.zeros([num_envs, _DISTRACTORS], tf.int32),)
         super().__init__(num_envs, seed, 1, activating, chance, 2 + _DISTRACTORS, on, _DISTRACTORS)
@@ -145,7 +145,7 @@ class TracePatterning(_Conditioning):
       seed: a non-negative int below 2**63, or None for a new one.
     """
 
-    def __init__(self, num_envs, seed=None):
+    def __init__(self, num_envs: int, *, seed: int | None = None):
         seed = new_seed() if seed is None else seed
         self._patterns = _draw_patterns(seed)
         cs_activating = np.isin(np.arange(2**_CSS), self._patterns)

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import uuid
 import zlib
+from typing import Any
 
 import numpy as np
 from tf_agents.specs import array_spec
@@ -151,7 +152,13 @@ def make(
         lab = deepmind_lab.Lab(f"contributed/dmlab30/{level}", observations, config, renderer, cache)
     except RuntimeError as error:
         raise ValueError(f"{name} does not start with renderer {renderer!r} and {config}: {error}") from error
-    return LabEnvironment(lab, stream_seeds(seed, 1)[0], (height, width, 3), "INSTR" in observations, frames_per_step)
+    return LabEnvironment(
+        lab,
+        seed=stream_seeds(seed, 1)[0],
+        shape=(height, width, 3),
+        instructions="INSTR" in observations,
+        frames_per_step=frames_per_step,
+    )
 
 
 def load_renderer(renderer):
@@ -188,7 +195,7 @@ class LabEnvironment(VectorEnvironment):
       frames_per_step: frames an action is held for.
     """
 
-    def __init__(self, lab, seed, shape, instructions, frames_per_step):
+    def __init__(self, lab: Any, *, seed: int, shape: tuple[int, int, int], instructions: bool, frames_per_step: int):
         self.frames_per_step = int(frames_per_step)
         self._lab, self._instructions = lab, instructions
         self._generator = np.random.default_rng(seed)

@@ -5,7 +5,7 @@ import math
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from tf_agents.trajectories.time_step import StepType, TimeStep
 
 from keras_rtrl._checks import fits_memory, shown, whole_number
@@ -74,7 +74,7 @@ def vector(build, num_envs, seed):
         fits_memory(f"num_envs={num_envs}", 2 * num_envs * math.prod(spec.shape) * spec.dtype.itemsize)
         return env
 
-    return GymnasiumVector(SyncVectorEnv([checked] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP), seed)
+    return GymnasiumVector(SyncVectorEnv([checked] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP), seed=seed)
 
 
 class GymnasiumVector(VectorEnvironment):
@@ -94,7 +94,7 @@ class GymnasiumVector(VectorEnvironment):
       ValueError: a space that is not taken, or another autoreset mode.
     """
 
-    def __init__(self, vector_env, seed=None):
+    def __init__(self, vector_env: VectorEnv, *, seed: int | np.ndarray | None = None):
         mode = vector_env.metadata.get("autoreset_mode")
         if mode not in (AutoresetMode.NEXT_STEP, AutoresetMode.NEXT_STEP.value):
             raise ValueError(

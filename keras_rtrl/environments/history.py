@@ -9,7 +9,9 @@ from tf_agents.trajectories import time_step as ts
 from keras_rtrl.environments.halves import HalvedEnvironment
 
 
-def with_history(env):
+def with_history(
+    env: py_environment.PyEnvironment | tf_environment.TFEnvironment,
+) -> py_environment.PyEnvironment | tf_environment.TFEnvironment:
     """The same environment with the last reward and action in its observations.
 
     A TF-Agents network sees only observations and step types, but a memory also needs its last action and reward. The

@@ -22,7 +22,7 @@ def make(name, num_envs, seed, *, length=32):
     """The in-graph memory chain."""
     if name != "MemoryChain-v0":
         raise unknown_name(name, ["MemoryChain-v0"])
-    return MemoryChain(num_envs, seed, length)
+    return MemoryChain(num_envs, seed=seed, length=length)
 
 
 class MemoryChain(InGraphTask):
@@ -34,7 +34,7 @@ class MemoryChain(InGraphTask):
       length: number of steps of zeros between bit and query, at least 1.
     """
 
-    def __init__(self, num_envs, seed=None, length=32):
+    def __init__(self, num_envs: int, *, seed: int | None = None, length: int = 32):
         self._length = whole_number("length", length, high=LONGEST)
         super().__init__(
             tensor_spec.BoundedTensorSpec((2,), tf.float32, -1.0, 1.0, name="observation"),

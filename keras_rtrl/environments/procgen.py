@@ -65,7 +65,9 @@ def make(name, num_envs, seed, *, distribution="hard", num_levels=500, start_lev
         raise ValueError(f"start_level + num_levels must be at most {_MOST_LEVELS}, got {start_level} + {num_levels}.")
     # num_levels=0 would make ProcGen draw from all levels, for any start_level.
     num_levels = num_levels or _MOST_LEVELS - start_level
-    return ProcgenEnvironment(game, num_envs, seed, distribution, num_levels, start_level)
+    return ProcgenEnvironment(
+        game, num_envs, seed=seed, distribution=distribution, num_levels=num_levels, start_level=start_level
+    )
 
 
 class ProcgenEnvironment(VectorEnvironment):
@@ -87,7 +89,16 @@ class ProcgenEnvironment(VectorEnvironment):
       start_level: number of the first level.
     """
 
-    def __init__(self, game, num_envs, seed, distribution, num_levels, start_level):
+    def __init__(
+        self,
+        game: str,
+        num_envs: int,
+        *,
+        seed: int | np.ndarray | None,
+        distribution: str,
+        num_levels: int,
+        start_level: int,
+    ):
         from procgen import ProcgenGym3Env
         from procgen.env import MAX_STATE_SIZE
 

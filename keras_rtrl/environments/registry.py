@@ -5,8 +5,10 @@ import difflib
 import functools
 import importlib
 import inspect
+from typing import Any
 
 import gymnasium
+from tf_agents.environments import py_environment, tf_environment
 
 from keras_rtrl._checks import fits_memory, shown, whole_number
 
@@ -30,7 +32,9 @@ _STREAM_BYTES = 50  # at least, of a stream; a family whose streams take more sa
 _WORKER_BYTES = 10 * 2**20
 
 
-def make(name, num_envs=1, seed=None, workers=None, **options):
+def make(
+    name: str, num_envs: int = 1, *, seed: int | None = None, workers: int | None = None, **options: Any
+) -> py_environment.PyEnvironment | tf_environment.TFEnvironment:
     """Builds a batched TF-Agents environment of `num_envs` streams.
 
     ```python

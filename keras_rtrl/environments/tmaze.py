@@ -27,7 +27,7 @@ def make(name, num_envs, seed, *, corridor=40):
     """The in-graph T-maze."""
     if name != "TMaze-v0":
         raise unknown_name(name, ["TMaze-v0"])
-    return TMaze(num_envs, seed, corridor)
+    return TMaze(num_envs, seed=seed, corridor=corridor)
 
 
 class TMaze(InGraphTask):
@@ -39,7 +39,7 @@ class TMaze(InGraphTask):
       corridor: number of corridor steps between cue and junction, at least 1.
     """
 
-    def __init__(self, num_envs, seed=None, corridor=40):
+    def __init__(self, num_envs: int, *, seed: int | None = None, corridor: int = 40):
         self._corridor = whole_number("corridor", corridor, high=LONGEST)
         super().__init__(
             tensor_spec.BoundedTensorSpec((_WIDTH,), tf.float32, 0.0, 1.0, name="observation"),

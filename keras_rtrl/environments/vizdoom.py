@@ -38,7 +38,7 @@ def make(name, num_envs, seed):
     names = [known for known in gymnasium.registry if known.startswith("Vizdoom")]
     if name not in names:
         raise unknown_name(name, names)
-    return VizdoomEnvironment(name, num_envs, seed)
+    return VizdoomEnvironment(name, num_envs, seed=seed)
 
 
 class VizdoomEnvironment(VectorEnvironment):
@@ -67,7 +67,7 @@ class VizdoomEnvironment(VectorEnvironment):
 
     frames_per_step = 4
 
-    def __init__(self, name, num_envs, seed=None):
+    def __init__(self, name: str, num_envs: int, *, seed: int | np.ndarray | None = None):
         import vizdoom
 
         self._name = name

@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 import weakref
+from collections.abc import Callable
 from concurrent import futures
 from multiprocessing import reduction
 
@@ -37,13 +38,13 @@ _TRIES = 3  # to replace a worker, before the vector gives up
 def in_workers(build, num_envs, seed, workers):
     """A WorkerVector; for two or more workers a HalvedEnvironment of two. Arguments as for WorkerVector."""
     if workers == 1:
-        return WorkerVector(build, num_envs, seed, 1)
+        return WorkerVector(build, num_envs, seed=seed, workers=1)
     first = (workers + 1) // 2
     cut = sum(len(streams) for streams in np.array_split(np.arange(num_envs), workers)[:first])
     seeds = stream_seeds(seed, num_envs)
     with futures.ThreadPoolExecutor(2) as pool:  # both begin at once
         halves = [
-            pool.submit(WorkerVector, build, len(part), part, count, offset)
+            pool.submit(WorkerVector, build, len(part), seed=part, workers=count, offset=offset)
             for part, count, offset in ((seeds[:cut], first, 0), (seeds[cut:], workers - first, cut))
         ]
         errors = [half.exception() for half in halves]
@@ -82,7 +83,15 @@ class WorkerVector(VectorEnvironment):
       Exceptions of `build`.
     """
 
-    def __init__(self, build, num_envs, seed, workers, offset=0):
+    def __init__(
+        self,
+        build: Callable[[int, np.ndarray], VectorEnvironment],
+        num_envs: int,
+        *,
+        seed: int | np.ndarray | None,
+        workers: int,
+        offset: int = 0,
+    ):
         try:
             reduction.ForkingPickler.dumps(build)
         except (pickle.PicklingError, AttributeError, TypeError) as error:

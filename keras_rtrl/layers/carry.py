@@ -190,7 +190,7 @@ class KeepsCarry:
             raise ValueError(f"batch_size must be one whole number, got {shown(batch_size)}.")
         return tuple(tf.zeros((batch_size, *e.shape), e.dtype) for e in entries)
 
-    def initial_carries(self, batch_size, traces=False):
+    def initial_carries(self, batch_size: int | tf.Tensor, traces: bool = False) -> tuple[Carry, ...]:
         """`get_initial_state` as a tuple of `Carry`, one for each recurrent layer."""
         names = [entry.name for entry in self._entries(traces)]
         return tuple(self._by_layer(dict(zip(names, self.get_initial_state(batch_size, traces), strict=True))))

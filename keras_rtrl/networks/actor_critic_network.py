@@ -1,6 +1,8 @@
 """The actor-critic network with a recurrent core."""
 
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import gin
 import tensorflow as tf
@@ -8,9 +10,12 @@ from tf_agents.networks import network
 from tf_agents.networks import utils as network_utils
 from tf_agents.specs import tensor_spec
 from tf_agents.trajectories import time_step as ts
+from tf_agents.typing import types
 
 from keras_rtrl._checks import flag, one_of, shown, widths
 from keras_rtrl._keras import keras
+from keras_rtrl.cells import RTRLCell
+from keras_rtrl.engine import Carry
 from keras_rtrl.networks.actions import make_actions
 from keras_rtrl.networks.cores import make_core, units_for, zeros
 from keras_rtrl.networks.encoders import make_encoder, to_floats
@@ -69,23 +74,24 @@ class ActorCriticNetwork(network.Network):
 
     def __init__(
         self,
-        input_tensor_spec,
-        action_spec,
-        encoder="mlp",
-        encoder_units=None,
-        core="elstm",
-        units=None,
-        gradient=None,
-        core_options=None,
-        head_units=(),
-        use_last_action=True,
-        use_last_reward=True,
-        shared_heads=True,
-        normalize_observation=False,
-        recurrent_parameters=None,
-        train_encoder=True,
-        history="after_encoder",
-        name="ActorCriticNetwork",
+        input_tensor_spec: dict[str, types.NestedTensorSpec],
+        action_spec: types.NestedTensorSpec,
+        *,
+        encoder: str | keras.layers.Layer = "mlp",
+        encoder_units: Sequence[int] | None = None,
+        core: str | RTRLCell | keras.layers.Layer = "elstm",
+        units: int | None = None,
+        gradient: str | None = None,
+        core_options: dict[str, Any] | None = None,
+        head_units: Sequence[int] = (),
+        use_last_action: bool = True,
+        use_last_reward: bool = True,
+        shared_heads: bool = True,
+        normalize_observation: bool = False,
+        recurrent_parameters: int | None = None,
+        train_encoder: bool = True,
+        history: str = "after_encoder",
+        name: str | None = "ActorCriticNetwork",
     ):
         """Creates the network; its variables come with `create_variables()`.
 
@@ -138,7 +144,7 @@ class ActorCriticNetwork(network.Network):
         observation_spec = input_tensor_spec["observation"]
         extra = bool(use_last_reward) + (actions.width if use_last_action else 0)
         encoded_spec = _with_history(observation_spec, extra) if history == "before_encoder" else observation_spec
-        dense = make_encoder(encoder, encoded_spec, encoder_units)
+        dense = make_encoder(encoder, encoded_spec, units=encoder_units)
         zeros = tf.nest.map_structure(lambda spec: tf.zeros([1, *spec.shape], spec.dtype), encoded_spec)
         width = dense(zeros).shape[-1] + (0 if history == "before_encoder" else extra)
         recurrent = _core(core, units, recurrent_parameters, gradient, core_options, width)
@@ -156,11 +162,11 @@ class ActorCriticNetwork(network.Network):
         self._value = keras.layers.Dense(1, name="value")
 
     @property
-    def core_variables(self):
+    def core_variables(self) -> Sequence[tf.Variable]:
         """Trainable variables of the recurrent core (its output gate included)."""
         return self.recurrent_core.trainable_variables
 
-    def get_initial_carry(self, batch_size):
+    def get_initial_carry(self, batch_size: int) -> tuple[Carry, ...]:
         """Zero carry of `batch_size` streams: state and traces if gradient="rtrl", else the state alone.
 
         A tuple of `engine.Carry`: of each RTRL layer of the core, or of each tensor of another core's state. Builds the
@@ -169,11 +175,11 @@ class ActorCriticNetwork(network.Network):
         self.create_variables()
         return self.recurrent_core.get_initial_carry(batch_size)
 
-    def state_of(self, carry):
+    def state_of(self, carry: tuple[Carry, ...]) -> tuple[Carry, ...]:
         """The carry without its traces: the network state of a policy."""
         return tuple(part.without_traces() for part in carry)
 
-    def encode(self, observation, reset):
+    def encode(self, observation: dict[str, types.NestedTensor], reset: tf.Tensor) -> tf.Tensor:
         """Features [B, T, D] of observations [B, T, ...]; the encoder runs on all B T frames at once.
 
         Where an episode starts with a frame (reset, bool [B, T]) there is no last reward and no last action: their
@@ -203,16 +209,18 @@ class ActorCriticNetwork(network.Network):
         return [tf.where(reset[..., tf.newaxis], tf.zeros_like(part), part) for part in last]
 
     @property
-    def normalizer(self):
+    def normalizer(self) -> RunningNormalizer | None:
         """The `RunningNormalizer` of observations, None without one."""
         return self._normalizer
 
-    def update_normalizer(self, observation):
+    def update_normalizer(self, observation: dict[str, types.NestedTensor]) -> None:
         """Takes observations [..., shape] into the running normalisation, if there is one and it is not frozen."""
         if self._normalizer is not None and self._encoder.trainable:
             self._normalizer.update(observation["observation"])
 
-    def core(self, features, reset, carry):
+    def core(
+        self, features: tf.Tensor, reset: tf.Tensor, carry: tuple[Carry, ...]
+    ) -> tuple[tf.Tensor, tuple[Carry, ...]]:
         """Runs the recurrent core.
 
         Args:
@@ -225,7 +233,7 @@ class ActorCriticNetwork(network.Network):
         """
         return self.recurrent_core(features, reset, carry)
 
-    def heads(self, y):
+    def heads(self, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """(policy outputs [..., P], values [...]) of core outputs [..., W]."""
         for_policy = for_value = y
         for layer in self._policy_head:
@@ -234,14 +242,26 @@ class ActorCriticNetwork(network.Network):
             for_value = layer(for_value)
         return self.actions.outputs(self._policy(for_policy)), tf.squeeze(self._value(for_value), -1)
 
-    def unroll(self, observation, reset, carry, training=False):
+    def unroll(
+        self,
+        observation: dict[str, types.NestedTensor],
+        reset: tf.Tensor,
+        carry: tuple[Carry, ...],
+        training: bool = False,
+    ) -> tuple[tf.Tensor, tf.Tensor, tuple[Carry, ...]]:
         """encode, core and heads: observations [B, T, ...] -> (policy outputs [B, T, P], values [B, T], carry)."""
         del training
         y, carry = self.core(self.encode(observation, reset), reset, carry)
         outputs, values = self.heads(y)
         return outputs, values, carry
 
-    def call(self, observation, step_type=None, network_state=(), training=False):
+    def call(
+        self,
+        observation: dict[str, types.NestedTensor],
+        step_type: tf.Tensor | None = None,
+        network_state: tuple[Carry, ...] | None = (),
+        training: bool = False,
+    ) -> tuple[tuple[tf.Tensor, tf.Tensor], tuple[Carry, ...]]:
         """Acts on [B, ...] or [B, T, ...]: ((policy outputs [.., P], values [..]), state). FIRST steps reset the state.
 
         Without step_type nothing is reset; without network_state the state is zero at the start.

@@ -3,6 +3,8 @@
 An encoder of this package is one function in `ENCODERS` from the widths of its dense layers to a list of layers.
 """
 
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 from keras_rtrl._checks import shown, widths
@@ -118,7 +120,12 @@ ENCODERS = {
 }
 
 
-def make_encoder(encoder, observation_spec, units=None):
+def make_encoder(
+    encoder: str | layers.Layer,
+    observation_spec: tf.TensorSpec | dict[str, tf.TensorSpec],
+    *,
+    units: Sequence[int] | None = None,
+) -> layers.Layer:
     """Makes an encoder.
 
     Args:

@@ -16,7 +16,7 @@ _MATH = "docs/rtrl-math.md"
 _LEADING = ((4,), (2, 3))  # streams, as `phi` is called; steps and streams, as `derivatives` is
 
 
-def check_rtrl_cell(cell, seed=0):
+def check_rtrl_cell(cell: RTRLCell, *, seed: int = 0) -> str:
     """Proves a cell to be exact RTRL, or names what is wrong with it.
 
     First it checks each function of the cell, so that an error names the function at fault: wrong shapes, a phi that

@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import ArrayLike
 
 from keras_rtrl._checks import fits_memory, shown, whole_number
 from keras_rtrl._keras import LEGACY
@@ -42,7 +43,7 @@ class TwoLayerRTRL:
       ValueError: `stack` is not built, or does not have two RTRL layers.
     """
 
-    def __init__(self, stack, batch_size):
+    def __init__(self, stack: RTRLStack, batch_size: int):
         if not isinstance(stack, RTRLStack):
             raise TypeError(f"stack must be a keras_rtrl.layers.RTRLStack, got {type(stack).__name__}.")
         layers = [layer for layer in stack.layers if isinstance(layer, RTRL)]
@@ -60,14 +61,14 @@ class TwoLayerRTRL:
         self._advance = tf.function(self._advanced)
         self.reset()
 
-    def reset(self):
+    def reset(self) -> None:
         """Zeroes states and traces of every stream."""
         size = sum(self._sizes)
         self._states = tf.zeros((self._batch, size), self._dtype)
         self._traces = [tf.zeros((self._batch, size, *v.shape), self._dtype) for v in self._variables]
         self._outputs = None
 
-    def step(self, x, reset=None):
+    def step(self, x: ArrayLike, reset: ArrayLike | None = None) -> tf.Tensor:
         """Output [B, W] of one step.
 
         Args:
@@ -81,7 +82,7 @@ class TwoLayerRTRL:
         y, self._states, self._traces, self._outputs = self._advance(x, keep, self._states, self._traces)
         return y
 
-    def gradients(self, cotangent):
+    def gradients(self, cotangent: ArrayLike) -> list[tf.Tensor]:
         """Gradient of the last step's loss with respect to each of the stack's trainable variables.
 
         Args:
@@ -92,7 +93,7 @@ class TwoLayerRTRL:
             raise ValueError("There is no step yet: call step() first.")
         return [tf.tensordot(cotangent, d_output, 2) for d_output in self._outputs]
 
-    def traces(self, index):
+    def traces(self, index: int) -> tuple[tf.Tensor, ...]:
         """Derivatives of both layers' states with respect to trainable variable number `index`.
 
         Returns:

@@ -61,7 +61,7 @@ class PolicyModule(StatefulModule):
                 **dict(zip(states, tf.nest.flatten(state), strict=True)),
             }
 
-        super().__init__(action, inputs, states, network.submodules)
+        super().__init__(action, inputs, states=states, layers=network.submodules)
         self.action = self.step
         self.reward_scale = tf.Variable(1.0 if reward_scaler is None else reward_scaler.scale, dtype=tf.float64)
 

@@ -13,7 +13,7 @@ def _keep(options, name, value):
 
 @gin.configurable("train", module="keras_rtrl")
 @renamed(rollout="rollout_length")
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
     """Settings of training.
 
@@ -63,7 +63,7 @@ class TrainingOptions:
 
 @gin.configurable("actors", module="keras_rtrl")
 @renamed(number="num_actors", streams="num_streams")
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ActorOptions:
     """Settings of the actors on Ray.
 

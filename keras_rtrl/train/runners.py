@@ -119,7 +119,9 @@ class Actors:
         self._count = agent.streams.worker // options.num_streams
         self._train = tf.function(agent.train, autograph=False)
         sizes = (options.num_actors, options.num_streams, rollout_length)
-        self._bank = distributed.StreamBank(agent, *sizes)
+        self._bank = distributed.StreamBank(
+            agent, num_actors=options.num_actors, num_streams=options.num_streams, rollout_length=rollout_length
+        )
         arguments = (*actors.common_arguments(options), *sizes, seed, generator)
         try:
             self._fleet = distributed.Fleet(

@@ -21,7 +21,7 @@ def data(chunks=3, seed=0):
     """One sequence a stream of so many chunks: a reset at the start of every epoch."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(B, chunks * T, D)).astype("float32")
-    return stream_chunks(x, np.sin(x.cumsum(1)[..., :1]).astype("float32"), B, T)
+    return stream_chunks(x, np.sin(x.cumsum(1)[..., :1]).astype("float32"), batch_size=B, chunk=T)
 
 
 def make(*recurrent, rate=0.0, above=(), **compiled):

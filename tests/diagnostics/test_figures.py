@@ -66,7 +66,9 @@ def test_jacobians_are_derivatives_of_the_states(cell):
     case = Case(cell)
     reset = tf.zeros_like(case.reset)
     states, _ = case.run(case.x, case.carry, reset, None)
-    J = diagnostics.jacobians(cell, case.kernel, case.rho, case.x, case.carry.state, states, reset)
+    J = diagnostics.jacobians(
+        cell, kernel=case.kernel, rho=case.rho, x=case.x, start=case.carry.state, states=states, reset=reset
+    )
     t, step = 3, 1e-6
     before = tf.stack([s[:, t - 1] for s in states], axis=-1)
     for j in range(cell.components):
@@ -84,7 +86,15 @@ def test_reset_is_no_part_of_a_jacobian():
     case = Case(RTUCell(N))
     states, _ = case.run(case.x, case.carry, case.reset, None)
     assert np.any(case.reset)
-    J = diagnostics.jacobians(case.cell, case.kernel, case.rho, case.x, case.carry.state, states, case.reset)
+    J = diagnostics.jacobians(
+        case.cell,
+        kernel=case.kernel,
+        rho=case.rho,
+        x=case.x,
+        start=case.carry.state,
+        states=states,
+        reset=case.reset,
+    )
     radius = np.exp(-np.exp(case.rho["nu"]))
     lengths = diagnostics.memory_length(diagnostics.decay(J))
     np.testing.assert_allclose(lengths, 1 / (1 - radius), rtol=1e-6)

@@ -390,7 +390,7 @@ def test_streaming_update_works_in_place(case, in_graph):
     step = tf.function(step) if in_graph else step
     addresses = _address(own.S), _address(own.r)
     for _ in range(2):
-        want_state, pending = streaming.forward(cell, params, twin, x, reset, "tf")
+        want_state, pending = streaming.forward(cell, params, twin, x, reset, implementation="tf")
         want = streaming.update(twin, pending, e)
         state, (d_kernel, d_rho) = step()
         own.state.assign(state)

@@ -73,7 +73,7 @@ class Drawn:
             own = Carry(*map(tf.Variable, carry))
             reset = None if self.reset is None else self.reset[:, 0]
             params = {"kernel": kernel, **rho}
-            state, pending = streaming.forward(cell, params, own, x[:, 0], reset, implementation)
+            state, pending = streaming.forward(cell, params, own, x[:, 0], reset, implementation=implementation)
             sums = streaming.update(own, pending, tf.stack([e[:, 0], e[:, -1]]))
             found |= {f"streaming {name}": v for name, v in {"new": state, **own._asdict(), **sums}.items()}
         return {name: np.asarray(value, "float64") for name, value in found.items() if value is not None}

@@ -59,7 +59,7 @@ def test_gradient_of_the_input_is_that_of_one_step_and_the_only_one(cell, mode):
         with tf.GradientTape() as tape:
             tape.watch(x)
             state, _ = streaming.forward(
-                cell, {"kernel": kernel, **rho}, carry, x, reset, "native" if mode == "native" else "tf"
+                cell, {"kernel": kernel, **rho}, carry, x, reset, implementation="native" if mode == "native" else "tf"
             )
             loss = tf.reduce_sum(state * e)
         d_x, *others = tape.gradient(loss, [x, *carry, kernel, *rho.values()])

@@ -155,7 +155,7 @@ def test_two_halves_step_both_or_neither():
 
 
 def test_nested_observations_and_frames():
-    env = WorkerVector(Clock, 3, 0, 2)
+    env = WorkerVector(Clock, 3, seed=0, workers=2)
     try:
         assert env.frames_per_step == 3
         env.reset()
@@ -198,7 +198,7 @@ def test_what_building_raises_comes_as_it_is():
 
 
 def test_what_a_step_raises_comes_with_its_traceback():
-    env = WorkerVector(Clock, 4, 0, 2)
+    env = WorkerVector(Clock, 4, seed=0, workers=2)
     try:
         with pytest.raises(RuntimeError, match=r"reset\(\) must come before step_async"):
             env.step_async(np.zeros(4, int))
@@ -325,7 +325,7 @@ def test_killed_where_a_first_is_due(due):
 
 def test_worker_that_ends_by_itself():
     """Fresh seeds that no stream had, nested observations held, simulators' programs ended; killed in reset too."""
-    env = WorkerVector(Clock, 4, 0, 2)
+    env = WorkerVector(Clock, 4, seed=0, workers=2)
     try:
         env.reset()
         env.step(np.zeros(4, int))
@@ -357,10 +357,10 @@ def dying(folder, num_envs, seeds):
 
 def test_workers_that_cannot_live(tmp_path):
     with pytest.raises(RuntimeError, match="exit code 4 before it had built its environment"):
-        WorkerVector(functools.partial(dying, "/no/such/folder"), 2, 0, 1)
+        WorkerVector(functools.partial(dying, "/no/such/folder"), 2, seed=0, workers=1)
     folder = tmp_path / "folder"
     folder.mkdir()
-    env = WorkerVector(functools.partial(dying, str(folder)), 2, 0, 1)
+    env = WorkerVector(functools.partial(dying, str(folder)), 2, seed=0, workers=1)
     try:
         env.reset()
         folder.rmdir()
@@ -380,7 +380,7 @@ def littering(num_envs, seeds):
 def test_a_worker_leaves_nothing_behind(tmp_path, monkeypatch):
     """What its simulator has put into the temporary folder goes with it, however it ends."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    env = WorkerVector(littering, 2, 0, 2)
+    env = WorkerVector(littering, 2, seed=0, workers=2)
     try:
         env.reset()
         before = {path.parent for path in tmp_path.glob("*/simulator_*")}
@@ -406,7 +406,7 @@ def test_the_log_names_streams_by_their_own_numbers(caplog):
 
 
 def test_an_environment_in_a_worker_knows_its_streams_numbers():
-    env = WorkerVector(functools.partial(numbered), 3, 0, 2, offset=10)
+    env = WorkerVector(functools.partial(numbered), 3, seed=0, workers=2, offset=10)
     try:
         assert env.reset().observation["now"][:, 0].tolist() == [11, 12, 13]
     finally:
@@ -430,7 +430,7 @@ def _parent(connection, folder):
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     tempfile.tempdir = folder
-    env = WorkerVector(littering, 2, 0, 2)
+    env = WorkerVector(littering, 2, seed=0, workers=2)
     env.reset()
     pids = env.worker_pids
     os.killpg(0, signal.SIGINT)

@@ -24,7 +24,7 @@ from keras_rtrl.networks import ENCODERS, make_encoder
 )
 def test_shapes(name, shape, units, width):
     dtype = tf.uint8 if len(shape) == 3 else tf.float32
-    encoder = make_encoder(name, tf.TensorSpec(shape, dtype), units)
+    encoder = make_encoder(name, tf.TensorSpec(shape, dtype), units=units)
     y = encoder(tf.ones([2, *shape], dtype))
     assert y.shape == (2, width)
     assert y.dtype == tf.float32
@@ -53,15 +53,15 @@ def test_parameter_counts_are_the_papers():
 
 def test_bytes_are_divided_by_255_and_other_dtypes_are_not():
     x = np.array([[0, 51, 255]])
-    as_bytes = make_encoder("mlp", tf.TensorSpec((3,), tf.uint8), ())(tf.constant(x, tf.uint8))
+    as_bytes = make_encoder("mlp", tf.TensorSpec((3,), tf.uint8), units=())(tf.constant(x, tf.uint8))
     np.testing.assert_allclose(as_bytes, [[0.0, 0.2, 1.0]], rtol=1e-6)
-    as_ints = make_encoder("mlp", tf.TensorSpec((3,), tf.int64), ())(tf.constant(x, tf.int64))
+    as_ints = make_encoder("mlp", tf.TensorSpec((3,), tf.int64), units=())(tf.constant(x, tf.int64))
     np.testing.assert_array_equal(as_ints, x.astype(np.float32))
 
 
 def test_instructions_are_read_beside_the_image():
     spec = {"rgb": tf.TensorSpec((4, 4, 3), tf.uint8), "instruction": BoundedTensorSpec((4,), tf.int32, 0, 9)}
-    encoder = make_encoder("mlp", spec, (3,))
+    encoder = make_encoder("mlp", spec, units=(3,))
     words = tf.constant([[1, 0, 0, 0], [9, 0, 0, 0], [1, 9, 0, 0], [9, 1, 0, 0], [0, 0, 0, 0]])
     y = encoder({"rgb": tf.fill([5, 4, 4, 3], tf.constant(7, tf.uint8)), "instruction": words})
     assert y.shape == (5, 3 + 20)
@@ -93,7 +93,7 @@ def test_an_observation_of_other_parts():
 )
 def test_bad_arguments(name, shape, units, message):
     with pytest.raises(ValueError, match=message):
-        make_encoder(name, tf.TensorSpec(shape, tf.float32), units)
+        make_encoder(name, tf.TensorSpec(shape, tf.float32), units=units)
 
 
 @pytest.mark.parametrize("shape", [(7, 7, 20), (5, 9, 16), (16, 16, 3), (9, 9, 40), (84, 84, 4)])
@@ -145,4 +145,4 @@ def test_layer_gets_an_observation_of_parts_as_it_is():
 )
 def test_wrong_layers(encoder, units, says):
     with pytest.raises(ValueError, match=says):
-        make_encoder(encoder(), tf.TensorSpec((4,), tf.float32), units)
+        make_encoder(encoder(), tf.TensorSpec((4,), tf.float32), units=units)

@@ -1,16 +1,22 @@
 """PPO with a recurrent core trained by RTRL (Elelimy et al., NeurIPS 2024)."""
 
 import collections
+from typing import Any
 
 import tensorflow as tf
 from tf_agents.agents import tf_agent
 from tf_agents.trajectories import time_step as ts
+from tf_agents.trajectories import trajectory
+from tf_agents.typing import types
 
+from keras_rtrl._keras import keras
 from keras_rtrl.agents.base import RolloutAgent
 from keras_rtrl.agents.experience import is_finite, only_if, played
 from keras_rtrl.agents.ppo import losses
 from keras_rtrl.agents.ppo.config import PPOConfig
 from keras_rtrl.distributed.replicas import all_sum, on_host
+from keras_rtrl.engine import Carry
+from keras_rtrl.networks import ActorCriticNetwork
 
 PPOExtra = collections.namedtuple("PPOExtra", [*losses.PPOTerms._fields, "gradient_norm"])
 
@@ -35,14 +41,21 @@ class RTRLPPOAgent(RolloutAgent):
     config_class = PPOConfig
     extra_class = PPOExtra
 
-    def __init__(self, time_step_spec, action_spec, network, optimizer, **arguments):
+    def __init__(
+        self,
+        time_step_spec: ts.TimeStep,
+        action_spec: types.NestedTensorSpec,
+        network: ActorCriticNetwork,
+        optimizer: keras.optimizers.Optimizer,
+        **arguments: Any,
+    ):
         """As `ActorCriticAgent`."""
         super().__init__(time_step_spec, action_spec, network, optimizer, **arguments)
         seed = tf.random.uniform([], maxval=tf.int64.max, dtype=tf.int64)
         seed = self._streams.from_first(seed)
         self._generator = on_host(lambda: tf.random.Generator.from_seed(seed))
 
-    def store_bytes(self, num_steps):
+    def store_bytes(self, num_steps: int) -> int:
         """Bytes of the carries stored of a rollout of `num_steps` steps: one a chunk and stream.
 
         Raises:
@@ -70,7 +83,7 @@ class RTRLPPOAgent(RolloutAgent):
         self._num_chunks(experience.step_type.shape[1] - 1)
         return experience
 
-    def prepare(self, experience):
+    def prepare(self, experience: trajectory.Trajectory) -> tuple[PPOBatch, tuple[Carry, ...]]:
         """What the epochs learn from, under the current parameters; assigns nothing.
 
         Args:
@@ -151,7 +164,7 @@ class RTRLPPOAgent(RolloutAgent):
         _, last_value = network.heads(last_y)
         return starts, tf.stop_gradient(values), tf.stop_gradient(last_value[:, 0]), carry
 
-    def batch_loss(self, batch):
+    def batch_loss(self, batch: PPOBatch) -> tuple[tf.Tensor, losses.PPOTerms]:
         """Loss of a minibatch, differentiable with respect to the network's parameters.
 
         Args:

@@ -19,7 +19,7 @@ from keras_rtrl._checks import flag, number, renamed, whole_number
     minibatches="num_minibatches",
     scale_reward="normalize_rewards",
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PPOConfig:
     """Settings of the PPO learner; the defaults are the paper's (Elelimy et al., NeurIPS 2024), but for `chunk`.
 
@@ -73,6 +73,6 @@ class PPOConfig:
             flag(name, getattr(self, name))
 
     @property
-    def optimizer_steps(self):
+    def optimizer_steps(self) -> int:
         """Optimiser steps a rollout."""
         return self.num_epochs * self.num_minibatches

@@ -14,7 +14,7 @@ from keras_rtrl._checks import flag, number, renamed
     gradient_clip="gradient_clipping",
     reward_clip="reward_clipping",
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class R2ACConfig:
     """Settings of the R2AC learner; the defaults are the paper's (Irie et al., ICLR 2024).
 
@@ -38,7 +38,7 @@ class R2ACConfig:
     train_core: bool = True
 
     @property
-    def optimizer_steps(self):
+    def optimizer_steps(self) -> int:
         """Steps of the optimiser in one train() call."""
         return 1
 

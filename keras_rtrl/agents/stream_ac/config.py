@@ -14,7 +14,7 @@ from keras_rtrl._checks import flag, number, renamed, whole_number
     trace_decay="lambda_value",
     scale_reward="normalize_rewards",
 )
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class StreamACConfig:
     """Settings of the streaming actor-critic; the defaults are those of Elsayed et al. (2024).
 
@@ -46,6 +46,6 @@ class StreamACConfig:
         flag("normalize_rewards", self.normalize_rewards)
 
     @property
-    def optimizer_steps(self):
+    def optimizer_steps(self) -> int:
         """Optimiser steps a call of train()."""
         return 1

@@ -9,7 +9,7 @@ from keras_rtrl._checks import number, renamed, whole_number
 
 @gin.configurable(module="keras_rtrl")
 @renamed(trace_decay="lambda_value")
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TDLambdaConfig:
     """Settings of online prediction by TD(lambda).
 
@@ -32,6 +32,6 @@ class TDLambdaConfig:
         whole_number("window", self.window)
 
     @property
-    def optimizer_steps(self):
+    def optimizer_steps(self) -> int:
         """Optimiser steps a call of train()."""
         return 1

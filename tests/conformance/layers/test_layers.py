@@ -239,7 +239,7 @@ def stream_model(layer):
 def history(case, steps):
     """A tf.data pipeline of chunks in stream order, and the chunks themselves."""
     target = np.random.default_rng(3).normal(size=(B, steps, case.width)).astype("float32")
-    chunks = stream_chunks(inputs(steps), target, B, T)
+    chunks = stream_chunks(inputs(steps), target, batch_size=B, chunk=T)
     return chunks.prefetch(1), list(chunks.as_numpy_iterator())
 
 
