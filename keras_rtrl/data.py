@@ -37,23 +37,7 @@ def stream_chunks(
         raise ValueError(f"targets must have one array a sequence: got {len(targets)} for {len(sequences)} sequences.")
     if len(sequences) < batch_size:
         raise ValueError(f"sequences must be at least batch_size = {batch_size} in number, got {len(sequences)}.")
-    for i, (s, t) in enumerate(zip(sequences, targets, strict=True)):
-        if s.ndim != 2 or not len(s):
-            raise ValueError(f"sequences[{i}] must have shape [time, features] with time > 0, got {s.shape}.")
-        if s.shape[1] != sequences[0].shape[1]:
-            raise ValueError(
-                f"sequences[{i}] must have {sequences[0].shape[1]} features as the first, got {s.shape[1]}."
-            )
-        if t.ndim < 1 or len(t) != len(s):
-            raise ValueError(f"targets[{i}] must have one target a step, {len(s)}, got shape {t.shape}.")
-        if t.shape[1:] != targets[0].shape[1:]:
-            raise ValueError(f"targets[{i}] must have targets of shape {targets[0].shape[1:]}, got {t.shape[1:]}.")
-        if t.dtype.kind not in "biufcSU":
-            raise ValueError(f"targets[{i}] must be numbers or text, got {t.dtype}.")
-        if t.dtype.kind not in "SU" and t.dtype != targets[0].dtype:
-            raise ValueError(f"targets[{i}] must be of one dtype with the first, {targets[0].dtype}, got {t.dtype}.")
-        if s.dtype != sequences[0].dtype or s.dtype.kind != "f":
-            raise ValueError(f"sequences[{i}] must be floating, of one dtype with the first, got {s.dtype}.")
+    _check_each(sequences, targets)
     rows = [range(b, len(sequences), batch_size) for b in range(batch_size)]
     longest = max(sum(len(sequences[i]) for i in row) for row in rows)
     steps = -(-longest // chunk) * chunk
@@ -71,6 +55,27 @@ def stream_chunks(
         return np.moveaxis(split, 1, 0)
 
     return tf.data.Dataset.from_tensor_slices(({"x": cut(x), "reset": cut(reset)}, cut(y)))
+
+
+def _check_each(sequences, targets):
+    """Raises ValueError unless each sequence fits the first one, and its targets."""
+    for i, (s, t) in enumerate(zip(sequences, targets, strict=True)):
+        if s.ndim != 2 or not len(s):
+            raise ValueError(f"sequences[{i}] must have shape [time, features] with time > 0, got {s.shape}.")
+        if s.shape[1] != sequences[0].shape[1]:
+            raise ValueError(
+                f"sequences[{i}] must have {sequences[0].shape[1]} features as the first, got {s.shape[1]}."
+            )
+        if t.ndim < 1 or len(t) != len(s):
+            raise ValueError(f"targets[{i}] must have one target a step, {len(s)}, got shape {t.shape}.")
+        if t.shape[1:] != targets[0].shape[1:]:
+            raise ValueError(f"targets[{i}] must have targets of shape {targets[0].shape[1:]}, got {t.shape[1:]}.")
+        if t.dtype.kind not in "biufcSU":
+            raise ValueError(f"targets[{i}] must be numbers or text, got {t.dtype}.")
+        if t.dtype.kind not in "SU" and t.dtype != targets[0].dtype:
+            raise ValueError(f"targets[{i}] must be of one dtype with the first, {targets[0].dtype}, got {t.dtype}.")
+        if s.dtype != sequences[0].dtype or s.dtype.kind != "f":
+            raise ValueError(f"sequences[{i}] must be floating, of one dtype with the first, got {s.dtype}.")
 
 
 def _arrays(name, values):

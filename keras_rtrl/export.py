@@ -110,6 +110,7 @@ class StatefulModule(tf.Module):
             raise OSError(f"path cannot be written, {shown(path)}: {error}") from error
 
 
+# Long by its docstring.
 def inference_model(model: keras.Model, *, batch_size: int | None = None, steps: int | None = None) -> StatefulModule:
     """The function that `model` computes in inference, as a tf.Module that needs neither Keras nor keras_rtrl.
 

@@ -17,6 +17,7 @@ from keras_rtrl.engine.cell import ByName, RTRLCell, State, local_derivatives
 GRADIENTS = ("rtrl", "tbptt", "instant")
 
 
+# Long by its arguments and its docstring.
 def run(
     cell: RTRLCell,
     kernel: tf.Tensor,

@@ -126,22 +126,7 @@ def make(
     if renderer not in ("software", "hardware"):
         raise ValueError(f"renderer must be 'software' or 'hardware', got {shown(renderer)}.")
     level = name.partition(":")[2]
-    config = {"height": str(height), "width": str(width), "logLevel": "WARN"}
-    if level in _HOLD_OUTS:
-        config["allowHoldOutLevels"] = "true"
-    if dataset_path is not None:
-        if not isinstance(dataset_path, (str, os.PathLike)) or not os.path.isdir(dataset_path):
-            raise ValueError(f"dataset_path must be None or a folder, got {shown(dataset_path)}.")
-        if not os.path.isfile(os.path.join(dataset_path, _FIRST_PHOTOGRAPH)):  # the engine would end its process
-            raise ValueError(
-                f"dataset_path must be a folder of photographs, {_FIRST_PHOTOGRAPH} and so on, which "
-                f"{shown(os.fspath(dataset_path))} has not: {_PHOTOGRAPHS}."
-            )
-        config["datasetPath"] = os.path.abspath(dataset_path)
-    elif level in _WITH_PHOTOGRAPHS:
-        raise ValueError(
-            f"dataset_path must be the folder of the level's photographs for {name}, got None: {_PHOTOGRAPHS}."
-        )
+    config = _engine_settings(name, height, width, dataset_path)
     source = "see python/pip_package/README.md of https://github.com/google-deepmind/lab."
     with needing(name, ["deepmind_lab"], f"the module deepmind_lab, which is built from its own source: {source}"):
         import deepmind_lab
@@ -159,6 +144,28 @@ def make(
         instructions="INSTR" in observations,
         frames_per_step=frames_per_step,
     )
+
+
+def _engine_settings(name, height, width, dataset_path):
+    """The simulator's config. Raises ValueError if `dataset_path` is not what the level `name` needs."""
+    level = name.partition(":")[2]
+    config = {"height": str(height), "width": str(width), "logLevel": "WARN"}
+    if level in _HOLD_OUTS:
+        config["allowHoldOutLevels"] = "true"
+    if dataset_path is not None:
+        if not isinstance(dataset_path, (str, os.PathLike)) or not os.path.isdir(dataset_path):
+            raise ValueError(f"dataset_path must be None or a folder, got {shown(dataset_path)}.")
+        if not os.path.isfile(os.path.join(dataset_path, _FIRST_PHOTOGRAPH)):  # the engine would end its process
+            raise ValueError(
+                f"dataset_path must be a folder of photographs, {_FIRST_PHOTOGRAPH} and so on, which "
+                f"{shown(os.fspath(dataset_path))} has not: {_PHOTOGRAPHS}."
+            )
+        config["datasetPath"] = os.path.abspath(dataset_path)
+    elif level in _WITH_PHOTOGRAPHS:
+        raise ValueError(
+            f"dataset_path must be the folder of the level's photographs for {name}, got None: {_PHOTOGRAPHS}."
+        )
+    return config
 
 
 def load_renderer(renderer):

@@ -81,13 +81,7 @@ def make(
     fits_memory(f"num_envs={num_envs}", num_envs * getattr(module, "STREAM_BYTES", _STREAM_BYTES))
     fits_memory(f"workers={workers}", (workers or 0) * _WORKER_BYTES)
     build = module.make
-    parameters = inspect.signature(build).parameters.values()
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-        for option in options:
-            if option not in known:
-                choices = f"its options are {', '.join(known)}" if known else "it has none"
-                raise ValueError(f"{name} has no option {option!r}; {choices}.")
+    _check_options(name, build, options)
     if workers is None and hasattr(module, "default_workers"):
         workers = module.default_workers(num_envs)
     if not workers:
@@ -95,6 +89,18 @@ def make(
     from keras_rtrl.environments.workers import in_workers
 
     return in_workers(functools.partial(build, name, **options), num_envs, seed, workers)
+
+
+def _check_options(name, build, options):
+    """Raises ValueError for an option that the family's `build` does not take."""
+    parameters = inspect.signature(build).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    for option in options:
+        if option not in known:
+            choices = f"its options are {', '.join(known)}" if known else "it has none"
+            raise ValueError(f"{name} has no option {option!r}; {choices}.")
 
 
 def family(name):

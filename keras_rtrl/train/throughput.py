@@ -78,17 +78,22 @@ def measure(rounds):
         learning(rollouts.pop())
 
     parts = {"environment": environment, "policy": acting, "learner": learning, "end_to_end": end_to_end}
+    medians = _medians(parts, rounds)
+    env.close()
+    steps = env.batch_size * length
+    alone = sum(medians[name] for name in ("environment", "policy", "learner"))
+    return Throughput(**{name: steps / value for name, value in medians.items()}, allowed=steps / alone)
+
+
+def _medians(parts, rounds):
+    """Median seconds of each function in `parts`, by name; they are called in turn."""
     seconds = {name: [] for name in parts}
     for _ in range(WARM_UP + rounds):
         for name, part in parts.items():
             start = time.perf_counter()
             part()
             seconds[name].append(time.perf_counter() - start)
-    env.close()
-    medians = {name: float(np.median(values[WARM_UP:])) for name, values in seconds.items()}
-    steps = env.batch_size * length
-    alone = sum(medians[name] for name in ("environment", "policy", "learner"))
-    return Throughput(**{name: steps / value for name, value in medians.items()}, allowed=steps / alone)
+    return {name: float(np.median(values[WARM_UP:])) for name, values in seconds.items()}
 
 
 def _random_actions(spec, size, generator):

@@ -59,6 +59,7 @@ def gae(reward_t, discount_t, value_t, bootstrap_value, boundary_t, lambda_value
     return tf.transpose(advantage_t)
 
 
+# Long by its arguments and its docstring.
 def ppo_terms(
     log_ratio_t,
     entropy_t,
