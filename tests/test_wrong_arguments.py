@@ -78,6 +78,7 @@ CARRY = {
         "traces": ("all", "must be True or False, got 'all'"),
     },
 }
+CARRY[KeepsCarry.initial_carries] = CARRY[KeepsCarry.get_initial_state]
 TOOLS = {
     data.stream_chunks: {
         "sequences": (5, "must be an array or a list of arrays, got 5"),
@@ -183,6 +184,7 @@ def sound(tmp_path_factory):
         KeepsCarry.set_carry: {"self": kept, "values": kept.get_carry()},
         KeepsCarry.reset_states: {"self": kept, "states": kept.get_carry()},
         KeepsCarry.get_initial_state: {"self": kept, "batch_size": B},
+        KeepsCarry.initial_carries: {"self": kept, "batch_size": B},
         data.stream_chunks: {"sequences": X, "targets": X, "batch_size": B, "chunk": T},
         diagnostics.RTRLDiagnostics: {"log_dir": str(folder)},
         export.inference_model: {"model": keras.Sequential([keras.Input((None, D)), layers.ELSTM(N)])},
@@ -236,7 +238,7 @@ WRONG_BY_KIND = {
     "streams": (1.5, "x", {}, object(), LONG, [True], [[0]], -1, B),
 }
 RIGHT = {
-    "batch_size": {KeepsCarry.get_initial_state: 0, export.inference_model: None},
+    "batch_size": {KeepsCarry.get_initial_state: 0, KeepsCarry.initial_carries: 0, export.inference_model: None},
     "steps": {export.inference_model: None},
     "seed": {testing.check_rtrl_cell: 0},
     "index": {testing.TwoLayerRTRL.traces: 0},

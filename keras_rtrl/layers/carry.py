@@ -192,8 +192,9 @@ class KeepsCarry:
 
     def initial_carries(self, batch_size: int | tf.Tensor, traces: bool = False) -> tuple[Carry, ...]:
         """`get_initial_state` as a tuple of `Carry`, one for each recurrent layer."""
+        values = self.get_initial_state(batch_size, traces)
         names = [entry.name for entry in self._entries(traces)]
-        return tuple(self._by_layer(dict(zip(names, self.get_initial_state(batch_size, traces), strict=True))))
+        return tuple(self._by_layer(dict(zip(names, values, strict=True))))
 
     # For the layer itself.
 
