@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from keras_rtrl.engine.cell import RTRLCell
+
 IMPLEMENTATIONS = ("auto", "tf", "native")
 
 _FOLDER = pathlib.Path(__file__).resolve().parents[1] / "_native"
@@ -58,7 +60,7 @@ def info() -> dict[str, Any]:
     return facts
 
 
-def why_not(cell, dtype) -> str | None:
+def why_not(cell: RTRLCell, dtype: tf.DType | str) -> str | None:
     """None if the native op can run `cell` here and now, else the reason in words.
 
     Args:
@@ -86,7 +88,7 @@ def why_not(cell, dtype) -> str | None:
     return None
 
 
-def choose(implementation: str, cell, dtype) -> bool:
+def choose(implementation: str, cell: RTRLCell, dtype: tf.DType | str) -> bool:
     """Whether the native op runs `cell`.
 
     Args:
@@ -344,7 +346,7 @@ def _kernels_of(cell):
     return None, f"{kind.__name__} has no native kernels"
 
 
-def traced_for_xla():
+def traced_for_xla() -> bool:
     """Whether the current graph, or one around it, is being traced for XLA."""
     if tf.executing_eagerly():
         return False
