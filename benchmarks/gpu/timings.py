@@ -51,9 +51,10 @@ def streaming(kernels):
         chunk = kernels.chunk(name, np.float32, B, 1, D, N, rho)
         state, local = arrays(B, N, m), arrays(B, m * m + stored * m + P * m, N)
         S, r = arrays(B, D, stored, N, m), arrays(B, P, N, m)
-        forward = kernels.prepare("streaming_forward", chunk, x, arrays(D, G, N), state, state, local)
-        sums = arrays(K, D, G, N), arrays(K, P, N)
-        update = kernels.prepare("streaming_update", chunk, K, x, local, arrays(K, B, N, m), S, r, *sums)
+        step = {"x": x, "local": local, "chunk": chunk}
+        forward = kernels.prepare("streaming_forward", state0=state, kernel=arrays(D, G, N), state=state, **step)
+        sums = {"d_kernel": arrays(K, D, G, N), "d_rho": arrays(K, P, N)}
+        update = kernels.prepare("streaming_update", S=S, r=r, cotangents=arrays(K, B, N, m), K=K, **step, **sums)
         forward()  # so that the update's factors are those of a step
         copy, time = copy_time(device, S.nbytes), device.time(update)
         rate = 2 * S.nbytes / time["median"]
@@ -75,14 +76,15 @@ def chunk(kernels):
     saved, du, states = arrays(B, T, G, N), arrays(B, T, G, N), [arrays(B, T, N)]
     d_rho, start, used = arrays(B, P, N), arrays(B, N, m), arrays(B, T)
     S0, S, r0, r = arrays(B, D, stored, N, m), arrays(B, D, stored, N, m), arrays(B, P, N, m), arrays(B, P, N, m)
-    sums, scratch = (arrays(D, G, N), arrays(P, N)), kernels.scratch(chunk)
-    before = state0, saved, states
+    scan, old = {"state0": state0, "saved": saved, "states": states, "chunk": chunk}, {"S0": S0, "r0": r0}
+    results = {"du": du, "d_rho": d_rho, "start": start, "used": used}
+    sums = {"d_kernel": arrays(D, G, N), "d_rho": arrays(P, N)}
     calls = {
-        "forward": kernels.prepare("forward", chunk, state0, u, saved, states),
-        "adjoint": kernels.prepare("adjoint", chunk, *before, [e], 0, du, d_rho, start, used),
-        "trace": kernels.prepare("trace", chunk, x, *before, S0, r0, S, r, scratch=scratch),
-        "trace (in place)": kernels.prepare("trace", chunk, x, *before, S0, r0, S0, r0, scratch=scratch),
-        "contract": kernels.prepare("contract", chunk, start, S0, r0, *sums),
+        "forward": kernels.prepare("forward", u=u, **scan),
+        "adjoint": kernels.prepare("adjoint", **scan, cotangents=[e], instant=0, **results),
+        "trace": kernels.prepare("trace", x=x, **scan, **old, S=S, r=r),
+        "trace (in place)": kernels.prepare("trace", x=x, **scan, **old, S=S0, r=r0),
+        "contract": kernels.prepare("contract", start=start, **old, chunk=chunk, **sums),
     }
     result = {"cell": "elstm", "shape": dict(zip("BTDN", DMLAB, strict=True)), "trace_bytes": S.nbytes}
     result |= {name: device.time(call) for name, call in calls.items()} | {"copy": copy_time(device, S.nbytes)}

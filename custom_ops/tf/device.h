@@ -37,10 +37,9 @@ class Cpu {
     }
   }
 
-#define KERAS_RTRL_CALL(NAME, FUNCTION)                  \
-  template <class... Arguments>                          \
-  void NAME(const keras_rtrl_chunk& c, Arguments... a) { \
-    keras_rtrl_##FUNCTION(&c, &pool_, a...);             \
+#define KERAS_RTRL_CALL(NAME, FUNCTION)                                 \
+  void NAME(const keras_rtrl_##FUNCTION##_arguments<void>& arguments) { \
+    keras_rtrl_##FUNCTION(&arguments, &pool_);                          \
   }
   KERAS_RTRL_CALL(Forward, forward)
   KERAS_RTRL_CALL(Adjoint, adjoint)
@@ -87,10 +86,9 @@ class Gpu {
     Keep(SumStreamsOnDevice(stream_, by_stream, streams, size, total));
   }
 
-#define KERAS_RTRL_CALL(NAME, FUNCTION)                    \
-  template <class... Arguments>                            \
-  void NAME(const keras_rtrl_chunk& c, Arguments... a) {   \
-    Keep(keras_rtrl_cuda_##FUNCTION(&c, stream_, a...));   \
+#define KERAS_RTRL_CALL(NAME, FUNCTION)                                 \
+  void NAME(const keras_rtrl_##FUNCTION##_arguments<void>& arguments) { \
+    Keep(keras_rtrl_cuda_##FUNCTION(&arguments, stream_));              \
   }
   KERAS_RTRL_CALL(Forward, forward)
   KERAS_RTRL_CALL(Adjoint, adjoint)
@@ -99,12 +97,11 @@ class Gpu {
   KERAS_RTRL_CALL(StreamingUpdate, streaming_update)
 #undef KERAS_RTRL_CALL
 
-  template <class... Arguments>
-  void Trace(const keras_rtrl_chunk& c, Arguments... a) {
+  void Trace(const keras_rtrl_trace_arguments<void>& arguments) {
     tensorflow::Tensor scratch;
-    const tensorflow::TensorShape bytes({static_cast<int64_t>(keras_rtrl_cuda_scratch(&c))});
+    const tensorflow::TensorShape bytes({static_cast<int64_t>(keras_rtrl_cuda_scratch(&arguments))});
     status_.Update(ctx_->allocate_temp(tensorflow::DT_UINT8, bytes, &scratch));
-    if (status_.ok()) Keep(keras_rtrl_cuda_trace(&c, stream_, scratch.data(), a...));
+    if (status_.ok()) Keep(keras_rtrl_cuda_trace(&arguments, scratch.data(), stream_));
   }
 
  private:

@@ -23,8 +23,6 @@ using tensorflow::TensorShape;
 template <class Device, class T>
 class CellOp : public OpKernel {
  public:
-  using Pointers = absl::InlinedVector<const void*, 4>;
-
   CellOp(OpKernelConstruction* ctx, absl::Span<const Argument> inputs, absl::Span<const Argument> outputs)
       : OpKernel(ctx), inputs_(inputs), outputs_(outputs) {
     std::string name;
@@ -54,42 +52,38 @@ class CellOp : public OpKernel {
       }
     }
     OP_REQUIRES(ctx, dims['T'] != 0, absl::InvalidArgumentError("time must be at least 1, got 0."));
-    const Pointers rho = In(ctx, "rho");
-    keras_rtrl_chunk chunk = {};
+    keras_rtrl_chunk<void> chunk = {};
     chunk.cell = cell_;
     chunk.dtype = DataTypeToEnum<T>::value == tensorflow::DT_FLOAT ? KERAS_RTRL_FLOAT32 : KERAS_RTRL_FLOAT64;
     chunk.batch = dims['B'];
     chunk.time = dims['T'] == Dims::kUnknown ? 1 : dims['T'];
     chunk.inputs = dims['D'] == Dims::kUnknown ? 0 : dims['D'];
     chunk.units = dims['N'];
-    chunk.rho = rho.data();
-    chunk.reset = static_cast<const uint8_t*>(First(In(ctx, "reset")));
-    chunk.mask = static_cast<const uint8_t*>(First(In(ctx, "mask")));
+    In(ctx, "rho", chunk.rho);
+    In(ctx, "reset", &chunk.reset);
+    In(ctx, "mask", &chunk.mask);
     Device device(ctx);
     Run(ctx, &device, chunk, &dims);
     if (ctx->status().ok()) OP_REQUIRES_OK(ctx, device.status());
   }
 
  protected:
-  virtual void Run(OpKernelContext* ctx, Device* device, const keras_rtrl_chunk& chunk, Dims* dims) = 0;
+  virtual void Run(OpKernelContext* ctx, Device* device, const keras_rtrl_chunk<void>& chunk, Dims* dims) = 0;
 
-  int cell() const { return cell_; }
-
-  // The tensors of an input; none if the op has no such input.
-  Pointers In(OpKernelContext* ctx, absl::string_view name) const {
-    Pointers pointers;
+  // Points `to`, and if the input has several tensors what follows, to its tensors; not if the op has no such input.
+  template <class P>
+  void In(OpKernelContext* ctx, absl::string_view name, const P** to) const {
     if (const int i = Find(inputs_, name); i >= 0) {
-      for (int k = input_ranges_[i].first; k < input_ranges_[i].second; ++k) pointers.push_back(ctx->input(k).data());
+      const auto& [start, stop] = input_ranges_[i];
+      for (int k = start; k < stop; ++k) *to++ = static_cast<const P*>(ctx->input(k).data());
     }
-    return pointers;
   }
 
-  static const void* First(const Pointers& pointers) { return pointers.empty() ? nullptr : pointers[0]; }
-  const void* One(OpKernelContext* ctx, absl::string_view name) const { return First(In(ctx, name)); }
-
-  // The tensors of an output; the buffer of input `forward` is reused if nothing else needs it. Null on an error.
-  absl::InlinedVector<void*, 4> Out(OpKernelContext* ctx, const Dims& dims, absl::string_view name,
-                                    absl::string_view forward = "") const {
+  // The same for the new tensors of an output; the buffer of input `forward` is reused if nothing else needs it. May
+  // leave an error in `ctx`.
+  template <class P>
+  void Out(OpKernelContext* ctx, const Dims& dims, absl::string_view name, P** to,
+           absl::string_view forward = "") const {
     const int i = Find(outputs_, name), from = Find(inputs_, forward);
     TensorShape shape;
     for (const char* dim = outputs_[i].dims; *dim; ++dim) shape.AddDim(dims[*dim]);
@@ -97,14 +91,11 @@ class CellOp : public OpKernel {
     if (from >= 0 && input_ranges_[from].first < input_ranges_[from].second) {
       candidates.push_back(input_ranges_[from].first);
     }
-    absl::InlinedVector<void*, 4> pointers;
     for (int k = output_ranges_[i].first; k < output_ranges_[i].second; ++k) {
       Tensor* tensor = nullptr;
-      const absl::Status status = ctx->forward_input_or_allocate_output(candidates, k, shape, &tensor);
-      if (!status.ok()) ctx->SetStatus(status);
-      pointers.push_back(status.ok() ? tensor->data() : nullptr);
+      OP_REQUIRES_OK(ctx, ctx->forward_input_or_allocate_output(candidates, k, shape, &tensor));
+      *to++ = static_cast<P*>(tensor->data());
     }
-    return pointers;
   }
 
  private:
@@ -126,10 +117,15 @@ class ForwardOp : public CellOp<Device, T> {
   explicit ForwardOp(OpKernelConstruction* ctx) : CellOp<Device, T>(ctx, kForwardInputs, kForwardOutputs) {}
 
  protected:
-  void Run(OpKernelContext* ctx, Device* device, const keras_rtrl_chunk& chunk, Dims* dims) override {
-    const auto saved = this->Out(ctx, *dims, "saved", "u"), states = this->Out(ctx, *dims, "states");
+  void Run(OpKernelContext* ctx, Device* device, const keras_rtrl_chunk<void>& chunk, Dims* dims) override {
+    keras_rtrl_forward_arguments<void> arguments = {};
+    this->In(ctx, "state", &arguments.state0);
+    this->In(ctx, "u", &arguments.u);
+    arguments.chunk = chunk;
+    this->Out(ctx, *dims, "saved", &arguments.saved, "u");
+    this->Out(ctx, *dims, "states", arguments.states);
     if (!ctx->status().ok()) return;
-    device->Forward(chunk, this->One(ctx, "state"), this->One(ctx, "u"), saved[0], states.data());
+    device->Forward(arguments);
   }
 };
 
@@ -141,13 +137,20 @@ class AdjointOp : public CellOp<Device, T> {
   }
 
  protected:
-  void Run(OpKernelContext* ctx, Device* device, const keras_rtrl_chunk& chunk, Dims* dims) override {
-    const auto du = this->Out(ctx, *dims, "du", "saved"), d_rho = this->Out(ctx, *dims, "d_rho"),
-               start = this->Out(ctx, *dims, "start"), used = this->Out(ctx, *dims, "used");
+  void Run(OpKernelContext* ctx, Device* device, const keras_rtrl_chunk<void>& chunk, Dims* dims) override {
+    keras_rtrl_adjoint_arguments<void> arguments = {};
+    this->In(ctx, "state", &arguments.state0);
+    this->In(ctx, "saved", &arguments.saved);
+    this->In(ctx, "states", arguments.states);
+    this->In(ctx, "cotangents", arguments.cotangents);
+    arguments.chunk = chunk;
+    arguments.instant = instant_;
+    this->Out(ctx, *dims, "du", &arguments.du, "saved");
+    this->Out(ctx, *dims, "d_rho", &arguments.d_rho);
+    this->Out(ctx, *dims, "start", &arguments.start);
+    this->Out(ctx, *dims, "used", &arguments.used);
     if (!ctx->status().ok()) return;
-    device->Adjoint(chunk, this->One(ctx, "state"), this->One(ctx, "saved"), this->In(ctx, "states").data(),
-                    this->In(ctx, "cotangents").data(), int{instant_}, du[0], d_rho[0], start[0],
-                    static_cast<uint8_t*>(used[0]));
+    device->Adjoint(arguments);
   }
 
  private:
@@ -160,12 +163,19 @@ class TraceOp : public CellOp<Device, T> {
   explicit TraceOp(OpKernelConstruction* ctx) : CellOp<Device, T>(ctx, kTraceInputs, kTraceOutputs) {}
 
  protected:
-  void Run(OpKernelContext* ctx, Device* device, const keras_rtrl_chunk& chunk, Dims* dims) override {
-    const auto S = this->Out(ctx, *dims, "new_traces", "traces"),
-               r = this->Out(ctx, *dims, "new_unit_traces", "unit_traces");
+  void Run(OpKernelContext* ctx, Device* device, const keras_rtrl_chunk<void>& chunk, Dims* dims) override {
+    keras_rtrl_trace_arguments<void> arguments = {};
+    this->In(ctx, "state", &arguments.state0);
+    this->In(ctx, "x", &arguments.x);
+    this->In(ctx, "saved", &arguments.saved);
+    this->In(ctx, "states", arguments.states);
+    this->In(ctx, "traces", &arguments.S0);
+    this->In(ctx, "unit_traces", &arguments.r0);
+    arguments.chunk = chunk;
+    this->Out(ctx, *dims, "new_traces", &arguments.S, "traces");
+    this->Out(ctx, *dims, "new_unit_traces", &arguments.r, "unit_traces");
     if (!ctx->status().ok()) return;
-    device->Trace(chunk, this->One(ctx, "x"), this->One(ctx, "state"), this->One(ctx, "saved"),
-                  this->In(ctx, "states").data(), this->One(ctx, "traces"), this->One(ctx, "unit_traces"), S[0], r[0]);
+    device->Trace(arguments);
   }
 };
 
@@ -175,15 +185,23 @@ class ContractOp : public CellOp<Device, T> {
   explicit ContractOp(OpKernelConstruction* ctx) : CellOp<Device, T>(ctx, kContractInputs, kContractOutputs) {}
 
  protected:
-  void Run(OpKernelContext* ctx, Device* device, const keras_rtrl_chunk& chunk, Dims* dims) override {
-    const auto d_kernel = this->Out(ctx, *dims, "sum_d_kernel", "d_kernel"), d_rho = this->Out(ctx, *dims, "sum_d_rho");
+  void Run(OpKernelContext* ctx, Device* device, const keras_rtrl_chunk<void>& chunk, Dims* dims) override {
+    keras_rtrl_contract_arguments<void> arguments = {};
+    this->In(ctx, "start", &arguments.start);
+    this->In(ctx, "traces", &arguments.S0);
+    this->In(ctx, "unit_traces", &arguments.r0);
+    const T *d_kernel, *d_rho;
+    this->In(ctx, "d_kernel", &d_kernel);
+    this->In(ctx, "d_rho", &d_rho);
+    arguments.chunk = chunk;
+    this->Out(ctx, *dims, "sum_d_kernel", &arguments.d_kernel, "d_kernel");
+    this->Out(ctx, *dims, "sum_d_rho", &arguments.d_rho);
     if (!ctx->status().ok()) return;
-    const void* inside = this->One(ctx, "d_kernel");
-    if (d_kernel[0] != inside) device->Copy(d_kernel[0], inside, (*dims)['D'] * (*dims)['W'] * sizeof(T));
-    device->SumStreams(static_cast<const T*>(this->One(ctx, "d_rho")), chunk.batch, (*dims)['P'] * chunk.units,
-                       static_cast<T*>(d_rho[0]));
-    device->Contract(chunk, this->One(ctx, "start"), this->One(ctx, "traces"), this->One(ctx, "unit_traces"),
-                     d_kernel[0], d_rho[0]);
+    if (arguments.d_kernel != d_kernel) {
+      device->Copy(arguments.d_kernel, d_kernel, (*dims)['D'] * (*dims)['W'] * sizeof(T));
+    }
+    device->SumStreams(d_rho, chunk.batch, (*dims)['P'] * chunk.units, static_cast<T*>(arguments.d_rho));
+    device->Contract(arguments);
   }
 };
 
@@ -194,11 +212,16 @@ class StreamingForwardOp : public CellOp<Device, T> {
       : CellOp<Device, T>(ctx, kStreamingForwardInputs, kStreamingForwardOutputs) {}
 
  protected:
-  void Run(OpKernelContext* ctx, Device* device, const keras_rtrl_chunk& chunk, Dims* dims) override {
-    const auto state = this->Out(ctx, *dims, "new_state", "state"), local = this->Out(ctx, *dims, "local");
+  void Run(OpKernelContext* ctx, Device* device, const keras_rtrl_chunk<void>& chunk, Dims* dims) override {
+    keras_rtrl_streaming_forward_arguments<void> arguments = {};
+    this->In(ctx, "state", &arguments.state0);
+    this->In(ctx, "x", &arguments.x);
+    this->In(ctx, "kernel", &arguments.kernel);
+    arguments.chunk = chunk;
+    this->Out(ctx, *dims, "new_state", &arguments.state, "state");
+    this->Out(ctx, *dims, "local", &arguments.local);
     if (!ctx->status().ok()) return;
-    device->StreamingForward(chunk, this->One(ctx, "x"), this->One(ctx, "kernel"), this->One(ctx, "state"), state[0],
-                             local[0]);
+    device->StreamingForward(arguments);
   }
 };
 
@@ -209,7 +232,7 @@ class StreamingUpdateOp : public CellOp<Device, T> {
       : CellOp<Device, T>(ctx, kStreamingUpdateInputs, kStreamingUpdateOutputs) {}
 
  protected:
-  void Run(OpKernelContext* ctx, Device* device, const keras_rtrl_chunk& chunk, Dims* dims) override {
+  void Run(OpKernelContext* ctx, Device* device, const keras_rtrl_chunk<void>& chunk, Dims* dims) override {
     tensorflow::core::RefCountPtr<tensorflow::Var> S, r;
     OP_REQUIRES_OK(ctx, tensorflow::LookupResource(ctx, tensorflow::HandleFromInput(ctx, 0), &S));
     OP_REQUIRES_OK(ctx, tensorflow::LookupResource(ctx, tensorflow::HandleFromInput(ctx, 1), &r));
@@ -219,15 +242,22 @@ class StreamingUpdateOp : public CellOp<Device, T> {
     auto *first = S->mu(), *second = r->mu();
     if (std::less<>()(second, first)) std::swap(first, second);
     tensorflow::mutex_lock lock_first(*first), lock_second(*second);
-    const auto d_kernel = this->Out(ctx, *dims, "d_kernel"), d_rho = this->Out(ctx, *dims, "d_rho");
+    keras_rtrl_streaming_update_arguments<void> arguments = {};
+    this->In(ctx, "x", &arguments.x);
+    this->In(ctx, "local", &arguments.local);
+    this->In(ctx, "cotangents", &arguments.cotangents);
+    arguments.K = (*dims)['K'];
+    arguments.chunk = chunk;
+    this->Out(ctx, *dims, "d_kernel", &arguments.d_kernel);
+    this->Out(ctx, *dims, "d_rho", &arguments.d_rho);
     if (!ctx->status().ok()) return;
     OP_REQUIRES_OK(ctx, Check(kStreamingUpdateInputs[0], *S, dims));
     OP_REQUIRES_OK(ctx, Check(kStreamingUpdateInputs[1], *r, dims));
     OP_REQUIRES_OK(ctx, Own(ctx, device, S.get()));
     OP_REQUIRES_OK(ctx, Own(ctx, device, r.get()));
-    device->StreamingUpdate(chunk, (*dims)['K'], this->One(ctx, "x"), this->One(ctx, "local"),
-                            this->One(ctx, "cotangents"), S->tensor()->data(), r->tensor()->data(), d_kernel[0],
-                            d_rho[0]);
+    arguments.S = S->tensor()->data();
+    arguments.r = r->tensor()->data();
+    device->StreamingUpdate(arguments);
   }
 
  private:

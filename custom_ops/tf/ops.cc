@@ -51,14 +51,14 @@ absl::Status InferShapes(InferenceContext* c, absl::Span<const Argument> inputs,
 }
 
 // Counts the changes of the ops' arguments and results; native.py knows the number that it calls.
-extern "C" int keras_rtrl_ops_version(void) { return 3; }
+extern "C" int keras_rtrl_ops_version(void) { return 4; }
 
 #define KERAS_RTRL_SHAPES(OP) \
   SetShapeFn([](InferenceContext* c) { return InferShapes(c, k##OP##Inputs, k##OP##Outputs); })
 
 REGISTER_OP("KerasRtrlForward")
-    .Input("u: T")
     .Input("state: T")
+    .Input("u: T")
     .Input("rho: P * T")
     .Input("reset: NR * bool")
     .Input("mask: NM * bool")
@@ -74,10 +74,10 @@ REGISTER_OP("KerasRtrlForward")
     .Doc("Forward scan: all T steps of the recurrence of a cell.");
 
 REGISTER_OP("KerasRtrlAdjoint")
+    .Input("state: T")
     .Input("saved: T")
     .Input("states: m * T")
     .Input("cotangents: m * T")
-    .Input("state: T")
     .Input("rho: P * T")
     .Input("reset: NR * bool")
     .Input("mask: NM * bool")
@@ -96,10 +96,10 @@ REGISTER_OP("KerasRtrlAdjoint")
     .Doc("Adjoint scan: gradients of the pre-activations, of the unit parameters by stream, the start's adjoint, and the steps in it.");
 
 REGISTER_OP("KerasRtrlTrace")
+    .Input("state: T")
     .Input("x: T")
     .Input("saved: T")
     .Input("states: m * T")
-    .Input("state: T")
     .Input("traces: NS * T")
     .Input("unit_traces: Nr * T")
     .Input("rho: P * T")
@@ -132,9 +132,9 @@ REGISTER_OP("KerasRtrlContract")
     .Doc("Adds what lies before the chunk to the gradients inside it, and sums d_rho over streams.");
 
 REGISTER_OP("KerasRtrlStreamingForward")
+    .Input("state: T")
     .Input("x: T")
     .Input("kernel: T")
-    .Input("state: T")
     .Input("rho: P * T")
     .Input("reset: NR * bool")
     .Output("new_state: T")

@@ -101,7 +101,7 @@ class _Native:
     def __init__(self, cell, kernel, rho, x, carry, reset, mask):
         self._cell, self._kernel, self._rho, self._x, self._carry = cell, kernel, rho, x, carry
         self._flags = (reset, mask)
-        saved, states = native.forward(cell, product(x, kernel), rho, carry.state, reset, mask)
+        saved, states = native.forward(cell, carry.state, product(x, kernel), rho, reset, mask)
         # Functions under nested tapes ask for the gradients of what the backward pass takes from the forward pass.
         self._saved, self.states = tf.stop_gradient(saved), tuple(tf.stop_gradient(s) for s in states)
 
@@ -109,13 +109,13 @@ class _Native:
         """S and r after the chunk."""
         old = self._carry
         S, r = (old.S, old.r) if old.has_traces else (None, None)
-        return native.trace(self._cell, self._x, self._saved, self.states, self._rho, old.state, S, r, *self._flags)
+        return native.trace(self._cell, old.state, self._x, self._saved, self.states, S, r, self._rho, *self._flags)
 
     def gradients(self, cotangents, gradient):
         """Gradients with respect to x, the kernel and each per-unit parameter."""
         cell, x, old = self._cell, self._x, self._carry
         du, d_rho, start, used = native.adjoint(
-            cell, self._saved, self.states, cotangents, self._rho, old.state, *self._flags, gradient == "instant"
+            cell, old.state, self._saved, self.states, cotangents, self._rho, *self._flags, gradient == "instant"
         )
         d_kernel = _kernel_gradient(x, du, used)
         if gradient == "rtrl" and old.has_traces:

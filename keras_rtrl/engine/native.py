@@ -19,7 +19,7 @@ IMPLEMENTATIONS = ("auto", "tf", "native")
 
 _FOLDER = pathlib.Path(__file__).resolve().parents[1] / "_native"
 _DTYPES = (tf.float32, tf.float64)
-_OPS_VERSION = 3  # of custom_ops/tf/ops.cc
+_OPS_VERSION = 4  # of custom_ops/tf/ops.cc
 # What the kernels of a cell replace: a class that overrides one of these below the class that declares `native` is
 # another cell.
 _REPLACED = ("phi", "coefficients", "derivatives", "unit_parameters", "gates", "components", "trace_rotations")
@@ -112,27 +112,27 @@ def choose(implementation: str, cell: RTRLCell, dtype: tf.DType | str) -> bool:
 
 
 # The functions of the native op. State and traces are those of a `Carry`, rho is {name: [N]}; reset and mask are bool
-# tensors or None. None has a gradient of its own.
+# tensors or None. None has a gradient of its own. Arguments have one order from here through the ops to the kernels.
 
 
-def forward(cell, u, rho, state, reset=None, mask=None):
+def forward(cell, state, u, rho, reset=None, mask=None):
     """Forward scan of a chunk.
 
     Args:
-      u: pre-activations [B, T, G N]; the op may take its buffer.
       state: [B, N, m].
+      u: pre-activations [B, T, G N]; the op may take its buffer.
       reset, mask: [B, T].
 
     Returns:
       saved [B, T, G N], what the other functions need of u; the states, a tuple of m tensors [B, T, N].
     """
     saved, states = _ops().keras_rtrl_forward(
-        u, state, _listed(cell, rho), _optional(reset), _optional(mask), cell=cell.native, m=cell.components
+        state, u, _listed(cell, rho), _optional(reset), _optional(mask), cell=cell.native, m=cell.components
     )
     return saved, tuple(states)
 
 
-def adjoint(cell, saved, states, cotangents, rho, state, reset=None, mask=None, instant=False):
+def adjoint(cell, state, saved, states, cotangents, rho, reset=None, mask=None, instant=False):
     """Adjoint scan of a chunk.
 
     Args:
@@ -146,10 +146,10 @@ def adjoint(cell, saved, states, cotangents, rho, state, reset=None, mask=None, 
     """
     return tuple(
         _ops().keras_rtrl_adjoint(
+            state,
             saved,
             list(states),
             list(cotangents),
-            state,
             _listed(cell, rho),
             _optional(reset),
             _optional(mask),
@@ -159,7 +159,7 @@ def adjoint(cell, saved, states, cotangents, rho, state, reset=None, mask=None, 
     )
 
 
-def trace(cell, x, saved, states, rho, state, S=None, r=None, reset=None, mask=None):
+def trace(cell, state, x, saved, states, S, r, rho, reset=None, mask=None):
     """Chunk trace step.
 
     Args:
@@ -172,10 +172,10 @@ def trace(cell, x, saved, states, rho, state, S=None, r=None, reset=None, mask=N
     """
     return tuple(
         _ops().keras_rtrl_trace(
+            state,
             x,
             saved,
             list(states),
-            state,
             _optional(S),
             _optional(r),
             _listed(cell, rho),
@@ -201,20 +201,20 @@ def contract(cell, start, S, r, d_kernel, d_rho):
     return tuple(_ops().keras_rtrl_contract(start, S, r, d_kernel, d_rho, cell=cell.native))
 
 
-def streaming_forward(cell, x, kernel, rho, state, reset=None):
+def streaming_forward(cell, state, x, kernel, rho, reset=None):
     """One step.
 
     Args:
+      state: [B, N, m]; the op may take its buffer.
       x: [B, D].
       kernel: [D, G N].
-      state: [B, N, m]; the op may take its buffer.
       reset: [B].
 
     Returns:
       The new state, and the local derivatives [B, m m + G' m + P m, N] that `streaming_update` needs.
     """
     return tuple(
-        _ops().keras_rtrl_streaming_forward(x, kernel, state, _listed(cell, rho), _optional(reset), cell=cell.native)
+        _ops().keras_rtrl_streaming_forward(state, x, kernel, _listed(cell, rho), _optional(reset), cell=cell.native)
     )
 
 

@@ -69,7 +69,7 @@ def _step(cell, params, kernel, state, x, reset, implementation):
     rho = {name: tf.stop_gradient(tf.convert_to_tensor(params[name])) for name in cell.unit_names}
     state = tf.stop_gradient(state)
     if native.choose(implementation, cell, x.dtype):
-        new, local = native.streaming_forward(cell, x, kernel, rho, state, reset)
+        new, local = native.streaming_forward(cell, state, x, kernel, rho, reset)
         return Pending(cell, new, x, local)
     c = cell.coefficients(rho)
     state = tuple(tf.unstack(state, axis=-1))

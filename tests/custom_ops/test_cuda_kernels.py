@@ -43,5 +43,6 @@ def test_unknown_cell_is_refused(library):
     kernels = Kernels(library, HostMemory(), cuda=True)
     problem = checks.Problem(kernels, "elstm", np.float32, checks.Shape(1, 1, 1, 1))
     problem.chunk.cell = len(CELLS)
+    arrays = dict.fromkeys(("start", "S0", "r0", "d_kernel", "d_rho"))
     with pytest.raises(RuntimeError, match="CUDA error 1"):
-        kernels.call("contract", problem.chunk, *[None] * 5)
+        kernels.call("contract", chunk=problem.chunk, **arrays)

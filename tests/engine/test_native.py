@@ -307,7 +307,7 @@ def test_shapes_unknown_in_a_graph_are_checked_when_it_runs(case):
 
     @tf.function(input_signature=signature)
     def forward(u, state):
-        saved, (s,) = native.forward(case.cell, u, case.rho, state)
+        saved, (s,) = native.forward(case.cell, state, u, case.rho)
         assert saved.shape.as_list() == [3, None, 6]
         assert s.shape.as_list() == [3, None, 3]
         return s
@@ -324,7 +324,7 @@ def test_no_silent_gradient(case):
     u = tf.zeros((3, 8, 6), tf.float64)
     with tf.GradientTape() as tape:
         tape.watch(u)
-        _, (s,) = native.forward(case.cell, u, case.rho, case.carry.state)
+        _, (s,) = native.forward(case.cell, case.carry.state, u, case.rho)
     with pytest.raises(LookupError, match="KerasRtrlForward has no gradient of its own"):
         tape.gradient(s, u)
 
@@ -336,10 +336,10 @@ def test_inputs_keep_their_values(case):
     u = tf.constant(np.random.default_rng(0).normal(size=(3, 8, 6)))
     inputs = {"u": u, "state": state, "S": case.carry.S, "r": case.carry.r, "x": case.x}
     before = {name: value.numpy() for name, value in inputs.items()}
-    saved, states = native.forward(cell, u, rho, state, case.reset, case.mask)
+    saved, states = native.forward(cell, state, u, rho, case.reset, case.mask)
     kept = saved.numpy()
-    native.trace(cell, case.x, saved, states, rho, state, case.carry.S, case.carry.r, case.reset, case.mask)
-    native.adjoint(cell, saved, states, states, rho, state, case.reset, case.mask)
+    native.trace(cell, state, case.x, saved, states, case.carry.S, case.carry.r, rho, case.reset, case.mask)
+    native.adjoint(cell, state, saved, states, states, rho, case.reset, case.mask)
     np.testing.assert_array_equal(saved, kept)
     for name, value in inputs.items():
         np.testing.assert_array_equal(value, before[name], err_msg=name)
@@ -356,9 +356,9 @@ def test_two_runs_agree_bit_for_bit():
     x, u, state, S, r = draw(5, 40, 33), draw(5, 40, 140), draw(5, 70, 2), draw(5, 33, 2, 70, 2), draw(5, 2, 70, 2)
 
     def run():
-        saved, states = native.forward(cell, u, rho, state)
-        traces = native.trace(cell, x, saved, states, rho, state, S, r)
-        du, d_rho, start, _ = native.adjoint(cell, saved, states, states, rho, state)
+        saved, states = native.forward(cell, state, u, rho)
+        traces = native.trace(cell, state, x, saved, states, S, r, rho)
+        du, d_rho, start, _ = native.adjoint(cell, state, saved, states, states, rho)
         sums = native.contract(cell, start, S, r, tf.zeros((33, 140)), d_rho)
         return [t.numpy() for t in (saved, *states, *traces, du, d_rho, start, *sums)]
 
@@ -384,7 +384,7 @@ def test_streaming_update_works_in_place(case, in_graph):
     x, reset, e = case.x[:, 0], case.reset[:, 0], tf.ones((2, 3, 3, 1), tf.float64)
 
     def step():
-        state, local = native.streaming_forward(cell, x, case.kernel, case.rho, own.state.value(), reset)
+        state, local = native.streaming_forward(cell, own.state.value(), x, case.kernel, case.rho, reset)
         return state, native.streaming_update(cell, own.S, own.r, x, local, e)
 
     step = tf.function(step) if in_graph else step
@@ -407,7 +407,7 @@ def test_streaming_update_leaves_values_read_before(case):
     own = _variables(case)
     held, before = own.S.read_value(), own.S.numpy()
     x = case.x[:, 0]
-    _, local = native.streaming_forward(case.cell, x, case.kernel, case.rho, case.carry.state)
+    _, local = native.streaming_forward(case.cell, case.carry.state, x, case.kernel, case.rho)
     native.streaming_update(case.cell, own.S, own.r, x, local, tf.ones((1, 3, 3, 1), tf.float64))
     np.testing.assert_array_equal(held, before)
     assert np.any(own.S.numpy() != before)
@@ -417,7 +417,7 @@ def test_streaming_update_leaves_values_read_before(case):
 def test_streaming_update_refuses_what_it_cannot_update(case):
     own = _variables(case)
     x, e = case.x[:, 0], tf.ones((1, 3, 3, 1), tf.float64)
-    _, local = native.streaming_forward(case.cell, x, case.kernel, case.rho, case.carry.state)
+    _, local = native.streaming_forward(case.cell, case.carry.state, x, case.kernel, case.rho)
     with pytest.raises(TypeError, match=r"S must be a tf\.Variable"):
         native.streaming_update(case.cell, case.carry.S, own.r, x, local, e)
     with pytest.raises(tf.errors.InvalidArgumentError, match="unit_traces must have shape"):
@@ -438,11 +438,11 @@ def test_no_units(cell):
     m, stored, P = cell.components, len(cell.stored_gates), len(cell.unit_names)
     rho = dict.fromkeys(cell.unit_names, tf.zeros(0))
     x, state, S, r = tf.ones((2, 3, 4)), tf.zeros((2, 0, m)), tf.zeros((2, 4, stored, 0, m)), tf.zeros((2, P, 0, m))
-    saved, states = native.forward(cell, tf.zeros((2, 3, 0)), rho, state)
-    traces = native.trace(cell, x, saved, states, rho, state, S, r)
-    du, d_rho, start, _ = native.adjoint(cell, saved, states, states, rho, state)
+    saved, states = native.forward(cell, state, tf.zeros((2, 3, 0)), rho)
+    traces = native.trace(cell, state, x, saved, states, S, r, rho)
+    du, d_rho, start, _ = native.adjoint(cell, state, saved, states, states, rho)
     sums = native.contract(cell, start, S, r, tf.zeros((4, 0)), d_rho)
-    new, local = native.streaming_forward(cell, x[:, 0], tf.zeros((4, 0)), rho, state)
+    new, local = native.streaming_forward(cell, state, x[:, 0], tf.zeros((4, 0)), rho)
     updated = native.streaming_update(cell, tf.Variable(S), tf.Variable(r), x[:, 0], local, tf.zeros((5, 2, 0, m)))
     assert [tuple(value.shape) for value in (*states, *traces, du, *sums, new, *updated)] == [
         *[(2, 3, 0)] * m, (2, 4, stored, 0, m), (2, P, 0, m),
@@ -455,7 +455,7 @@ def test_no_streams_give_gradients_of_zero(case):
     """The first stream writes the sums: without one they are written all the same."""
     own = Carry(*(tf.Variable(value[:0]) for value in case.carry))
     x = case.x[:0, 0]
-    _, local = native.streaming_forward(case.cell, x, case.kernel, case.rho, own.state.value())
+    _, local = native.streaming_forward(case.cell, own.state.value(), x, case.kernel, case.rho)
     for K in (0, 1, 2, 3):
         sums = native.streaming_update(case.cell, own.S, own.r, x, local, tf.ones((K, 0, 3, 1), tf.float64))
         for got, width in zip(sums, ((4, 6), (4, 3)), strict=True):

@@ -4,7 +4,7 @@
 
 #include <stdlib.h>
 
-#include "../keras_rtrl.h"
+#include "../typed.h"
 #include "simd.h"
 
 namespace keras_rtrl {
@@ -16,17 +16,17 @@ KERAS_RTRL_FN int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 KERAS_RTRL_FN int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 KERAS_RTRL_FN int64_t ratio_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// A chunk with its cell's and number type known.
+// A chunk with its cell known.
 template <class Cell, class T>
 struct Chunk {
   typedef Vec<T> V;
   static constexpr int m = Cell::components, G = Cell::gates, P = Cell::parameters, stored = Cell::stored;
 
   int64_t B, time, D, N;
-  const void* const* rho;
+  const T* const* rho;
   const uint8_t *reset, *mask;
 
-  explicit Chunk(const keras_rtrl_chunk& c)
+  explicit Chunk(const keras_rtrl_chunk<T>& c)
       : B(c.batch), time(c.time), D(c.inputs), N(c.units), rho(c.rho), reset(c.reset), mask(c.mask) {}
 
   bool resets(int64_t b, int64_t t) const { return reset && reset[b * time + t]; }
@@ -44,8 +44,7 @@ struct Chunk {
   void prepare(int64_t n0, int64_t count, T* c, int64_t stride) const {
     for (int64_t j = 0; j < count; j += V::lanes) {
       V parameters[P], coefficients[Cell::coefficients];
-      for (int p = 0; p < P; ++p)
-        parameters[p] = V::load(static_cast<const T*>(rho[p]) + n0 + j, smaller(V::lanes, count - j));
+      for (int p = 0; p < P; ++p) parameters[p] = V::load(rho[p] + n0 + j, smaller(V::lanes, count - j));
       Cell::prepare(parameters, coefficients);
       for (int i = 0; i < Cell::coefficients; ++i) coefficients[i].store(c + i * stride + j);
     }

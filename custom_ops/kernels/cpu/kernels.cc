@@ -43,8 +43,8 @@ std::atomic<const Level*>& current() {
   return level;
 }
 
-const Kernels::Typed& kernels(const keras_rtrl_chunk* chunk) {
-  return current().load(std::memory_order_relaxed)->table().cells[chunk->cell].typed[chunk->dtype];
+const Kernels::Typed& kernels(const keras_rtrl_chunk<void>& chunk) {
+  return current().load(std::memory_order_relaxed)->table().cells[chunk.cell].typed[chunk.dtype];
 }
 
 }  // namespace
@@ -77,36 +77,30 @@ int keras_rtrl_set_simd_level(const char* name) {
   return 0;
 }
 
-void keras_rtrl_forward(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const void* state0, const void* u,
-                        void* saved, void* const* states) {
-  kernels(chunk).forward(chunk, pool, state0, u, saved, states);
+void keras_rtrl_forward(const keras_rtrl_forward_arguments<void>* arguments, const keras_rtrl_pool* pool) {
+  kernels(arguments->chunk).forward(arguments, pool);
 }
 
-void keras_rtrl_adjoint(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const void* state0,
-                        const void* saved, const void* const* states, const void* const* cotangents, int instant,
-                        void* du, void* d_rho, void* start, uint8_t* used) {
-  kernels(chunk).adjoint(chunk, pool, state0, saved, states, cotangents, instant, du, d_rho, start, used);
+void keras_rtrl_adjoint(const keras_rtrl_adjoint_arguments<void>* arguments, const keras_rtrl_pool* pool) {
+  kernels(arguments->chunk).adjoint(arguments, pool);
 }
 
-void keras_rtrl_trace(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const void* x, const void* state0,
-                      const void* saved, const void* const* states, const void* S0, const void* r0, void* S, void* r) {
-  kernels(chunk).trace(chunk, pool, x, state0, saved, states, S0, r0, S, r);
+void keras_rtrl_trace(const keras_rtrl_trace_arguments<void>* arguments, const keras_rtrl_pool* pool) {
+  kernels(arguments->chunk).trace(arguments, pool);
 }
 
-void keras_rtrl_contract(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const void* start, const void* S0,
-                         const void* r0, void* d_kernel, void* d_rho) {
-  kernels(chunk).contract(chunk, pool, start, S0, r0, d_kernel, d_rho);
+void keras_rtrl_contract(const keras_rtrl_contract_arguments<void>* arguments, const keras_rtrl_pool* pool) {
+  kernels(arguments->chunk).contract(arguments, pool);
 }
 
-void keras_rtrl_streaming_forward(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const void* x,
-                                  const void* kernel, const void* state0, void* state, void* local) {
-  kernels(chunk).streaming_forward(chunk, pool, x, kernel, state0, state, local);
+void keras_rtrl_streaming_forward(const keras_rtrl_streaming_forward_arguments<void>* arguments,
+                                  const keras_rtrl_pool* pool) {
+  kernels(arguments->chunk).streaming_forward(arguments, pool);
 }
 
-void keras_rtrl_streaming_update(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, int64_t K, const void* x,
-                                 const void* local, const void* cotangents, void* S, void* r, void* d_kernel,
-                                 void* d_rho) {
-  kernels(chunk).streaming_update(chunk, pool, K, x, local, cotangents, S, r, d_kernel, d_rho);
+void keras_rtrl_streaming_update(const keras_rtrl_streaming_update_arguments<void>* arguments,
+                                 const keras_rtrl_pool* pool) {
+  kernels(arguments->chunk).streaming_update(arguments, pool);
 }
 
 }  // extern "C"

@@ -30,40 +30,39 @@ struct Streaming {
   static constexpr int kTogether = 2;  // rows of S that share the loads of J, a and e
   static constexpr int kLocal = m * m + stored * m + P * m;  // rows of what forward() leaves for update()
 
-  static void forward(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const T* x, const T* kernel,
-                      const T* state0, T* state, T* local) {
-    const Call call(*chunk);
+  static void forward(const keras_rtrl_streaming_forward_arguments<T>& p, const keras_rtrl_pool* pool) {
+    const Call call(p.chunk);
     const int64_t N = call.N, blocks = ratio_up(N, kTile<T>);
     for_each(pool, blocks, call.B * call.D * G * kTile<T> / 8 + kTile<T>, [&](int64_t item) {
       const int64_t n0 = item * kTile<T>, count = smaller(kTile<T>, N - n0);
       alignas(64) T c[Cell::coefficients * kTile<T>], u[G * kRows * kTile<T>];
       call.prepare(n0, count, c, kTile<T>);
-      const T* columns = kernel + n0;
+      const T* columns = p.kernel + n0;
       int64_t width = N;
       if (count < kTile<T> || call.D == 0) {  // a whole tile would read past the end; without inputs there is no kernel
         T* padded = scratch<T>(call.D * G * kTile<T>);
         for (int64_t row = 0; row < call.D * G; ++row)
           for (int64_t j = 0; j < count; j += L)
-            V::load(kernel + row * N + n0 + j, smaller(L, count - j)).store(padded + row * kTile<T> + j);
+            V::load(p.kernel + row * N + n0 + j, smaller(L, count - j)).store(padded + row * kTile<T> + j);
         columns = padded;
         width = kTile<T>;
       }
       for (int64_t b0 = 0; b0 < call.B; b0 += kRows) {
         const int64_t streams = smaller(kRows, call.B - b0);
         for (int g = 0; g < G; ++g)
-          product(x + b0 * call.D, call.D, streams, columns + g * width, G * width, u + g * kRows * kTile<T>);
-        for (int64_t i = 0; i < streams; ++i) step(call, b0 + i, n0, count, c, u + i * kTile<T>, state0, state, local);
+          product(p.x + b0 * call.D, call.D, streams, columns + g * width, G * width, u + g * kRows * kTile<T>);
+        for (int64_t i = 0; i < streams; ++i) step(call, p, b0 + i, n0, count, c, u + i * kTile<T>);
       }
     });
   }
 
-  static KERAS_RTRL_FN void step(const Call& call, int64_t b, int64_t n0, int64_t count, const T* c, const T* u,
-                                 const T* state0, T* state, T* local) {
+  static KERAS_RTRL_FN void step(const Call& call, const keras_rtrl_streaming_forward_arguments<T>& p, int64_t b,
+                                 int64_t n0, int64_t count, const T* c, const T* u) {
     const bool reset = call.resets(b, 0);
     for (int64_t j = 0; j < count; j += L) {
       const int64_t n = n0 + j, live = smaller(L, count - j), at = (b * call.N + n) * m;
       V s[m], pre[G], k[Cell::coefficients], next[m];
-      Interleaved<T, m>::load(state0 + at, live, s);
+      Interleaved<T, m>::load(p.state0 + at, live, s);
       if (reset)
         for (int i = 0; i < m; ++i) s[i] = V(0);
       load_rows(u + j, kRows * kTile<T>, pre);
@@ -71,14 +70,14 @@ struct Streaming {
       Cell::step(s, k, pre, next);
       Local<Cell, V> d;
       Cell::local(s, next, pre, k, d);
-      Interleaved<T, m>::store(state + at, live, next);
-      T* to = local + b * kLocal * call.N + n;
+      Interleaved<T, m>::store(p.state + at, live, next);
+      T* to = p.local + b * kLocal * call.N + n;
       for (int i = 0; i < m; ++i)
         for (int l = 0; l < m; ++l, to += call.N) (reset ? V(0) : d.J[i][l]).store(to, live);
       for (int g = 0; g < stored; ++g)
         for (int i = 0; i < m; ++i, to += call.N) d.a[g][i].store(to, live);
-      for (int p = 0; p < P; ++p)
-        for (int i = 0; i < m; ++i, to += call.N) d.v[p][i].store(to, live);
+      for (int q = 0; q < P; ++q)
+        for (int i = 0; i < m; ++i, to += call.N) d.v[q][i].store(to, live);
     }
   }
 
@@ -91,41 +90,42 @@ struct Streaming {
     for (int i = 0; i < m; ++i) s[i] = next[i];
   }
 
-  static void update(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, int64_t K, const T* x,
-                     const T* local, const T* cotangents, T* S, T* r, T* d_kernel, T* d_rho) {
-    const Call call(*chunk);
+  static void update(const keras_rtrl_streaming_update_arguments<T>& p, const keras_rtrl_pool* pool) {
+    const Call call(p.chunk);
     const int64_t N = call.N, rows = Traces<Cell, T>::row_block(call, pool), items = ratio_up(call.D, rows);
     if (call.B == 0) {  // no first stream that writes
-      std::fill_n(d_kernel, K * call.D * G * N, T(0));
-      std::fill_n(d_rho, K * P * N, T(0));
+      std::fill_n(p.d_kernel, p.K * call.D * G * N, T(0));
+      std::fill_n(p.d_rho, p.K * P * N, T(0));
       return;
     }
     for_each(pool, items + 1, call.B * rows * call.columns() / 4, [&](int64_t item) {
       for (int64_t b = 0; b < call.B; ++b) {
         if (item == items) {
-          for (int64_t n = 0; n < N; n += L) update_r(call, b, n, K, local, cotangents, r, d_rho);
+          for (int64_t n = 0; n < N; n += L) update_r(call, p, b, n);
           continue;
         }
         const int64_t d0 = item * rows, d1 = smaller(d0 + rows, call.D);
         int64_t d = d0;
         for (; d + kTogether <= d1; d += kTogether) {
           const int64_t ahead = kTogether + (d + 2 * kTogether <= d1 ? 0 : call.D - (d1 - d0));
-          update_rows<kTogether>(call, b, d, K, x, local, cotangents, S, d_kernel, ahead * call.columns());
+          update_rows<kTogether>(call, p, b, d, ahead * call.columns());
         }
-        for (; d < d1; ++d) update_rows<1>(call, b, d, K, x, local, cotangents, S, d_kernel, call.columns());
+        for (; d < d1; ++d) update_rows<1>(call, p, b, d, call.columns());
       }
     });
   }
 
   // Rows [d, d + rows) of stream b; `ahead`: how far behind them in S those lie that come next.
   template <int rows>
-  static KERAS_RTRL_APART void update_rows(const Call& call, int64_t b, int64_t d, int64_t K, const T* x, const T* local,
-                                        const T* cotangents, T* S, T* d_kernel, int64_t ahead) {
-    const int64_t N = call.N, columns = call.columns();
-    const T* const from = local + b * kLocal * N;
-    T* const traces = S + (b * call.D + d) * columns;
+  static KERAS_RTRL_APART void update_rows(const Call& call, const keras_rtrl_streaming_update_arguments<T>& p,
+                                           int64_t b, int64_t d, int64_t ahead) {
+    const int64_t N = call.N, K = p.K, columns = call.columns();
+    const T* const from = p.local + b * kLocal * N;
+    const T* const cotangents = p.cotangents;  // here, not in the loops, where each store would have p read again
+    T* const traces = p.S + (b * call.D + d) * columns;
+    T* const d_kernel = p.d_kernel;
     V input[rows];
-    for (int i = 0; i < rows; ++i) input[i] = V(x[b * call.D + d + i]);
+    for (int i = 0; i < rows; ++i) input[i] = V(p.x[b * call.D + d + i]);
     for (int64_t n = 0; n < N; n += L) {
       const int64_t live = smaller(L, N - n);
       V J[m][m], a[stored][m], kept[rows][stored][m];
@@ -159,22 +159,24 @@ struct Streaming {
     (b ? V::load(to, live) + value : value).store(to, live);
   }
 
-  static KERAS_RTRL_APART void update_r(const Call& call, int64_t b, int64_t n, int64_t K, const T* local,
-                                     const T* cotangents, T* r, T* d_rho) {
-    const int64_t N = call.N, live = smaller(L, N - n);
-    const T* const from = local + b * kLocal * N + n;
+  static KERAS_RTRL_APART void update_r(const Call& call, const keras_rtrl_streaming_update_arguments<T>& p, int64_t b,
+                                        int64_t n) {
+    const int64_t N = call.N, K = p.K, live = smaller(L, N - n);
+    const T* const from = p.local + b * kLocal * N + n;
+    const T* const cotangents = p.cotangents;  // here, not in the loops, where each store would have p read again
+    T* const d_rho = p.d_rho;
     V J[m][m];
     for (int i = 0; i < m; ++i) load_rows(from + i * m * N, N, live, J[i]);
-    for (int p = 0; p < P; ++p) {
-      T* const to = r + ((b * P + p) * N + n) * m;
+    for (int q = 0; q < P; ++q) {
+      T* const to = p.r + ((b * P + q) * N + n) * m;
       V driven[m], trace[m], e[m];
-      load_rows(from + (m * m + stored * m + p * m) * N, N, live, driven);
+      load_rows(from + (m * m + stored * m + q * m) * N, N, live, driven);
       Interleaved<T, m>::load(to, live, trace);
       advance(J, driven, trace);
       Interleaved<T, m>::store(to, live, trace);
       for (int64_t k = 0; k < K; ++k) {
         Interleaved<T, m>::load(cotangents + ((k * call.B + b) * N + n) * m, live, e);
-        add(b, Traces<Cell, T>::Scan::dot(e, trace), d_rho + (k * P + p) * N + n, live);
+        add(b, Traces<Cell, T>::Scan::dot(e, trace), d_rho + (k * P + q) * N + n, live);
       }
     }
   }

@@ -72,10 +72,10 @@ struct Traces {
     return block.panels + (gate * kPanels + index) * steps * kTile<T>;
   }
 
-  static void make_block(const Call& call, const T* state0, const T* saved, const T* const* states, int64_t b,
-                         int64_t t0, int64_t t1, int64_t n0, int64_t count, Block& block) {
+  static void make_block(const Call& call, const keras_rtrl_trace_arguments<T>& p, int64_t b, int64_t t0, int64_t t1,
+                         int64_t n0, int64_t count, Block& block) {
     const int64_t steps = t1 - t0;
-    Scan::suffix(call, state0, saved, states, block.c, b, t0, t1, n0, count, block.product, block.r,
+    Scan::suffix(call, p, block.c, b, t0, t1, n0, count, block.product, block.r,
                  [&](int64_t t, int gate, int64_t j, int64_t, const V(&x)[m]) {
                    const int64_t column = j * m;
                    T* to = panel(block, gate, column / kTile<T>, steps) + (t - t0) * kTile<T> + column % kTile<T>;
@@ -134,14 +134,13 @@ struct Traces {
     return smaller(kBlock, ratio_up(ratio_up(wanted, parts_for(pool, others)), grain) * grain);
   }
 
-  static void trace(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const T* x, const T* state0,
-                    const T* saved, const T* const* states, const T* S0, const T* r0, T* S, T* r) {
-    const Call call(*chunk);
+  static void trace(const keras_rtrl_trace_arguments<T>& p, const keras_rtrl_pool* pool) {
+    const Call call(p.chunk);
     const int64_t units = block_units(call, pool, call.B), blocks = ratio_up(call.N, units);
     const int64_t cost = call.time * units * m * stored * call.D / 32;
     const int64_t bytes = call.B * call.D * call.columns() * sizeof(T);
-    const bool streamed = S0 != S && bytes >= kStreamed && call.N * m % L == 0 &&
-                          reinterpret_cast<uintptr_t>(S) % KERAS_RTRL_VECTOR_BYTES == 0;
+    const bool streamed = p.S0 != p.S && bytes >= kStreamed && call.N * m % L == 0 &&
+                          reinterpret_cast<uintptr_t>(p.S) % KERAS_RTRL_VECTOR_BYTES == 0;
     for_each(pool, call.B * blocks, cost, [&](int64_t item) {
       const int64_t b = item / blocks, n0 = item % blocks * units, count = smaller(units, call.N - n0);
       const int64_t stream = b * call.D * call.columns();
@@ -150,13 +149,13 @@ struct Traces {
       int64_t t0 = 0;
       do {  // once for no steps: the traces pass through
         const int64_t t1 = smaller(t0 + kSteps, call.time);
-        const T* const S_before = t0 ? S + stream : S0 ? S0 + stream : nullptr;
+        const T* const S_before = t0 ? p.S + stream : p.S0 ? p.S0 + stream : nullptr;
         const int64_t begin = call.begin(b, t0, t1);
-        make_block(call, state0, saved, states, b, begin, t1, n0, count, block);
+        make_block(call, p, b, begin, t1, n0, count, block);
         for (int64_t d = 0; d < call.D; d += kRows)
-          tiles(call, block, x + (b * call.time + begin) * call.D, t1 - begin, n0, count, d, smaller(kRows, call.D - d),
-                S_before, S + stream, streamed && t1 == call.time);
-        advance_r(call, block, b, n0, count, t0 ? r : r0, r);
+          tiles(call, block, p.x + (b * call.time + begin) * call.D, t1 - begin, n0, count, d,
+                smaller(kRows, call.D - d), S_before, p.S + stream, streamed && t1 == call.time);
+        advance_r(call, block, b, n0, count, t0 ? p.r : p.r0, p.r);
       } while ((t0 += kSteps) < call.time);
       if (streamed) fence();
     });
@@ -168,54 +167,55 @@ struct Traces {
     return smaller(32, 2 * ratio_up(larger(call.D, 1), pool ? 4 * pool->threads : 2));
   }
 
-  // Adds q . S of row d, all gates, to d_kernel's; q is that of one stream, [N, m]. `ahead`: how far behind the row that
-  // lies that comes next.
-  static KERAS_RTRL_APART void contract_row(const Call& call, int64_t n0, int64_t count, const T* q, const T* S,
-                                            int64_t ahead, T* d_kernel) {
-    for (int64_t j = 0; j < count; j += L) {
-      const int64_t n = n0 + j, live = smaller(L, count - j);
+  // Adds start . S0 of stream b and row d, all gates, to d_kernel's row. `ahead`: how far behind the row that lies that
+  // comes next.
+  static KERAS_RTRL_APART void contract_row(const Call& call, const keras_rtrl_contract_arguments<T>& p, int64_t b,
+                                            int64_t d, int64_t ahead) {
+    const int64_t N = call.N;
+    const T* const start = p.start + b * N * m;
+    const T* const S = p.S0 + (b * call.D + d) * call.columns();
+    T* const d_kernel = p.d_kernel + d * G * N;
+    for (int64_t n = 0; n < N; n += L) {
+      const int64_t live = smaller(L, N - n);
       V e[m], kept[stored][m], all[G][m];
-      Interleaved<T, m>::load(q + n * m, live, e);
+      Interleaved<T, m>::load(start + n * m, live, e);
       for (int g = 0; g < stored; ++g) {
-        const T* const from = S + (g * call.N + n) * m;
+        const T* const from = S + (g * N + n) * m;
         for (int i = 0; i < m; ++i) __builtin_prefetch(from + ahead + i * L, 0, 2);
         Interleaved<T, m>::load(from, live, kept[g]);
       }
       Cell::expand(kept, all);
       for (int g = 0; g < G; ++g) {
-        T* to = d_kernel + g * call.N + n;
+        T* to = d_kernel + g * N + n;
         (V::load(to, live) + Scan::dot(e, all[g])).store(to, live);
       }
     }
   }
 
-  static KERAS_RTRL_APART void contract_r(const Call& call, int64_t b, int64_t n0, int64_t count, const T* q, const T* r,
-                                       T* d_rho) {
-    for (int p = 0; p < P; ++p)
-      for (int64_t j = 0; j < count; j += L) {
-        const int64_t n = n0 + j, live = smaller(L, count - j);
+  static KERAS_RTRL_APART void contract_r(const Call& call, const keras_rtrl_contract_arguments<T>& p, int64_t b) {
+    for (int q = 0; q < P; ++q)
+      for (int64_t n = 0; n < call.N; n += L) {
+        const int64_t live = smaller(L, call.N - n);
         V e[m], trace[m];
-        Interleaved<T, m>::load(q + (b * call.N + n) * m, live, e);
-        Interleaved<T, m>::load(r + ((b * P + p) * call.N + n) * m, live, trace);
-        T* to = d_rho + p * call.N + n;
+        Interleaved<T, m>::load(p.start + (b * call.N + n) * m, live, e);
+        Interleaved<T, m>::load(p.r0 + ((b * P + q) * call.N + n) * m, live, trace);
+        T* to = p.d_rho + q * call.N + n;
         (V::load(to, live) + Scan::dot(e, trace)).store(to, live);
       }
   }
 
-  static void contract(const keras_rtrl_chunk* chunk, const keras_rtrl_pool* pool, const T* start, const T* S0,
-                       const T* r0, T* d_kernel, T* d_rho) {
-    const Call call(*chunk);
+  static void contract(const keras_rtrl_contract_arguments<T>& p, const keras_rtrl_pool* pool) {
+    const Call call(p.chunk);
     const int64_t rows = row_block(call, pool), items = ratio_up(call.D, rows), columns = call.columns();
     for_each(pool, items + 1, call.B * rows * columns / 4, [&](int64_t item) {
       for (int64_t b = 0; b < call.B; ++b) {
         if (item == items) {
-          contract_r(call, b, 0, call.N, start, r0, d_rho);
+          contract_r(call, p, b);
           continue;
         }
         const int64_t d0 = item * rows, d1 = smaller(d0 + rows, call.D);
         for (int64_t d = d0; d < d1; ++d)
-          contract_row(call, 0, call.N, start + b * call.N * m, S0 + (b * call.D + d) * columns,
-                       (2 + (d + 2 < d1 ? 0 : call.D - (d1 - d0))) * columns, d_kernel + d * G * call.N);
+          contract_row(call, p, b, d, (2 + (d + 2 < d1 ? 0 : call.D - (d1 - d0))) * columns);
       }
     });
   }

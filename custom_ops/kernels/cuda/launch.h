@@ -1,5 +1,5 @@
-// What the CUDA kernels take, one struct a kernel, and the functions that launch them. Names and shapes as in
-// keras_rtrl.h. Each function returns a cudaError_t.
+// What the CUDA kernels take, which is the arguments of keras_rtrl.h or more, and the functions that launch them. Each
+// function returns a cudaError_t.
 #ifndef KERAS_RTRL_CUDA_LAUNCH_H_
 #define KERAS_RTRL_CUDA_LAUNCH_H_
 
@@ -12,92 +12,38 @@
 #define KERAS_RTRL_LEVEL cuda
 #include "../cells/scalar.h"
 #include "../cells/cells.h"
-#include "../keras_rtrl.h"
+#include "../typed.h"
 
 namespace keras_rtrl {
 inline namespace KERAS_RTRL_LEVEL {
 
-constexpr int kMaxComponents = 2, kMaxParameters = 4;
-
 constexpr KERAS_RTRL_FN int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// keras_rtrl_chunk as a kernel can take it.
+// The trace step: suffix scan, then S = product S0 + sum of driven (x) x from step `begin` of each stream on. The scan
+// leaves driven [B, T, G', row] = Q_t a_t, `row` being N m rounded up to whole packs; product [B, N, m, m] = Q_1 J_1;
+// begin [B], the last step with a reset, 0 if there is none; and r.
 template <class T>
-struct Chunk {
-  int64_t batch, time, inputs, units;
-  const T* rho[kMaxParameters];
-  const uint8_t *reset, *mask;
+struct TraceStep : keras_rtrl_trace_arguments<T> {
+  T *driven = nullptr, *product = nullptr;
+  int64_t* begin = nullptr;
+  int64_t row = 0;
+  bool whole = false;  // S0 and S are read and written by packs
 };
 
+// One pass over the traces, S and r: advances them by one step or leaves them, and contracts them with the cotangents.
 template <class T>
-struct ForwardScan {
-  Chunk<T> chunk;
-  const T *state0, *u;
-  T* saved;
-  T* states[kMaxComponents];
-};
-
-template <class T>
-struct AdjointScan {
-  Chunk<T> chunk;
-  const T *state0, *saved;
-  const T* states[kMaxComponents];
-  const T* cotangents[kMaxComponents];
-  bool instant;
-  T *du, *d_rho, *start;
-  uint8_t* used;  // zeros at first
-};
-
-// The suffix scan of the trace step: driven [B, T, G', row] = Q_t a_t, `row` being N m rounded up to whole packs;
-// product [B, N, m, m] = Q_1 J_1; r; and begin [B], the last step with a reset, 0 if there is none.
-template <class T>
-struct SuffixScan {
-  Chunk<T> chunk;
-  const T *state0, *saved;
-  const T* states[kMaxComponents];
-  const T* r0;
-  int64_t row;
-  T *driven, *product, *r;
-  int64_t* begin;
-};
-
-// S = product S0 + sum of driven (x) x from step `begin` of each stream on.
-template <class T>
-struct TraceStep {
-  Chunk<T> chunk;
-  const T *x, *driven, *product, *S0;
-  const int64_t* begin;
-  int64_t row;
-  bool whole;  // S0 and S are read and written by packs
-  T* S;
-};
-
-// One pass over the traces, S and r: advances them by one step or leaves them, and contracts them with K cotangents
-// [K, B, N, m] to d_kernel [K, D, G, N] and d_rho [K, P, N]. `S_rows` is D, or 0 to pass over r alone.
-template <class T>
-struct Sweep {
-  Chunk<T> chunk;
-  int64_t S_rows, K;
-  bool whole;
-  const T *x, *local, *cotangents;
-  T *S, *r, *d_kernel, *d_rho;
-};
-
-template <class T>
-struct StreamingStep {
-  Chunk<T> chunk;
-  const T *x, *kernel, *state0;
-  T *state, *local;
+struct Sweep : keras_rtrl_streaming_update_arguments<T> {
+  bool whole = false;  // all arrays of rows [N, m] are read and written by packs
 };
 
 template <class Cell, class T>
-int forward(const ForwardScan<T>& scan, void* stream);
+int forward(const keras_rtrl_forward_arguments<T>& scan, void* stream);
 template <class Cell, class T>
-int adjoint(const AdjointScan<T>& scan, void* stream);
+int adjoint(const keras_rtrl_adjoint_arguments<T>& scan, void* stream);  // `used` is zeros at first
 template <class Cell, class T>
-int suffix(const SuffixScan<T>& scan, void* stream);
+int suffix(const TraceStep<T>& step, void* stream);
 template <class Cell, class T>
-int streaming_forward(const StreamingStep<T>& step, void* stream);
+int streaming_forward(const keras_rtrl_streaming_forward_arguments<T>& step, void* stream);
 
 // What moves traces depends on their shape alone, so cells that store every gate's traces share it by that shape.
 template <int G, int m, int P>

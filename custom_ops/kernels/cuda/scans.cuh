@@ -19,13 +19,14 @@ constexpr int kAhead = 32 / sizeof(T);  // steps copied at a time
 enum : unsigned char { kKeepState = 1, kTakeInput = 2 };  // neither a reset nor masked
 
 template <class T>
-__device__ __forceinline__ unsigned char step_flags(const Chunk<T>& chunk, int64_t step) {
+__device__ __forceinline__ unsigned char step_flags(const keras_rtrl_chunk<T>& chunk, int64_t step) {
   const bool reset = chunk.reset && chunk.reset[step], masked = chunk.mask && !chunk.mask[step];
   return (reset ? 0 : kKeepState) | (masked ? 0 : kTakeInput);
 }
 
 template <class Cell, class T>
-__device__ __forceinline__ void unit_coefficients(const Chunk<T>& chunk, int64_t n, T (&c)[Cell::coefficients]) {
+__device__ __forceinline__ void unit_coefficients(const keras_rtrl_chunk<T>& chunk, int64_t n,
+                                                  T (&c)[Cell::coefficients]) {
   T rho[Cell::parameters];
 #pragma unroll
   for (int p = 0; p < Cell::parameters; ++p) rho[p] = chunk.rho[p][n];
@@ -36,7 +37,8 @@ __device__ __forceinline__ void unit_coefficients(const Chunk<T>& chunk, int64_t
 // step = b T + t. numbers[f] is the number at source(t, f), or 0 if that is NULL. It is read at some time before the
 // call and may be overwritten after that.
 template <bool Backward, int Fields, class T, class Source, class Compute>
-__device__ __forceinline__ void scan_steps(const Chunk<T>& chunk, int64_t b, Source source, Compute compute) {
+__device__ __forceinline__ void scan_steps(const keras_rtrl_chunk<T>& chunk, int64_t b, Source source,
+                                           Compute compute) {
   constexpr int A = kAhead<T>;
   __shared__ T numbers[2][A][Fields][kScanThreads];
   __shared__ unsigned char flags[2][A][kScanThreads];
@@ -88,7 +90,7 @@ __device__ __forceinline__ void scan_steps(const Chunk<T>& chunk, int64_t b, Sou
 }
 
 template <class Cell, class T>
-__global__ void __launch_bounds__(kScanThreads) forward_kernel(const ForwardScan<T> p) {
+__global__ void __launch_bounds__(kScanThreads) forward_kernel(const keras_rtrl_forward_arguments<T> p) {
   constexpr int G = Cell::gates, m = Cell::components;
   const int64_t N = p.chunk.units, time = p.chunk.time;
   const int64_t item = blockIdx.x * int64_t(kScanThreads) + threadIdx.x;
@@ -156,7 +158,7 @@ __device__ __forceinline__ void scan_backward(const Scan& p, const T* const* cot
 }
 
 template <class Cell, class T>
-__global__ void __launch_bounds__(kScanThreads) adjoint_kernel(const AdjointScan<T> p) {
+__global__ void __launch_bounds__(kScanThreads) adjoint_kernel(const keras_rtrl_adjoint_arguments<T> p) {
   constexpr int G = Cell::gates, m = Cell::components, P = Cell::parameters;
   const int64_t N = p.chunk.units;
   const int64_t item = blockIdx.x * int64_t(kScanThreads) + threadIdx.x;
@@ -204,7 +206,7 @@ __global__ void __launch_bounds__(kScanThreads) adjoint_kernel(const AdjointScan
 }
 
 template <class Cell, class T>
-__global__ void __launch_bounds__(kScanThreads) suffix_kernel(const SuffixScan<T> p) {
+__global__ void __launch_bounds__(kScanThreads) suffix_kernel(const TraceStep<T> p) {
   constexpr int G = Cell::gates, stored = Cell::stored, m = Cell::components, P = Cell::parameters;
   const int64_t N = p.chunk.units;
   const int64_t item = blockIdx.x * int64_t(kScanThreads) + threadIdx.x;
@@ -277,19 +279,19 @@ __global__ void __launch_bounds__(kScanThreads) suffix_kernel(const SuffixScan<T
 }
 
 template <class Cell, class T>
-int forward(const ForwardScan<T>& scan, void* stream) {
+int forward(const keras_rtrl_forward_arguments<T>& scan, void* stream) {
   return launch(forward_kernel<Cell, T>, ceil_div(scan.chunk.batch * scan.chunk.units, kScanThreads), kScanThreads,
                 stream, scan);
 }
 
 template <class Cell, class T>
-int adjoint(const AdjointScan<T>& scan, void* stream) {
+int adjoint(const keras_rtrl_adjoint_arguments<T>& scan, void* stream) {
   return launch(adjoint_kernel<Cell, T>, ceil_div(scan.chunk.batch * scan.chunk.units, kScanThreads), kScanThreads,
                 stream, scan);
 }
 
 template <class Cell, class T>
-int suffix(const SuffixScan<T>& scan, void* stream) {
+int suffix(const TraceStep<T>& scan, void* stream) {
   return launch(suffix_kernel<Cell, T>, ceil_div(scan.chunk.batch * scan.chunk.units, kScanThreads), kScanThreads,
                 stream, scan);
 }

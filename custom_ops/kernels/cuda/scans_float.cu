@@ -3,10 +3,10 @@
 namespace keras_rtrl {
 inline namespace KERAS_RTRL_LEVEL {
 
-#define KERAS_RTRL_INSTANTIATE(...)                                                          \
-  template int forward<__VA_ARGS__, float>(const ForwardScan<float>&, void*); \
-  template int adjoint<__VA_ARGS__, float>(const AdjointScan<float>&, void*); \
-  template int suffix<__VA_ARGS__, float>(const SuffixScan<float>&, void*);
+#define KERAS_RTRL_INSTANTIATE(...)                                                            \
+  template int forward<__VA_ARGS__, float>(const keras_rtrl_forward_arguments<float>&, void*); \
+  template int adjoint<__VA_ARGS__, float>(const keras_rtrl_adjoint_arguments<float>&, void*); \
+  template int suffix<__VA_ARGS__, float>(const TraceStep<float>&, void*);
 KERAS_RTRL_FOR_EACH_CELL(KERAS_RTRL_INSTANTIATE)
 
 }  // namespace KERAS_RTRL_LEVEL

@@ -12,7 +12,7 @@ inline namespace KERAS_RTRL_LEVEL {
 constexpr int kStepWarps = 16, kStepStreams = 4;
 
 template <class Cell, class T>
-__global__ void __launch_bounds__(32 * kStepWarps) streaming_kernel(const StreamingStep<T> p) {
+__global__ void __launch_bounds__(32 * kStepWarps) streaming_kernel(const keras_rtrl_streaming_forward_arguments<T> p) {
   constexpr int G = Cell::gates, m = Cell::components, P = Cell::parameters;
   __shared__ T sums[kStepWarps][kStepStreams][G][32];
   const int64_t B = p.chunk.batch, D = p.chunk.inputs, N = p.chunk.units, across = ceil_div(N, 32);
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(32 * kStepWarps) streaming_kernel(const Stream
 }
 
 template <class Cell, class T>
-int streaming_forward(const StreamingStep<T>& step, void* stream) {
+int streaming_forward(const keras_rtrl_streaming_forward_arguments<T>& step, void* stream) {
   return launch(streaming_kernel<Cell, T>, ceil_div(step.chunk.units, 32) * ceil_div(step.chunk.batch, kStepStreams),
                 dim3(32, kStepWarps), stream, step);
 }
@@ -234,7 +234,7 @@ __global__ void __launch_bounds__(32 * kSweepWarps) sweep_kernel(const Sweep<T> 
   constexpr int W = kPiece<C, T, Whole>;
   // There are fewer than 2^31 blocks, and divisions of 64 bits are slow.
   const unsigned across = unsigned(ceil_div(p.chunk.units * C::components, 32 * W));
-  const unsigned of_S = unsigned(ceil_div(p.S_rows, kSweepRows)) * C::stored * across;
+  const unsigned of_S = unsigned(ceil_div(p.chunk.inputs, kSweepRows)) * C::stored * across;
   if (blockIdx.x < of_S) {
     const unsigned row = blockIdx.x / (C::stored * across), strip = blockIdx.x % (C::stored * across);
     const int64_t c = (strip % across * int64_t(32) + threadIdx.x) * W;
@@ -249,7 +249,7 @@ __global__ void __launch_bounds__(32 * kSweepWarps) sweep_kernel(const Sweep<T> 
 template <class C, class T, int K, bool Advance, bool Whole>
 int sweep(const Sweep<T>& sweep, void* stream) {
   const int64_t across = ceil_div(sweep.chunk.units * C::components, 32 * kPiece<C, T, Whole>);
-  const int64_t down = ceil_div(sweep.S_rows, kSweepRows) * C::stored + ceil_div(C::parameters, kSweepRows);
+  const int64_t down = ceil_div(sweep.chunk.inputs, kSweepRows) * C::stored + ceil_div(C::parameters, kSweepRows);
   const int64_t streams = sweep.chunk.batch > 0 ? sweep.chunk.batch : 1;  // without any, one warp writes the sums
   const int64_t warps = K == 0 ? 1 : streams < kSweepWarps ? streams : kSweepWarps;
   return launch(sweep_kernel<C, T, K, Advance, Whole>, down * across, dim3(32, unsigned(warps)), stream, sweep);

@@ -4,7 +4,7 @@ namespace keras_rtrl {
 inline namespace KERAS_RTRL_LEVEL {
 
 #define KERAS_RTRL_INSTANTIATE(...) \
-  template int streaming_forward<__VA_ARGS__, float>(const StreamingStep<float>&, void*);
+  template int streaming_forward<__VA_ARGS__, float>(const keras_rtrl_streaming_forward_arguments<float>&, void*);
 KERAS_RTRL_FOR_EACH_CELL(KERAS_RTRL_INSTANTIATE)
 #undef KERAS_RTRL_INSTANTIATE
 

@@ -163,7 +163,8 @@ def _scan(problem, in_place):
     u = problem.put(problem.u)
     saved = u if in_place else problem.put(u.shape)
     states = [problem.put((B, T, N)) for _ in range(problem.cell.components)]
-    problem.kernels.call("forward", problem.chunk, problem.put(problem.state0), u, saved, states)
+    inputs = {"state0": problem.put(problem.state0), "u": u, "chunk": problem.chunk}
+    problem.kernels.call("forward", **inputs, saved=saved, states=states)
     return saved, states
 
 
@@ -182,9 +183,9 @@ def _forward_adjoint(problem):
             # In one of the two cases the second component, if there is one, has no cotangents.
             e = problem.e * (np.arange(problem.cell.components) < 2 - instant)
             given = [problem.put(np.ascontiguousarray(e_i)) if e_i.any() else None for e_i in np.moveaxis(e, -1, 0)]
-            state0 = problem.put(problem.state0)
+            inputs = {"state0": problem.put(problem.state0), "saved": saved, "states": states, "cotangents": given}
             outputs = {"du": du, "d_rho": d_rho, "start": start, "used": used}
-            problem.kernels.call("adjoint", problem.chunk, state0, saved, states, given, instant, *outputs.values())
+            problem.kernels.call("adjoint", **inputs, chunk=problem.chunk, instant=instant, **outputs)
             want = expected.adjoint(e, instant)
             found[what].append({n: (array.numpy(), w) for (n, array), w in zip(outputs.items(), want, strict=True)})
     return {what: error for name, runs in found.items() for what, error in _compare(problem, name, runs).items()}
@@ -192,18 +193,16 @@ def _forward_adjoint(problem):
 
 def _trace(problem):
     saved, states = _scan(problem, in_place=True)
-    x, state0 = problem.put(problem.x), problem.put(problem.state0)
-    chunk, call = problem.chunk, problem.kernels.call
+    inputs = {"state0": problem.put(problem.state0), "x": problem.put(problem.x), "saved": saved, "states": states}
     want = dict(zip("Sr", problem.expected.traces(problem.x, problem.S0, problem.r0), strict=True))
     zeros = np.zeros_like(problem.S0), np.zeros_like(problem.r0)
     want_fresh = dict(zip("Sr", problem.expected.traces(problem.x, *zeros), strict=True))
 
     def run(kind):
-        scratch = problem.kernels.scratch(chunk)
         S0, r0 = problem.traces(problem.S0), problem.traces(problem.r0)
         S, r = (S0, r0) if kind == "in place" else (problem.traces(S0.shape), problem.traces(r0.shape))
-        old = (None, None) if kind == "from zeros" else (S0, r0)
-        call("trace", chunk, x, state0, saved, states, *old, S, r, scratch=scratch)
+        old = dict.fromkeys(("S0", "r0")) if kind == "from zeros" else {"S0": S0, "r0": r0}
+        problem.kernels.call("trace", **inputs, **old, chunk=problem.chunk, S=S, r=r)
         return {"S": S.numpy(), "r": r.numpy()}
 
     def compare(what, kinds, want):
@@ -219,11 +218,11 @@ def _contract(problem):
     want = reference.contract(problem.cell, problem.start, problem.S0, problem.r0)
     runs = []
     for _ in range(2):
-        sums = problem.put(problem.d_kernel), problem.put(problem.d_rho)
-        arguments = (problem.put(problem.start), problem.traces(problem.S0), problem.traces(problem.r0), *sums)
-        problem.kernels.call("contract", problem.chunk, *arguments)
-        d_kernel, d_rho = (array.numpy() for array in sums)
-        runs.append({"d_kernel": (d_kernel, problem.d_kernel + want[0]), "d_rho": (d_rho, problem.d_rho + want[1])})
+        d_kernel, d_rho = problem.put(problem.d_kernel), problem.put(problem.d_rho)
+        inputs = {"S0": problem.traces(problem.S0), "r0": problem.traces(problem.r0), "chunk": problem.chunk}
+        problem.kernels.call("contract", start=problem.put(problem.start), **inputs, d_kernel=d_kernel, d_rho=d_rho)
+        sums = (d_kernel.numpy(), problem.d_kernel + want[0]), (d_rho.numpy(), problem.d_rho + want[1])
+        runs.append(dict(zip(("d_kernel", "d_rho"), sums, strict=True)))
     return _compare(problem, "contract", runs)
 
 
@@ -242,14 +241,9 @@ def _streaming_forward(problem):
     for in_place in (False, True, False):
         state0 = problem.put(problem.state0)
         state, local = state0 if in_place else problem.put(state0.shape), problem.put(expected.local().shape)
-        arguments = (
-            problem.put(np.ascontiguousarray(problem.x[:, problem.streamed])),
-            problem.put(problem.kernel),
-            state0,
-            state,
-            local,
-        )
-        problem.kernels.call("streaming_forward", chunk, *arguments)
+        x, kernel = problem.put(np.ascontiguousarray(problem.x[:, problem.streamed])), problem.put(problem.kernel)
+        inputs = {"state0": state0, "x": x, "kernel": kernel, "chunk": chunk}
+        problem.kernels.call("streaming_forward", **inputs, state=state, local=local)
         runs.append({"state": (state.numpy(), expected.states[:, 0]), "local": (local.numpy(), expected.local())})
     return _compare(problem, "streaming_forward", runs)
 
@@ -261,19 +255,14 @@ def _streaming_update(problem, K):
     sums = [np.stack(of) for of in zip(*(reference.contract(problem.cell, e_k, *traces) for e_k in e), strict=True)]
     runs = []
     for _ in range(2):
-        S, r, d_kernel, d_rho = arrays = (
-            problem.traces(problem.S0),
-            problem.traces(problem.r0),
-            problem.put(sums[0].shape),
-            problem.put(sums[1].shape),
-        )
-        inputs = (
-            problem.put(np.ascontiguousarray(problem.x[:, problem.streamed])),
-            problem.put(expected.local()),
-            problem.put(e),
-        )
-        problem.kernels.call("streaming_update", chunk, K, *inputs, S, r, d_kernel, d_rho)
-        got = (array.numpy() for array in arrays)
-        pairs = zip(got, (*traces, *sums), strict=True)
-        runs.append(dict(zip(("S", "r", "d_kernel", "d_rho"), pairs, strict=True)))
+        moved = {"S": problem.traces(problem.S0), "r": problem.traces(problem.r0)}
+        inputs = {
+            "x": problem.put(np.ascontiguousarray(problem.x[:, problem.streamed])),
+            "local": problem.put(expected.local()),
+            "cotangents": problem.put(e),
+        }
+        outputs = {"d_kernel": problem.put(sums[0].shape), "d_rho": problem.put(sums[1].shape)}
+        problem.kernels.call("streaming_update", **moved, **inputs, K=K, chunk=chunk, **outputs)
+        got, want = (moved | outputs).items(), (*traces, *sums)
+        runs.append({name: (array.numpy(), w) for (name, array), w in zip(got, want, strict=True)})
     return _compare(problem, f"streaming_update (K = {K})", runs)

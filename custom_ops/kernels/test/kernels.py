@@ -117,10 +117,28 @@ class _Chunk(ctypes.Structure):
         ("time", ctypes.c_int64),
         ("inputs", ctypes.c_int64),
         ("units", ctypes.c_int64),
-        ("rho", ctypes.POINTER(ctypes.c_void_p)),
+        ("rho", ctypes.c_void_p * 4),
         ("reset", ctypes.c_void_p),
         ("mask", ctypes.c_void_p),
     )
+
+
+def _structure(*fields):
+    """keras_rtrl_..._arguments of these fields: pointers, but for those that come with their type."""
+    fields = [(field, ctypes.c_void_p) if isinstance(field, str) else field for field in fields]
+    return type("Arguments", (ctypes.Structure,), {"_fields_": fields})
+
+
+_CHUNK, _STATES, _COTANGENTS = ("chunk", _Chunk), ("states", ctypes.c_void_p * 2), ("cotangents", ctypes.c_void_p * 2)
+_INSTANT, _K = ("instant", ctypes.c_int), ("K", ctypes.c_int64)
+_ARGUMENTS = {
+    "forward": _structure("state0", "u", _CHUNK, "saved", _STATES),
+    "adjoint": _structure("state0", "saved", _STATES, _COTANGENTS, _CHUNK, _INSTANT, "du", "d_rho", "start", "used"),
+    "trace": _structure("state0", "x", "saved", _STATES, "S0", "r0", _CHUNK, "S", "r"),
+    "contract": _structure("start", "S0", "r0", _CHUNK, "d_kernel", "d_rho"),
+    "streaming_forward": _structure("state0", "x", "kernel", _CHUNK, "state", "local"),
+    "streaming_update": _structure("S", "r", "x", "local", "cotangents", _K, _CHUNK, "d_kernel", "d_rho"),
+}
 
 
 class Kernels:
@@ -153,43 +171,44 @@ class Kernels:
 
     def chunk(self, cell, dtype, batch, time, inputs, units, rho, reset=None, mask=None):
         """A `keras_rtrl_chunk`; rho: P arrays [N]; reset and mask: arrays [B, T] of uint8 or None."""
-        pointers = (ctypes.c_void_p * len(rho))(*(array.pointer for array in rho))
-        chunk = _Chunk(list(CELLS).index(cell), DTYPES[np.dtype(dtype)], batch, time, inputs, units, pointers)
-        chunk.reset, chunk.mask = (None if array is None else array.pointer for array in (reset, mask))
+        values = {"cell": list(CELLS).index(cell), "dtype": DTYPES[np.dtype(dtype)]}
+        values |= {"batch": batch, "time": time, "inputs": inputs, "units": units}
+        chunk = _filled(_Chunk, {**values, "rho": rho, "reset": reset, "mask": mask})
         chunk.keep_alive = rho, reset, mask
         return chunk
 
-    def scratch(self, chunk):
-        """Device memory for `trace`; None for the CPU kernels, which need none."""
-        if not self._cuda:
-            return None
-        function = self._library.keras_rtrl_cuda_scratch
-        function.restype = ctypes.c_size_t
-        return Array(self.memory, (function(ctypes.byref(chunk)),), np.uint8)
-
-    def prepare(self, name, chunk, *arguments, scratch=None):
-        """A function of no arguments that makes the call; arguments: arrays, lists of arrays, None and integers."""
+    def prepare(self, name, **arguments):
+        """A function of no arguments that makes the call; arguments: of keras_rtrl.h, a list for several arrays."""
         function = self._library[f"keras_rtrl_{'cuda_' if self._cuda else ''}{name}"]
-        first = [ctypes.byref(chunk), ctypes.c_void_p(self.memory.stream)]  # for the CPU kernels, no pool
-        if self._cuda and scratch is not None:
-            first.append(ctypes.c_void_p(scratch.pointer))
-        rest = [self._argument(argument) for argument in arguments]
+        filled = _filled(_ARGUMENTS[name], arguments)
+        rest, scratch = [ctypes.c_void_p(self.memory.stream)], None  # for the CPU kernels, no pool
+        if self._cuda and name == "trace":
+            size = self._library.keras_rtrl_cuda_scratch
+            size.restype = ctypes.c_size_t
+            scratch = Array(self.memory, (size(ctypes.byref(filled)),), np.uint8)
+            rest.insert(0, ctypes.c_void_p(scratch.pointer))
 
         def call():
-            error = function(*first, *rest)
+            error = function(ctypes.byref(filled), *rest)
             if self._cuda and error:
                 raise RuntimeError(f"keras_rtrl_cuda_{name} returned the CUDA error {error}.")
 
-        call.keep_alive = chunk, arguments, scratch
+        call.keep_alive = arguments, scratch
         return call
 
-    def call(self, name, chunk, *arguments, scratch=None):
-        self.prepare(name, chunk, *arguments, scratch=scratch)()
+    def call(self, name, **arguments):
+        self.prepare(name, **arguments)()
 
-    @staticmethod
-    def _argument(argument):
-        if isinstance(argument, int):
-            return ctypes.c_int64(argument)
-        if isinstance(argument, list):
-            return (ctypes.c_void_p * len(argument))(*(None if a is None else a.pointer for a in argument))
-        return ctypes.c_void_p(None if argument is None else argument.pointer)
+
+def _filled(structure, values):
+    """A structure of these values by field: numbers, structures, arrays or None, or lists of the last two."""
+    filled, fields = structure(), [field for field, _ in structure._fields_]
+    if values.keys() != set(fields):
+        raise TypeError(f"the fields are {', '.join(fields)}, got {', '.join(values)}")
+    for field, value in values.items():
+        if isinstance(value, list):
+            for i, array in enumerate(value):
+                getattr(filled, field)[i] = None if array is None else array.pointer
+        else:
+            setattr(filled, field, value.pointer if isinstance(value, Array) else value)
+    return filled

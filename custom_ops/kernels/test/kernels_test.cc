@@ -180,45 +180,55 @@ Results<double> step_by_step(const Shape& s, const Arrays<T>& a, bool instant) {
   return out;
 }
 
-// The interface's arguments for `a`.
+// The interface's chunk for `a`.
 template <class T>
-struct Call {
-  std::vector<const void*> rho;
-  keras_rtrl_chunk chunk;
-
-  Call(const char* cell, const Shape& s, const Arrays<T>& a, int64_t time) {
-    for (const auto& values : a.rho) rho.push_back(values.data());
-    chunk = {keras_rtrl_find_cell(cell), std::is_same<T, float>::value ? KERAS_RTRL_FLOAT32 : KERAS_RTRL_FLOAT64,
-             s.B, time, s.D, s.N, rho.data(), s.flags ? a.reset.data() : nullptr, s.flags ? a.mask.data() : nullptr};
-  }
-};
+keras_rtrl_chunk<void> chunk_of(const char* cell, const Shape& s, const Arrays<T>& a) {
+  keras_rtrl_chunk<void> chunk = {};
+  chunk.cell = keras_rtrl_find_cell(cell);
+  chunk.dtype = std::is_same<T, float>::value ? KERAS_RTRL_FLOAT32 : KERAS_RTRL_FLOAT64;
+  chunk.batch = s.B;
+  chunk.time = s.T;
+  chunk.inputs = s.D;
+  chunk.units = s.N;
+  for (size_t p = 0; p < a.rho.size(); ++p) chunk.rho[p] = a.rho[p].data();
+  chunk.reset = s.flags ? a.reset.data() : nullptr;
+  chunk.mask = s.flags ? a.mask.data() : nullptr;
+  return chunk;
+}
 
 enum class Form { kSeparate, kInPlace, kFromZero };
 
 template <class Cell, class T>
 Results<T> chunk_at_once(const Shape& s, const Arrays<T>& a, const keras_rtrl_pool* pool, Form form, bool instant) {
   constexpr int m = Cell::components, G = Cell::gates, P = Cell::parameters;
-  Call<T> call(Cell::name, s, a, s.T);
-  const keras_rtrl_chunk* chunk = &call.chunk;
+  const keras_rtrl_chunk<void> chunk = chunk_of(Cell::name, s, a);
   Results<T> out;
   out.states.assign(m, std::vector<T>(s.B * s.T * s.N));
-  const bool from_zero = form == Form::kFromZero;
+  const bool from_zero = form == Form::kFromZero, in_place = form == Form::kInPlace;
   std::vector<T> saved = a.u, start(s.B * s.N * m), by_stream(s.B * P * s.N);
-  std::vector<void*> states;
-  std::vector<const void*> const_states, cotangents;
-  for (int i = 0; i < m; ++i) {
-    states.push_back(out.states[i].data());
-    const_states.push_back(out.states[i].data());
-    cotangents.push_back(a.cotangents[i].data());
-  }
-  const std::vector<T>& u = form == Form::kSeparate ? a.u : saved;
-  keras_rtrl_forward(chunk, pool, a.state.data(), u.data(), saved.data(), states.data());
+  keras_rtrl_forward_arguments<void> forward = {};
+  forward.state0 = a.state.data();
+  forward.u = form == Form::kSeparate ? a.u.data() : saved.data();
+  forward.chunk = chunk;
+  forward.saved = saved.data();
+  for (int i = 0; i < m; ++i) forward.states[i] = out.states[i].data();
+  keras_rtrl_forward(&forward, pool);
   const std::vector<T> kept = saved;
   out.du.resize(saved.size());
   std::vector<uint8_t> used(s.B * s.T);
   std::vector<T>& du = form == Form::kSeparate ? out.du : saved;
-  keras_rtrl_adjoint(chunk, pool, a.state.data(), saved.data(), const_states.data(), cotangents.data(), instant,
-                     du.data(), by_stream.data(), start.data(), used.data());
+  keras_rtrl_adjoint_arguments<void> adjoint = {};
+  adjoint.state0 = a.state.data();
+  adjoint.saved = saved.data();
+  for (int i = 0; i < m; ++i) adjoint.states[i] = out.states[i].data();
+  for (int i = 0; i < m; ++i) adjoint.cotangents[i] = a.cotangents[i].data();
+  adjoint.chunk = chunk;
+  adjoint.instant = instant;
+  adjoint.du = du.data();
+  adjoint.d_rho = by_stream.data();
+  adjoint.start = start.data();
+  adjoint.used = used.data();
+  keras_rtrl_adjoint(&adjoint, pool);
   out.du = du;
   out.d_rho.assign(P * s.N, T(0));
   for (int64_t i = 0; i < s.B * P * s.N; ++i) out.d_rho[i % (P * s.N)] += by_stream[i];
@@ -229,11 +239,25 @@ Results<T> chunk_at_once(const Shape& s, const Arrays<T>& a, const keras_rtrl_po
         out.d_kernel[d * G * s.N + j] += a.x[row * s.D + d] * out.du[row * G * s.N + j];
   out.S = a.S;
   out.r = a.r;
-  keras_rtrl_contract(chunk, pool, start.data(), a.S.data(), a.r.data(), out.d_kernel.data(), out.d_rho.data());
-  const bool in_place = form == Form::kInPlace;
-  keras_rtrl_trace(chunk, pool, a.x.data(), a.state.data(), kept.data(), const_states.data(),
-                   from_zero ? nullptr : in_place ? out.S.data() : a.S.data(),
-                   from_zero ? nullptr : in_place ? out.r.data() : a.r.data(), out.S.data(), out.r.data());
+  keras_rtrl_contract_arguments<void> contract = {};
+  contract.start = start.data();
+  contract.S0 = a.S.data();
+  contract.r0 = a.r.data();
+  contract.chunk = chunk;
+  contract.d_kernel = out.d_kernel.data();
+  contract.d_rho = out.d_rho.data();
+  keras_rtrl_contract(&contract, pool);
+  keras_rtrl_trace_arguments<void> trace = {};
+  trace.state0 = a.state.data();
+  trace.x = a.x.data();
+  trace.saved = kept.data();
+  for (int i = 0; i < m; ++i) trace.states[i] = out.states[i].data();
+  trace.S0 = from_zero ? nullptr : in_place ? out.S.data() : a.S.data();
+  trace.r0 = from_zero ? nullptr : in_place ? out.r.data() : a.r.data();
+  trace.chunk = chunk;
+  trace.S = out.S.data();
+  trace.r = out.r.data();
+  keras_rtrl_trace(&trace, pool);
   return out;
 }
 
@@ -274,19 +298,33 @@ void check_streaming(Shape s, Arrays<T> a, const keras_rtrl_pool* pool, int64_t 
   }
   s.T = 1;
   const Results<double> wanted = step_by_step<Cell>(s, a, false);
-  Call<T> call(Cell::name, s, a, 1);
-  call.chunk.mask = nullptr;
+  keras_rtrl_streaming_forward_arguments<void> forward = {};
+  forward.chunk = chunk_of(Cell::name, s, a);
+  forward.chunk.mask = nullptr;
   std::vector<T> state = a.state, local(s.B * (m * m + stored * m + P * m) * s.N), cotangents;
-  keras_rtrl_streaming_forward(&call.chunk, pool, a.x.data(), a.kernel.data(), state.data(), state.data(),
-                               local.data());
+  forward.state0 = state.data();
+  forward.x = a.x.data();
+  forward.kernel = a.kernel.data();
+  forward.state = state.data();
+  forward.local = local.data();
+  keras_rtrl_streaming_forward(&forward, pool);
   for (int64_t k = 0; k < K; ++k)
     for (int64_t i = 0; i < s.B * s.N * m; ++i) cotangents.push_back((k % 2 ? -1 : 1) * a.cotangents[i % m][i / m]);
   Results<T> got;
   got.S = a.S;
   got.r = a.r;
   std::vector<T> d_kernel(K * s.D * G * s.N), d_rho(K * P * s.N);
-  keras_rtrl_streaming_update(&call.chunk, pool, K, a.x.data(), local.data(), cotangents.data(), got.S.data(),
-                              got.r.data(), d_kernel.data(), d_rho.data());
+  keras_rtrl_streaming_update_arguments<void> update = {};
+  update.S = got.S.data();
+  update.r = got.r.data();
+  update.x = a.x.data();
+  update.local = local.data();
+  update.cotangents = cotangents.data();
+  update.K = K;
+  update.chunk = forward.chunk;
+  update.d_kernel = d_kernel.data();
+  update.d_rho = d_rho.data();
+  keras_rtrl_streaming_update(&update, pool);
   near(state, wanted.last, "streaming state");
   near(got.S, wanted.S, "streaming S");
   near(got.r, wanted.r, "streaming r");
