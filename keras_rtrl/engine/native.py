@@ -9,11 +9,12 @@ import functools
 import json
 import pathlib
 import threading
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from keras_rtrl.engine.cell import RTRLCell
+from keras_rtrl.engine.cell import ByName, RTRLCell, State
 
 IMPLEMENTATIONS = ("auto", "tf", "native")
 
@@ -115,7 +116,14 @@ def choose(implementation: str, cell: RTRLCell, dtype: tf.DType | str) -> bool:
 # tensors or None. None has a gradient of its own. Arguments have one order from here through the ops to the kernels.
 
 
-def forward(cell, state, u, rho, reset=None, mask=None):
+def forward(
+    cell: RTRLCell,
+    state: tf.Tensor,
+    u: tf.Tensor,
+    rho: ByName,
+    reset: tf.Tensor | None = None,
+    mask: tf.Tensor | None = None,
+) -> tuple[tf.Tensor, State]:
     """Forward scan of a chunk.
 
     Args:
@@ -132,7 +140,17 @@ def forward(cell, state, u, rho, reset=None, mask=None):
     return saved, tuple(states)
 
 
-def adjoint(cell, state, saved, states, cotangents, rho, reset=None, mask=None, instant=False):
+def adjoint(
+    cell: RTRLCell,
+    state: tf.Tensor,
+    saved: tf.Tensor,
+    states: Sequence[tf.Tensor],
+    cotangents: Sequence[tf.Tensor],
+    rho: ByName,
+    reset: tf.Tensor | None = None,
+    mask: tf.Tensor | None = None,
+    instant: bool = False,
+) -> tuple[tf.Tensor, ...]:
     """Adjoint scan of a chunk.
 
     Args:
@@ -159,7 +177,18 @@ def adjoint(cell, state, saved, states, cotangents, rho, reset=None, mask=None, 
     )
 
 
-def trace(cell, state, x, saved, states, S, r, rho, reset=None, mask=None):
+def trace(
+    cell: RTRLCell,
+    state: tf.Tensor,
+    x: tf.Tensor,
+    saved: tf.Tensor,
+    states: Sequence[tf.Tensor],
+    S: tf.Tensor | None,
+    r: tf.Tensor | None,
+    rho: ByName,
+    reset: tf.Tensor | None = None,
+    mask: tf.Tensor | None = None,
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Chunk trace step.
 
     Args:
@@ -186,7 +215,9 @@ def trace(cell, state, x, saved, states, S, r, rho, reset=None, mask=None):
     )
 
 
-def contract(cell, start, S, r, d_kernel, d_rho):
+def contract(
+    cell: RTRLCell, start: tf.Tensor, S: tf.Tensor, r: tf.Tensor, d_kernel: tf.Tensor, d_rho: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Adds what lies before the chunk to the gradients inside it.
 
     Args:
@@ -201,7 +232,9 @@ def contract(cell, start, S, r, d_kernel, d_rho):
     return tuple(_ops().keras_rtrl_contract(start, S, r, d_kernel, d_rho, cell=cell.native))
 
 
-def streaming_forward(cell, state, x, kernel, rho, reset=None):
+def streaming_forward(
+    cell: RTRLCell, state: tf.Tensor, x: tf.Tensor, kernel: tf.Tensor, rho: ByName, reset: tf.Tensor | None = None
+) -> tuple[tf.Tensor, tf.Tensor]:
     """One step.
 
     Args:
@@ -218,7 +251,9 @@ def streaming_forward(cell, state, x, kernel, rho, reset=None):
     )
 
 
-def streaming_update(cell, S, r, x, local, cotangents):
+def streaming_update(
+    cell: RTRLCell, S: tf.Variable, r: tf.Variable, x: tf.Tensor, local: tf.Tensor, cotangents: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Trace update in place and K gradients, in one pass over the traces.
 
     Args:
