@@ -2,6 +2,7 @@
 
 import os
 
+import faults
 import pytest
 from tf_agents.agents import tf_agent as _tf_agent  # noqa: F401  TF-Agents before anything that needs it
 
@@ -29,6 +30,25 @@ def address():
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4, "include_dashboard": False})
         yield cluster.address
         cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def nothing_left():
+    """Marks all that Ray begins, and sees that nothing of it is left."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KERAS_RTRL_FAULTS", str(os.getpid()))
+        patch.setenv("SPT_NOENV", "1")  # Ray's titles of processes would overwrite the mark
+        patch.setenv("RAY_worker_niceness", "0")
+        patch.setenv("RAY_health_check_period_ms", "1000")  # a dead node is noticed after five
+        yield
+        faults.wait_until(lambda: not faults.marked(), faults.GONE, "processes that are left")
+
+
+@pytest.fixture(scope="module")
+def cluster(nothing_left):
+    """A cluster of three machines, on two of which actors run."""
+    with faults.cluster_of(2) as cluster:
+        yield cluster
 
 
 @pytest.fixture
