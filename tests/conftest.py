@@ -34,11 +34,24 @@ def pytest_addoption(parser):
         "--implementation", choices=("auto", "tf"), default="auto", help="tf: no layer of this process runs natively"
     )
     parser.addoption(
-        "--full", action="store_true", help="the layers' gauntlet: every layer with both implementations, not in turn"
+        "--full",
+        action="store_true",
+        help="also what is marked full; every layer with both implementations; XLA with its optimisations",
     )
 
 
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--full"):
+        more = [item for item in items if item.get_closest_marker("full")]
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=more)
+
+
 def pytest_configure(config):
+    if not config.getoption("--full") and config.getoption("markexpr") != "slow":
+        # What XLA compiles here runs for a moment. With --full, and in learning tests, it is optimised as for users.
+        flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+        os.environ.setdefault("XLA_FLAGS", flags)
     if config.getoption("--implementation") == "tf":
         from keras_rtrl.engine import native
 

@@ -113,8 +113,17 @@ PATHS = [
 ]
 
 
-@pytest.mark.parametrize("actions", SPECS.values(), ids=SPECS)
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    ("path", "actions"),
+    [
+        *((path, SPECS["choice"]) for path in PATHS),
+        *((path, SPECS["choices"]) for path in (acting, exported, r2ac, streaming_exact)),
+        *(
+            pytest.param(path, SPECS["choices"], marks=pytest.mark.full)
+            for path in (bootstrap_of_r2ac, prepared_by_ppo, learnt_by_ppo, streaming_truncated)
+        ),
+    ],
+)
 def test_the_start_of_an_episode_is_no_step_after_action_0(path, actions):
     def outcome(step_type, last_action):
         network = make_network(actions)

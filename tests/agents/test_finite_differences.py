@@ -87,7 +87,7 @@ def state_of(agent):
     return agent.network.state_of(tf.nest.map_structure(lambda variable: variable.value(), agent.carry))
 
 
-CORES = ["elstm", "rtu"]
+OTHERS = {"vector": VECTOR, "floats": FLOATS}
 
 
 def r2ac_gradients(gradient, core, actions=ONE):
@@ -179,8 +179,15 @@ def ppo_gradients(gradient, core, actions, **options):
     return along([g.numpy() for g in got], directions), expected, variables
 
 
-@pytest.mark.parametrize("core", CORES)
-@pytest.mark.parametrize("actions", [ONE, VECTOR, FLOATS], ids=["one", "vector", "floats"])
+@pytest.mark.parametrize(
+    ("core", "actions"),
+    [
+        pytest.param("elstm", ONE, id="elstm-one"),
+        *(pytest.param("elstm", a, id=f"elstm-{i}", marks=pytest.mark.full) for i, a in OTHERS.items()),
+        pytest.param("rtu", ONE, id="rtu-one"),
+        *(pytest.param("rtu", a, id=f"rtu-{i}") for i, a in OTHERS.items()),
+    ],
+)
 def test_ppo(core, actions):
     got, expected, variables = ppo_gradients("rtrl", core, actions)
     assert len(variables) >= 9

@@ -75,6 +75,7 @@ def _without_peers(folder):
     return folder
 
 
+@pytest.mark.slow
 def test_streaming_update_and_contexts_are_measured():
     with harness.Harness(rounds=1, quick=True) as measured:
         stream, update, context = measured.shape("stream"), measured.update(), measured.context()

@@ -3,6 +3,7 @@
 import pytest
 
 from keras_rtrl.cells import EGRUCell, ELSTMCell, LRUCell, MinGRUCell, RTRLCell, RTUCell
+from keras_rtrl.testing import proofs
 
 
 class AutodiffELSTMCell(ELSTMCell):
@@ -29,6 +30,8 @@ CELLS = {
     "rtu-linear": lambda: RTUCell(3, activation="tanh", r_min=0.9),
     "rtu-nonlinear": lambda: RTUCell(3, recurrence="nonlinear", activation="tanh"),
 }
+# Proved whole under XLA, one with a state of one component and one of two; of the others chunks are. --full proves all.
+XLA_WHOLE = ("elstm", "rtu-nonlinear")
 # Variants of the above, and the least cell there can be: proved eagerly.
 VARIANTS = {
     "elstm-forget-bias": lambda: ELSTMCell(3, forget_bias=4.0),
@@ -39,7 +42,7 @@ VARIANTS = {
 }
 
 
-@pytest.fixture(params=CELLS)
+@pytest.fixture
 def cell(request):
     return CELLS[request.param]()
 
@@ -47,3 +50,20 @@ def cell(request):
 @pytest.fixture(params=VARIANTS)
 def variant(request):
     return VARIANTS[request.param]()
+
+
+def pytest_generate_tests(metafunc):
+    if "proof" not in metafunc.fixturenames:
+        if "cell" in metafunc.fixturenames:
+            metafunc.parametrize("cell", CELLS, indirect=True)
+        return
+    full = metafunc.config.getoption("--full")
+    cases = [
+        (name, proof, mode)
+        for name in CELLS
+        for proof in proofs.PROOFS
+        for mode in ("graph", "xla")  # eagerly, check_rtrl_cell runs them
+        if full or mode == "graph" or name in XLA_WHOLE or proof is proofs.check_chunk
+    ]
+    ids = [f"{name}-{proof.__name__}-{mode}" for name, proof, mode in cases]
+    metafunc.parametrize(("cell", "proof", "mode"), cases, ids=ids, indirect=["cell"])

@@ -1,5 +1,7 @@
 """The CUDA kernels' logic, without a GPU: compiled as C++, run on the CPU, checked against float64 numpy."""
 
+import fcntl
+import os
 import shutil
 
 import numpy as np
@@ -12,9 +14,15 @@ from custom_ops.kernels.test.reference import CELLS
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def library(tmp_path_factory):
-    return build_emulated(tmp_path_factory.mktemp("emulated"))
+    """Compiled once, also for several processes of pytest-xdist, whose folders lie in one."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with open(folder / "emulated.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        built = next((folder / "emulated").glob("*.so"), None)
+        return built or build_emulated(folder / "emulated")
 
 
 @pytest.fixture(params=[False, True], ids=["threads ascending", "threads descending"])

@@ -55,7 +55,7 @@ def test_equals_its_twin(name, dtype, batch, steps, inputs, units, gradient, fla
 )
 def test_edges(name, dtype, shape):
     batch, steps, inputs, units = shape
-    for flags in (False, True):
+    for flags in (False, True) if steps < 100 else (dtype == "float64",):
         proofs.check_native(proofs.Case(CELLS[name](units), 5, batch, steps, inputs), dtype, flags=flags)
 
 

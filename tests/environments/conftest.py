@@ -100,7 +100,7 @@ def train_disturbed():
 
         setattr(stepped, stepping, disturbed)
         driver = RolloutDriver(env, agent.collect_policy, observers=[rollouts.append], num_steps=8)
-        update = tf.function(agent.train)
+        update = tf.function(agent.train, autograph=False)
         for _ in range(3):
             driver.run()
             losses.append(float(update(rollouts[-1]).loss))

@@ -39,10 +39,16 @@ def test_specs():
 
 
 @pytest.mark.parametrize(
-    ("game", "rom", "num_games", "ends"),
-    [("Breakout", "breakout", 2, 5), ("Pong", "pong", 1, 1), ("Frogger", "frogger", 1, 4)],
+    ("game", "rom", "num_games", "ends", "training"),
+    [
+        ("Breakout", "breakout", 2, 5, True),
+        ("Breakout", "breakout", 2, 5, False),
+        ("Pong", "pong", 1, 1, True),
+        pytest.param("Pong", "pong", 1, 1, False, marks=pytest.mark.full),
+        ("Frogger", "frogger", 1, 4, True),
+        ("Frogger", "frogger", 1, 4, False),
+    ],
 )
-@pytest.mark.parametrize("training", [True, False])
 def test_whole_games_step_for_step(game, rom, num_games, ends, training):
     """Whole games, in which a lost life or the end is seen `ends` times: the same frames, LAST and FIRST in place.
 

@@ -424,7 +424,7 @@ def test_training_goes_on_after_a_crash(tmp_path, monkeypatch):
     env = environments.with_history(vector)
     agent, rollouts = make_agent(env), []
     driver = RolloutDriver(env, agent.collect_policy, observers=[rollouts.append], num_steps=5)
-    train = tf.function(agent.train)
+    train = tf.function(agent.train, autograph=False)
     losses = []
     for update in range(4):
         if update == 2:

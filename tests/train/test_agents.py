@@ -70,7 +70,12 @@ def saved(folder):
 
 
 @pytest.mark.parametrize(
-    ("agent", "part", "whole"), [("td_lambda", 500, 900), ("stream_ac", 500, 900), ("ppo", 96, 160)]
+    ("agent", "part", "whole"),
+    [
+        pytest.param("td_lambda", 500, 900, marks=pytest.mark.full),  # its state is part of stream_ac's
+        ("stream_ac", 500, 900),
+        ("ppo", 96, 160),
+    ],
 )
 def test_resumed_equals_uninterrupted(finished, tmp_path, agent, part, whole):
     one = finished(agent, whole)
@@ -129,26 +134,26 @@ def test_errors_are_those_of_returns_computed_after_the_run(tmp_path):
     (tmp_path / "tiny.gin").write_text(AGENTS["td_lambda"])
     config.load(str(tmp_path / "tiny.gin"))
     env, agent = predictor()
-    runner = runners.make_runner(env, agent, 1, 400)
+    runner = runners.make_runner(env, agent, 1, 200)
     counters = checkpoints.Counters()
-    errors = np.concatenate([runner.run(n, counters).errors for n in (1, 150, 48, 1, 1, 400, 33, 367)])
-    assert len(errors) == 1001 - 200
+    errors = np.concatenate([runner.run(n, counters).errors for n in (1, 150, 48, 1, 1, 200)])
+    assert len(errors) == 401 - 200
 
     env, agent = predictor()
-    seen, step = [], tf.function(agent.train)
+    seen, step = [], tf.function(agent.train, autograph=False)
     ideal = []
     driver = RolloutDriver(
         env, agent.collect_policy, [lambda x: seen.append((step(x), x.reward[0, 0].numpy()))], num_steps=1
     )
-    for _ in range(1001):
+    for _ in range(401):
         ideal.append(env.ideal_prediction().numpy()[0])
         driver.run()
-    returns = np.zeros(1002)
-    for t in reversed(range(1001)):
+    returns = np.zeros(402)
+    for t in reversed(range(401)):
         returns[t] = seen[t][1] + 0.9 * returns[t + 1]
-    guesses = [[info.extra.prediction for info, _ in seen], np.full(1001, env.mean_return), ideal]
-    expected = np.square(np.array(guesses, float).T - returns[:-1, np.newaxis])[:801]
-    np.testing.assert_allclose(errors[:, 0], expected[:, 0], atol=1e-3)  # 1,000 updates apart, eager and compiled
+    guesses = [[info.extra.prediction for info, _ in seen], np.full(401, env.mean_return), ideal]
+    expected = np.square(np.array(guesses, float).T - returns[:-1, np.newaxis])[:201]
+    np.testing.assert_allclose(errors[:, 0], expected[:, 0], atol=1e-3)  # 400 updates apart, eager and compiled
     np.testing.assert_allclose(errors[:, 1:], expected[:, 1:], atol=1e-6)
     assert expected[:, 0].std() > 0.05
 

@@ -10,8 +10,6 @@ import pytest
 
 from keras_rtrl.train import cli, config, used
 
-TINY = ["train.log_updates = 5", "ActorCriticNetwork.units = 4", 'environment.options = {"corridor": 3}']
-
 
 def arguments(*words, bindings=()):
     return [*words, *(word for binding in bindings for word in ("--gin", binding))]
@@ -322,9 +320,8 @@ def test_folder_that_cannot_be_written(error, tmp_path):
     assert "cannot write" in error("train", "tmaze_r2ac", "--out", "/proc/run")
 
 
-def test_folder_that_holds_a_run_is_left_alone(error, tmp_path):
-    run = str(tmp_path / "run")
-    assert cli.main(arguments("train", "tmaze_r2ac", "--frames", "1000", "--out", run, bindings=TINY)) == 0
+def test_folder_that_holds_a_run_is_left_alone(error, tmaze_run, tmp_path):
+    run = str(shutil.copytree(tmaze_run, tmp_path / "run"))
     before = (tmp_path / "run" / "metrics.csv").read_text()
     assert cli.main(["train", "tmaze_r2ac", "--out", run]) == 2
     assert (tmp_path / "run" / "metrics.csv").read_text() == before

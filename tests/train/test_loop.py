@@ -115,15 +115,29 @@ def test_a_nan_stops_training_and_keeps_the_last_good_checkpoint(tiny_tmaze, tmp
     assert cli.main(["evaluate", str(run), "--episodes", "2"]) == 0
 
 
+CARTPOLE = (
+    "environment.name = 'CartPole-v1'",
+    "environment.num_envs = 4",
+    "environment.options = None",
+    "ActorCriticNetwork.units = 8",
+    "ActorCriticNetwork.head_units = ()",
+    "train.rollout_length = 5",
+    "train.log_updates = 1",  # a signal ends it after any update
+)
+
+
+def words_of(bindings):
+    return [word for binding in bindings for word in ("--gin", binding)]
+
+
 def start(run, *words):
-    """A T-maze training in a fresh process that would go on for hours, with checkpoints every 0.3 s."""
+    """A training in a fresh process that would go on for hours, with checkpoints every 0.3 s."""
     script = os.path.join(os.path.dirname(sys.executable), "keras-rtrl")
-    bindings = ["train.checkpoint_minutes = 0.005", "ActorCriticNetwork.units = 8", "train.log_updates = 20"]
-    words = [*words, *(word for binding in bindings for word in ("--gin", binding))]
+    words = [*words, *words_of(["train.checkpoint_minutes = 0.005"])]
     return subprocess.Popen([script, "train", *words], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for(condition, process, seconds=120):
+def wait_for(condition, process, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert process.poll() is None, process.stderr.read()
@@ -138,7 +152,7 @@ def checkpoint_number(run):
 
 def test_killed_and_terminated_runs_go_on(tmp_path):
     run = str(tmp_path / "run")
-    process = start(run, "tmaze_r2ac", "--frames", "2000000000", "--out", run)
+    process = start(run, "tmaze_r2ac", "--frames", "2000000000", "--out", run, *words_of(CARTPOLE))
     wait_for(lambda: checkpoint_number(run) > 0, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -158,7 +172,7 @@ def test_killed_and_terminated_runs_go_on(tmp_path):
     assert os.path.exists(os.path.join(run, "policy", "saved_model.pb"))
 
 
-def test_interrupt_leaves_a_checkpoint(tiny_tmaze, tmp_path):
+def test_interrupt_leaves_a_checkpoint(tmp_path):
     run = tmp_path / "run"
 
     def interrupt():
@@ -168,15 +182,16 @@ def test_interrupt_leaves_a_checkpoint(tiny_tmaze, tmp_path):
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    code = tiny_tmaze("--frames", "2000000000", "--out", str(run))
+    code = cli.main(["train", "tmaze_r2ac", "--frames", "2000000000", "--out", str(run), *words_of(CARTPOLE)])
     thread.join()
     assert code == 128 + signal.SIGINT
     assert checkpoint_number(run) == int(rows(run, "updates")[-1][0])
 
 
-def test_minutes_end_a_run_that_can_go_on(tiny_tmaze, tmp_path):
+def test_minutes_end_a_run_that_can_go_on(tmp_path):
     run = str(tmp_path / "run")
-    assert tiny_tmaze("--frames", "2000000000", "--minutes", "0.01", "--out", run) == 0
+    words = ["--frames", "2000000000", "--minutes", "0.01", "--out", run]
+    assert cli.main(["train", "tmaze_r2ac", *words, *words_of(CARTPOLE)]) == 0
     assert json.loads(open(os.path.join(run, "run.json")).read())["status"] == "stopped"
 
 

@@ -18,6 +18,7 @@ TINY = {
     "train.rollout_length": 5,
     "train.log_updates": 10,
 }
+CARTPOLE = {"environment__name": "CartPole-v1", "environment__options": None}
 ENCODER = """
 import tensorflow as tf
 import tf_keras
@@ -82,7 +83,7 @@ def train(folder, *words, preset="tmaze_r2ac", **bindings):
 def test_own_cell_trains_resumes_plays_and_is_exported(scratch, capsys):
     module = ["--module", str(scratch / "own_cell.py")]
     run = str(scratch / "run")
-    cell = {"ActorCriticNetwork__core": "own_cell:SlowCell", "environment__options": {"corridor": 3}}
+    cell = {"ActorCriticNetwork__core": "own_cell:SlowCell", **CARTPOLE}
     assert train(scratch, *module, **cell) == 0
     for words in (["evaluate", run], ["train", "--resume", run], ["export", run, str(scratch / "policy")]):
         assert cli.main(words) == 2
@@ -97,10 +98,9 @@ def test_own_cell_trains_resumes_plays_and_is_exported(scratch, capsys):
 
 def test_own_stack_learns_by_ppo_and_is_evaluated(scratch):
     module = ["--module", str(scratch / "own_cores.py")]
-    bindings = {"environment__name": "TMaze-v0", "environment__options": {"corridor": 3}}
     ppo = {"PPOConfig__chunk": 5, "PPOConfig__num_minibatches": 2, "ActorCriticNetwork__recurrent_parameters": None}
     core = {"ActorCriticNetwork__core": "own_cores:stack", "ActorCriticNetwork__core_options": {"second": 3}}
-    assert train(scratch, *module, preset="ppo_rtu_popgym", **bindings, **ppo, **core) == 0
+    assert train(scratch, *module, preset="ppo_rtu_popgym", **CARTPOLE, **ppo, **core) == 0
     assert cli.main(["evaluate", str(scratch / "run"), "--episodes", "2", *module]) == 0
 
 
@@ -108,7 +108,7 @@ def test_own_encoder_below_cells_of_keras(scratch):
     modules = [word for name in ("encoders", "own_cores") for word in ("--module", str(scratch / f"{name}.py"))]
     core = {"ActorCriticNetwork__core": "own_cores:keras_cells", "ActorCriticNetwork__gradient": "tbptt"}
     encoder = {"ActorCriticNetwork__encoder": "encoders:encoder", "ActorCriticNetwork__encoder_units": (5, 4)}
-    assert train(scratch, *modules, environment__options={"corridor": 3}, **core, **encoder) == 0
+    assert train(scratch, *modules, **CARTPOLE, **core, **encoder) == 0
 
 
 def test_own_environment_also_in_worker_processes(scratch):

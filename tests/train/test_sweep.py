@@ -16,8 +16,7 @@ from keras_rtrl.train import cli, metrics, report
 from keras_rtrl.train.study import Study
 
 PRESET = """
-environment.name = "TMaze-v0"
-environment.num_envs = 4
+environment.name = "CartPole-v1"
 ActorCriticNetwork.encoder_units = ()
 ActorCriticNetwork.units = 8
 train.frames = 400
@@ -25,9 +24,9 @@ train.rollout_length = 5
 train.optimizer = @Adam
 train.learning_rate = 1e-3
 train.log_updates = 5
-train.return_window = 20
+train.return_window = 5
 train.checkpoint_minutes = 0.002
-sweep.tasks = {"corridor 3": ["environment.options = {'corridor': 3}"]}
+sweep.tasks = {"poles 4": ["environment.num_envs = 4"]}
 sweep.conditions = {
     "eLSTM, RTRL": ["ActorCriticNetwork.gradient = 'rtrl'"],
     "eLSTM, instant": ["ActorCriticNetwork.gradient = 'instant'"],
@@ -57,15 +56,15 @@ def test_sweep_leaves_one_table_of_all_runs_their_settings_and_a_report(swept):
     out = swept / "out"
     assert {path.name for path in out.iterdir()} == {".runs", *FILES}
     runs = Study(out).read()
-    assert list(runs) == [("corridor-3", f"elstm-{kind}", seed) for kind in ("instant", "rtrl") for seed in (1, 2)]
+    assert list(runs) == [("poles-4", f"elstm-{kind}", seed) for kind in ("instant", "rtrl") for seed in (1, 2)]
     for (_, _, seed), run in runs.items():
         assert (run.seed, run.total_frames) == (seed, 400)
-        # eLSTM: F, Z of 17 inputs and 8 + 8 of recurrence and bias each; output gate 17 + 8 inputs and bias
+        # eLSTM: F, Z of 7 inputs and 8 + 8 of recurrence and bias each, and the output gate
         assert run.recurrent_parameters > 100
         assert [int(row["updates"]) for row in run.rows] == [5, 10, 15, 20]
         assert list(run.rows[0])[: len(metrics.COLUMNS)] == list(metrics.COLUMNS)
     instant, rtrl = json.loads((out / "settings.json").read_text())
-    assert (rtrl["task"], rtrl["condition"], rtrl["seeds"]) == ("corridor-3", "elstm-rtrl", [1, 2])
+    assert (rtrl["task"], rtrl["condition"], rtrl["seeds"]) == ("poles-4", "elstm-rtrl", [1, 2])
     assert rtrl["preset"] == "tiny"
     differ = set(instant["settings"]) ^ set(rtrl["settings"])
     assert differ == {f"ActorCriticNetwork.gradient = '{kind}'" for kind in ("instant", "rtrl")}
@@ -73,7 +72,7 @@ def test_sweep_leaves_one_table_of_all_runs_their_settings_and_a_report(swept):
     assert not [path for path in (out / ".runs").rglob("*") if path.suffix != ".lock" and path.is_file()]
     table = (out / "table.md").read_text().splitlines()
     assert len(table) == 4
-    assert "| corridor 3 | eLSTM, RTRL | 2 | 400 |" in table[2]
+    assert "| poles 4 | eLSTM, RTRL | 2 | 400 |" in table[2]
     assert "±" in table[2]
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
 
@@ -83,7 +82,7 @@ def test_settings_repeat_a_run(swept, tmp_path):
     entry = json.loads((swept / "out" / "settings.json").read_text())[1]
     (tmp_path / "again.gin").write_text("\n".join(entry["settings"]))
     assert cli.main(["train", str(tmp_path / "again.gin"), "--seed", "2", "--out", str(tmp_path / "run")]) == 0
-    before = Study(swept / "out").read()["corridor-3", "elstm-rtrl", 2].rows
+    before = Study(swept / "out").read()["poles-4", "elstm-rtrl", 2].rows
     after = metrics.read(tmp_path / "run" / "metrics.csv")
     timed = {"seconds", "frames_per_second"}
     assert [{k: v for k, v in row.items() if k not in timed} for row in after] == [
@@ -103,7 +102,7 @@ def test_sweep_goes_on_with_more_seeds(swept, tmp_path):
     words = ["sweep", str(swept / "tiny.gin"), "--seeds", "3", "--conditions", "elstm-rtrl", "--out", str(out)]
     assert cli.main(words) == 0
     after = Study(out).read()
-    assert after.pop(("corridor-3", "elstm-rtrl", 3)).rows
+    assert after.pop(("poles-4", "elstm-rtrl", 3)).rows
     assert after == before
     assert [entry["seeds"] for entry in json.loads((out / "settings.json").read_text())] == [[1, 2], [1, 2, 3]]
     table = (out / "table.md").read_text()
@@ -121,7 +120,7 @@ def test_report_only_trains_nothing(swept, capsys):
     ("words", "names"),
     [
         (["--frames", "500"], "400 frames, this sweep is of 500"),
-        (["--tasks", "corridor-4"], "corridor-3"),
+        (["--tasks", "poles-5"], "poles-4"),
         (["--conditions", "elstm-rtrl,gru"], "'gru' is none of elstm-rtrl, elstm-instant"),
     ],
 )
@@ -169,9 +168,9 @@ def test_a_failing_run_stops_no_other(tmp_path, capfd):
     words = ["sweep", str(tmp_path / "tiny.gin"), "--seeds", "1", "--jobs", "2", "--out", str(tmp_path / "out")]
     assert cli.main(words) == 1
     text = capfd.readouterr().err
-    assert "corridor-3/bad/seed-1: failed with exit code 2" in text
+    assert "poles-4/bad/seed-1: failed with exit code 2" in text
     assert "units must be" in text
-    assert list(Study(tmp_path / "out").read()) == [("corridor-3", "good", 1)]
+    assert list(Study(tmp_path / "out").read()) == [("poles-4", "good", 1)]
     assert "| good | 1 |" in (tmp_path / "out" / "table.md").read_text()
 
 
@@ -197,41 +196,48 @@ def updates(csv):
     return [int(row["updates"]) for row in metrics.read(csv)]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_sweep_that_was_ended_goes_on(tmp_path, number):
+def test_a_sweep_that_was_ended_goes_on(tmp_path):
+    """By Ctrl-C, by a kill of all its processes, and by the end of its run's process."""
     write_preset(tmp_path)
-    scratch = tmp_path / "out" / ".runs" / "corridor-3" / "elstm-rtrl" / "seed-1"
-    frames = 200_000
+    scratch = tmp_path / "out" / ".runs" / "poles-4" / "elstm-rtrl" / "seed-1"
+    csv, frames = scratch / "metrics.csv", 400_000
     process = start(tmp_path, frames)
-    wait_for(lambda: len(updates(scratch / "metrics.csv")) > 20)
-    if number == signal.SIGKILL:  # of the whole machine, as it were
-        os.kill(child_of(process), number)
-    process.send_signal(number)
-    assert process.wait(60) == (-9 if number == signal.SIGKILL else 130)
+    wait_for(lambda: len(updates(csv)) > 20)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
     assert not (tmp_path / "out" / "runs.csv.gz").exists()
     reached = json.loads((scratch / "run.json").read_text())
-    if number == signal.SIGINT:
-        assert reached["status"] == "stopped"
-        assert reached["updates"] == updates(scratch / "metrics.csv")[-1]
-    before = (scratch / "metrics.csv").read_text().splitlines()
+    assert reached["status"] == "stopped"
+    assert 0 <= reached["updates"] - updates(csv)[-1] < 5  # a signal ends it after any update, a row is of 5
+    before = csv.read_text().splitlines()
+
     begun = (scratch / "config.gin").stat().st_ino
-    second = start(tmp_path, frames)
+    process = start(tmp_path, frames)
+    wait_for(
+        lambda: (scratch / "config.gin").stat().st_ino != begun and max(updates(csv), default=0) > reached["updates"]
+    )
+    os.kill(child_of(process), signal.SIGKILL)  # of the whole machine, as it were
+    process.kill()
+    assert process.wait(60) == -9
+
+    begun = (scratch / "config.gin").stat().st_ino
+    process = start(tmp_path, frames)
     wait_for(lambda: (scratch / "config.gin").stat().st_ino != begun)  # the run goes on
-    os.kill(child_of(second), signal.SIGTERM)  # seen enough
-    assert second.wait(60) == 1
-    after = (scratch / "metrics.csv").read_text().splitlines()
-    assert after[:10] == before[:10]  # with their times: it did not begin anew
-    seen = updates(scratch / "metrics.csv")
+    os.kill(child_of(process), signal.SIGTERM)  # seen enough
+    assert process.wait(60) == 1
+    after = csv.read_text().splitlines()
+    assert after[: len(before)] == before  # with their times: it did not begin again
+    seen = updates(csv)
     assert seen == list(range(5, seen[-1] + 1, 5))
 
 
 def test_two_sweeps_of_one_folder_share_their_runs(tmp_path):
     write_preset(tmp_path)
-    both = [start(tmp_path, 4000) for _ in range(2)]
+    both = [start(tmp_path, 400) for _ in range(2)]
     assert [process.wait(300) for process in both] == [0, 0]
     runs = Study(tmp_path / "out").read()
-    assert list(runs) == [("corridor-3", "elstm-rtrl", 1)]
-    assert [int(row["updates"]) for row in runs["corridor-3", "elstm-rtrl", 1].rows] == list(range(5, 201, 5))
+    assert list(runs) == [("poles-4", "elstm-rtrl", 1)]
+    assert [int(row["updates"]) for row in runs["poles-4", "elstm-rtrl", 1].rows] == [5, 10, 15, 20]
     assert not list((tmp_path / "out" / ".runs").rglob("checkpoint"))
 
 
