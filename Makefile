@@ -10,15 +10,16 @@ NATIVE := keras_rtrl/_native/libkeras_rtrl.so
 NATIVE_SOURCES := $(shell find custom_ops -name test -prune -o -type f -print)
 # The GPUs of this machine, or three architectures if it has none: all would take longer than the rest of the build. Wheels get all.
 GPUS = $(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader 2>/dev/null | tr -d . | awk '/^[0-9]+$$/ && $$1 >= 75' | sort -u)
-ARCHITECTURES = $(if $(GPUS),$(subst $() ,;,$(addsuffix -real,$(GPUS))),80-real;90-real;120)
-PYTEST := $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --durations=20 --durations-min=5 $(if $(IMPLEMENTATION),--implementation $(IMPLEMENTATION)) \
+ARCHITECTURES ?= $(if $(GPUS),$(subst $() ,;,$(addsuffix -real,$(GPUS))),80-real;90-real;120)
+PYTEST = $(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal --durations=20 --durations-min=5 $(if $(IMPLEMENTATION),--implementation $(IMPLEMENTATION)) \
 	$(if $(FULL),--full) $(TESTS)
-SPREAD := tests/agents/test_replicas.py tests/distributed tests/train/test_strategy.py
+SPREAD := tests/agents/test_replicas.py tests/distributed tests/train/test_strategy.py tests/train/test_sweep.py
 TRAIN_OPTIONS = $(if $(GAME),--game "$(GAME)") $(if $(FRAMES),--frames "$(FRAMES)") $(if $(SEED),--seed "$(SEED)") \
 	$(if $(OUT),--out "$(OUT)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train bench docs dist test test-all test-pythons test-keras3 test-tf-keras test-spread test-slow test-kernels mutants cuda lint bazel clean
+.PHONY: help setup train bench docs dist test test-all test-pythons test-keras3 test-tf-keras test-spread test-plain test-slow test-kernels test-kernels-plain \
+	test-kernels-sanitized mutants cuda lint bazel clean
 
 help:  ## show this list
 	@echo "Targets:"
@@ -81,17 +82,28 @@ test-tf-keras: $(STAMP) $(NATIVE)
 # Their fixtures are expensive, so all tests of a file run in one process.
 test-spread: $(STAMP) $(NATIVE)
 	@echo "== tf-keras: several devices, processes, actors"
-	@TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile $(SPREAD)
+	@TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile --durations=20 --durations-min=5 $(if $(FULL),--full) $(SPREAD)
 
-test-all:  ## the same, with the conformance tests of each layer on both Kerases, with and without the native op
+# Only where the op and its twin differ: under XLA the twin runs anyway, and tests/conformance/layers alternates by itself.
+test-plain: IMPLEMENTATION = tf
+test-plain: TESTS = tests/cells tests/conformance/test_proofs.py tests/engine tests/layers -k 'not xla'
+test-plain: $(STAMP) $(NATIVE)
+	@echo "== Keras 3: cells, engine and layers, native op off"
+	@TF_USE_LEGACY_KERAS=0 $(PYTEST)
+
+test-all:  ## the same with --full: every case of every test
 	@$(MAKE) --no-print-directory test FULL=1
 
-test-slow: $(STAMP) $(NATIVE)  ## run the learning tests (minutes)
+test-slow: $(STAMP) $(NATIVE)  ## run the learning tests, and what repeats fast tests many times (minutes)
 	TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest -m slow
 
-test-kernels: $(NATIVE)  ## run the kernels' C++ test, then again with ASan and UBSan
+test-kernels: test-kernels-plain test-kernels-sanitized  ## run the kernels' C++ test, then again with ASan and UBSan
+
+test-kernels-plain: $(NATIVE)
 	cmake --build build/native --target kernels_test --parallel $(JOBS)
 	ctest --test-dir build/native --output-on-failure
+
+test-kernels-sanitized:
 	cmake -S custom_ops -B build/sanitized -D KERAS_RTRL_CUDA=OFF -D KERAS_RTRL_SANITIZE=ON
 	cmake --build build/sanitized --parallel $(JOBS)
 	ctest --test-dir build/sanitized --output-on-failure
