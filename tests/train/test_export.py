@@ -112,7 +112,7 @@ def test_policies_know_the_scale_of_their_rewards(tmaze_run, tmp_path):
     assert cli.main(["train", "tmaze_r2ac", *words]) == 0
     assert cli.main(["export", str(run), str(exported)]) == 0
     left, anew, unscaled = (tf.saved_model.load(str(p)) for p in (run / "policy", exported, tmaze_run / "policy"))
-    assert 0 < left.reward_scale < 1
+    assert left.reward_scale > 1  # of returns of 20 rewards or so
     assert anew.reward_scale == left.reward_scale
     assert unscaled.reward_scale == 1
 
