@@ -257,7 +257,7 @@ class ActorCriticNetwork(network.Network):
 
     def call(
         self,
-        observation: dict[str, types.NestedTensor],
+        observation: dict[str, tf.Tensor | dict[str, tf.Tensor]],
         step_type: tf.Tensor | None = None,
         network_state: tuple[Carry, ...] | None = (),
         training: bool = False,
