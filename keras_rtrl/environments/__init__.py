@@ -11,7 +11,7 @@ require_legacy_keras()
 
 import gymnasium  # noqa: E402
 
-from keras_rtrl.environments import mujoco  # noqa: E402
+from keras_rtrl.environments import cartpole, mujoco  # noqa: E402
 from keras_rtrl.environments.history import with_history  # noqa: E402
 from keras_rtrl.environments.registry import make  # noqa: E402
 
@@ -26,4 +26,5 @@ _IN_GRAPH = {
 for _name, _entry_point in _IN_GRAPH.items():
     if _name not in gymnasium.registry:
         gymnasium.register(_name, entry_point=f"keras_rtrl.environments.{_entry_point}")
+cartpole.register()
 mujoco.register()

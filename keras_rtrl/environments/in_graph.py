@@ -5,6 +5,8 @@ A task's randomness is one row of 32-bit words for each (seed, stream, step): ro
 and under XLA) and the gymnasium form play the same.
 """
 
+import functools
+
 import gymnasium
 import numpy as np
 import tensorflow as tf
@@ -12,9 +14,10 @@ from tf_agents.environments import tf_environment
 from tf_agents.specs import tensor_spec
 from tf_agents.trajectories import time_step as ts
 
-from keras_rtrl._checks import fits_memory, shown, whole_number
+from keras_rtrl._checks import fits_memory, one_of, shown, whole_number
 from keras_rtrl.environments.vector import checked_action
 
+ENGINES = ("auto", "graph", "gymnasium")
 LONGEST = 2**31 - 4  # of a corridor or a wait: int32 counts its steps, and the two or three around it
 
 
@@ -28,15 +31,13 @@ class InGraphTask(tf_environment.TFEnvironment):
       num_envs: number of streams B.
       seed: a non-negative int below 2**63, or None for a new one.
       state: tuple of tensors [B, ...] with the dtypes and shapes of the task's state; their values are never used.
-      words: random words a stream gets at each step.
     """
 
-    def __init__(self, observation_spec, action_spec, num_envs, seed, state, words=1):
+    def __init__(self, observation_spec, action_spec, num_envs, seed, state):
         super().__init__(ts.time_step_spec(observation_spec), action_spec, num_envs)
         self._checked_spec = tensor_spec.to_array_spec(action_spec)
         self._array_action_spec = tensor_spec.to_array_spec(action_spec)
         self._seed = new_seed() if seed is None else whole_number("seed", seed, low=0)
-        self._words = words
         self._clock = tf.Variable(-1, dtype=tf.int64, trainable=False, name="clock")
         self._state = tuple(tf.Variable(part, trainable=False, name="state") for part in state)
         self._time_step = tf.nest.map_structure(
@@ -58,10 +59,11 @@ class InGraphTask(tf_environment.TFEnvironment):
           restart: bool [B], the streams that begin an episode; their action and old state mean nothing.
           action: int32 [B].
           state: tuple of tensors, as given to the constructor.
-          words: int32 [B, words], random.
+          words: function of a number n to this step's random words, int32 [B, n].
 
         Returns:
-          (state, observation, reward float32 [B], terminated bool [B]); the last two are 0 and False if `restart`.
+          (state, observation, reward float32 [B], terminated bool [B], truncated bool [B]); the last three are 0 and
+          False if `restart`.
         """
         raise NotImplementedError
 
@@ -82,11 +84,12 @@ class InGraphTask(tf_environment.TFEnvironment):
         return self._take(tf.equal(self._time_step.step_type, ts.StepType.LAST), tf.cast(action, tf.int32))
 
     def _take(self, restart, action):
-        words = draw(self._seed, self._clock.assign_add(1, read_value=True), self.batch_size, self._words)
+        words = functools.partial(draw, self._seed, self._clock.assign_add(1, read_value=True), self.batch_size)
         old = tuple(part.value() for part in self._state)
-        state, observation, reward, terminated = self._advance(restart, action, old, words)
+        state, observation, reward, terminated, truncated = self._advance(restart, action, old, words)
+        last = terminated | truncated
         time_step = ts.TimeStep(
-            step_type=tf.where(restart, ts.StepType.FIRST, tf.where(terminated, ts.StepType.LAST, ts.StepType.MID)),
+            step_type=tf.where(restart, ts.StepType.FIRST, tf.where(last, ts.StepType.LAST, ts.StepType.MID)),
             reward=reward,
             discount=tf.where(terminated, 0.0, 1.0),
             observation=observation,
@@ -147,6 +150,11 @@ def draw(seed, step, num_streams, words=1):
 
 
 _compiled_draw = tf.function(draw, autograph=False)
+
+
+def engine_of(engine):
+    """`engine`, what a task that has both forms runs in. Raises ValueError if it is none of `ENGINES`."""
+    return one_of("engine", engine, ENGINES)
 
 
 def new_seed():

@@ -13,11 +13,13 @@ from tf_agents.environments import py_environment, tf_environment
 from keras_rtrl._checks import fits_memory, shown, whole_number
 
 # The first family whose prefix fits builds the environment; all else is gymnasium's. A family is a module of this
-# package with make(name, num_envs, seed, *, its options). With it stands the package whose entry points are its own:
+# package with make(name, num_envs, seed, *, its options), and in_graph(name, engine) if it has tasks that run inside
+# TensorFlow's graph. With it stands the package whose entry points are its own:
 # an id that begins alike and that gymnasium knows with another entry point is somebody else's.
 _FAMILIES = (
     ("ALE/", "atari", "ale_py"),
     ("dmlab:", "dmlab", None),
+    ("CartPole-P-v", "cartpole", "gymnasium"),
     ("TMaze-v", "tmaze", "keras_rtrl"),
     ("MemoryChain-v", "memory_chain", "keras_rtrl"),
     ("TraceConditioning-v", "conditioning", "keras_rtrl"),
@@ -27,7 +29,6 @@ _FAMILIES = (
     ("Vizdoom", "vizdoom", "vizdoom"),
     ("MiniGrid-", "minigrid", "minigrid"),
 )
-_IN_GRAPH = ("tmaze", "memory_chain", "conditioning")
 _STREAM_BYTES = 50  # at least, of a stream; a family whose streams take more says so by STREAM_BYTES
 _WORKER_BYTES = 10 * 2**20
 
@@ -43,12 +44,12 @@ def make(
 
     Args:
       name: "ALE/<Game>-v5" for any game of ale-py; an in-graph task, "TMaze-v0", "MemoryChain-v0",
-        "TraceConditioning-v0" or "TracePatterning-v0"; any of POPGym's 42, such as "popgym-RepeatFirstEasy-v0"; masked
-        MuJoCo, "Ant-P-v5", "Ant-V-v5" (also HalfCheetah, Hopper, Walker2d) or "Reacher-PO-v5"; a level of DMLab-30,
-        such as "dmlab:rooms_watermaze"; any of ProcGen's 16 games, such as "procgen:chaser"; a task of ViZDoom, such
-        as "VizdoomMyWayHome-v1", or of MiniGrid, such as "MiniGrid-MemoryS13Random-v0"; or any other id registered with
-        gymnasium whose actions are Box, Discrete or MultiDiscrete, also "module:Id-v0", for which the module is
-        imported first.
+        "TraceConditioning-v0", "TracePatterning-v0" or "CartPole-P-v1", which hides the velocities; any of POPGym's 42,
+        such as "popgym-RepeatFirstEasy-v0"; masked MuJoCo, "Ant-P-v5", "Ant-V-v5" (also HalfCheetah, Hopper, Walker2d)
+        or "Reacher-PO-v5"; a level of DMLab-30, such as "dmlab:rooms_watermaze"; any of ProcGen's 16 games, such as
+        "procgen:chaser"; a task of ViZDoom, such as "VizdoomMyWayHome-v1", or of MiniGrid, such as
+        "MiniGrid-MemoryS13Random-v0"; or any other id registered with gymnasium whose actions are Box, Discrete or
+        MultiDiscrete, also "module:Id-v0", for which the module is imported first.
       num_envs: number of streams, at least 1.
       seed: a non-negative int from which each stream's own seed is drawn, or None for seeds never used before.
       workers: number of processes to split a simulator's streams over (`WorkerVector`), 0 for none; the same seed plays
@@ -56,9 +57,10 @@ def make(
         one process for each stream for DMLab, else no workers. Workers import the main program, so it must do its work
         under `if __name__ == "__main__":`.
       **options: options of the family. Atari: `training=True`, `max_frames=108_000`, `sticky_actions=False`. T-maze:
-        `corridor=40`. Memory chain: `length=32`. DMLab: `height=72`, `width=96`, `frames_per_step=4`,
-        `level_cache=None`, `renderer="software"`, `dataset_path=None`. ProcGen: `distribution="hard"`,
-        `num_levels=500`, `start_level=0`. gymnasium: those of `gymnasium.make`.
+        `corridor=40`. Memory chain: `length=32`. POPGym and CartPole-P: `engine="auto"`, which is "graph" (a twin
+        inside TensorFlow's graph) if there is one, else "gymnasium". DMLab: `height=72`, `width=96`,
+        `frames_per_step=4`, `level_cache=None`, `renderer="software"`, `dataset_path=None`. ProcGen:
+        `distribution="hard"`, `num_levels=500`, `start_level=0`. gymnasium: those of `gymnasium.make`.
 
     Returns:
       A PyEnvironment for simulators (wrap it in TFPyEnvironment for stock drivers), a TFEnvironment for in-graph tasks.
@@ -75,13 +77,13 @@ def make(
     num_envs = whole_number("num_envs", num_envs)
     seed = None if seed is None else whole_number("seed", seed, low=0)
     workers = None if workers is None else whole_number("workers", workers, low=0, high=num_envs)
-    if workers and in_graph(name):
-        raise ValueError(f"workers must be None or 0 for {name}, which runs inside TensorFlow's graph, got {workers}.")
     module = importlib.import_module(f"keras_rtrl.environments.{family(name)}")
     fits_memory(f"num_envs={num_envs}", num_envs * getattr(module, "STREAM_BYTES", _STREAM_BYTES))
     fits_memory(f"workers={workers}", (workers or 0) * _WORKER_BYTES)
     build = module.make
     _check_options(name, build, options)
+    if workers and in_graph(name, options.get("engine", "auto")):
+        raise ValueError(f"workers must be None or 0 for {described_in_graph(name)}, got {workers}.")
     if workers is None and hasattr(module, "default_workers"):
         workers = module.default_workers(num_envs)
     if not workers:
@@ -112,9 +114,17 @@ def family(name):
     return "gymnasium_vector"
 
 
-def in_graph(name):
-    """Whether the environment `name` runs inside TensorFlow's graph: a TFEnvironment."""
-    return family(name) in _IN_GRAPH
+def in_graph(name, engine="auto"):
+    """Whether `make` with this option makes the environment inside TensorFlow's graph: a TFEnvironment."""
+    module = importlib.import_module(f"keras_rtrl.environments.{family(name)}")
+    return hasattr(module, "in_graph") and module.in_graph(name, engine)
+
+
+def described_in_graph(name):
+    """For messages: an environment's name, that it runs in the graph, and how it would not."""
+    module = importlib.import_module(f"keras_rtrl.environments.{family(name)}")
+    unless = " unless engine is 'gymnasium'" if "engine" in inspect.signature(module.make).parameters else ""
+    return f"{name}, which runs inside TensorFlow's graph{unless}"
 
 
 def _package(spec):

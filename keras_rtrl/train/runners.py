@@ -10,6 +10,7 @@ from keras_rtrl import distributed
 from keras_rtrl._errors import UsageError
 from keras_rtrl.agents.base import RolloutAgent
 from keras_rtrl.drivers import RolloutDriver
+from keras_rtrl.environments import registry
 from keras_rtrl.environments.halves import joined
 from keras_rtrl.train import actors, config
 from keras_rtrl.train.metrics import ERRORS
@@ -58,8 +59,8 @@ def make_actors(env, agent, rollout_length, options, seed, same_actions):
     """
     if isinstance(env, tf_environment.TFEnvironment):
         raise UsageError(
-            f"actors.num_actors must be 0 for {config.text('environment.name', '')}, which runs inside TensorFlow's "
-            f"graph with the learner, got {options.num_actors}"
+            f"actors.num_actors must be 0 for {registry.described_in_graph(config.text('environment.name', ''))}, got "
+            f"{options.num_actors}"
         )
     if not isinstance(agent, RolloutAgent):
         raise UsageError(f"actors.num_actors must be 0 for a {type(agent).__name__}, which learns at every step")

@@ -88,12 +88,16 @@ def _streams(scope):
 
 def _environment(game_seed, options, streams, strategy, actors):
     """The environment of this process; one stream, which tells the specs, if actors play."""
-    in_graph = registry.in_graph(config.text("environment.name", ""))
+    given = config.value("environment.options", None)
+    engine = given.get("engine", "auto") if isinstance(given, dict) else "auto"
+    with building.named("environment"):
+        in_graph = registry.in_graph(config.text("environment.name", ""), engine)
     # a resumed task in the graph goes on from its checkpoint, a simulator begins other games
     seed = options.seed if in_graph or actors else game_seed
     env = building.environment(seed, streams=1 if actors else streams.worker if strategy else None)
     if strategy and not isinstance(env, py_environment.PyEnvironment):
-        raise UsageError(f"train.strategy must be None for a task inside TensorFlow's graph, got {options.strategy!r}")
+        what = registry.described_in_graph(config.text("environment.name", ""))
+        raise UsageError(f"train.strategy must be None for {what}, got {options.strategy!r}")
     return env
 
 

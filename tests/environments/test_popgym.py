@@ -27,7 +27,7 @@ def test_there_are_42():
 @pytest.mark.parametrize("name", NAMES)
 def test_every_task_is_popgyms_own(name):
     """Every stream equals a plain environment with the stream's seed; ends are as popgym reports them."""
-    env = environments.make(name, num_envs=2, seed=3)
+    env = environments.make(name, num_envs=2, seed=3, engine="gymnasium")
     actions = random_actions(env.action_spec(), 120, 2)
     time_steps = [env.reset()] + [env.step(action) for action in actions]
     space = gymnasium.make(name, disable_env_checker=True).observation_space
@@ -54,7 +54,8 @@ def test_every_task_is_popgyms_own(name):
 
 
 def test_choices_are_one_hot():
-    observation = environments.make("popgym-AutoencodeEasy-v0", num_envs=3, seed=0).reset().observation
+    env = environments.make("popgym-AutoencodeEasy-v0", num_envs=3, seed=0, engine="gymnasium")
+    observation = env.reset().observation
     assert observation.shape == (3, 6)
     assert (observation[:, :2].sum(1) == 1).all()
     assert (observation[:, 2:].sum(1) == 1).all()
@@ -62,7 +63,7 @@ def test_choices_are_one_hot():
 
 def test_streams_and_seeds():
     def played(seed):
-        env = environments.make("popgym-RepeatPreviousEasy-v0", num_envs=4, seed=seed)
+        env = environments.make("popgym-RepeatPreviousEasy-v0", num_envs=4, seed=seed, engine="gymnasium")
         return np.stack([env.reset().observation] + [env.step(np.zeros(4, int)).observation for _ in range(40)], axis=1)
 
     np.testing.assert_array_equal(played(0), played(0))
@@ -73,17 +74,19 @@ def test_streams_and_seeds():
 @pytest.mark.parametrize(("name", "num_envs"), [("RepeatFirst", 2), ("PositionOnlyPendulum", 2), ("Battleship", 1)])
 def test_validates(name, num_envs):
     """One Battleship: TF-Agents' random policy cannot draw a batch of vectors of choices."""
-    utils.validate_py_environment(environments.make(f"popgym-{name}Easy-v0", num_envs=num_envs, seed=0), episodes=2)
+    utils.validate_py_environment(
+        environments.make(f"popgym-{name}Easy-v0", num_envs=num_envs, seed=0, engine="gymnasium"), episodes=2
+    )
 
 
 def test_unknown_names():
     with pytest.raises(ValueError, match="did you mean popgym-RepeatFirstEasy-v0"):
         environments.make("popgym-RepeatFirstEasy-v1")
-    with pytest.raises(ValueError, match="has no option 'num_decks'; it has none"):
+    with pytest.raises(ValueError, match="has no option 'num_decks'; its options are engine"):
         environments.make("popgym-RepeatFirstEasy-v0", num_decks=2)
 
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "popgym.envs", None)
     with pytest.raises(ImportError, match=r'needs popgym: pip install "keras_rtrl\[popgym\]"'):
-        environments.make("popgym-RepeatFirstEasy-v0")
+        environments.make("popgym-RepeatFirstEasy-v0", engine="gymnasium")

@@ -101,7 +101,7 @@ def test_a_package_that_does_not_import_is_not_called_missing(monkeypatch, tmp_p
         for module in [known for known in sys.modules if known.partition(".")[0] == package]:
             monkeypatch.delitem(sys.modules, module)
     monkeypatch.syspath_prepend(tmp_path)
-    for name in ("ALE/Pong-v5", "procgen:chaser", "popgym-AutoencodeEasy-v0"):
+    for name in ("ALE/Pong-v5", "procgen:chaser", "popgym-BattleshipEasy-v0"):
         with pytest.raises(
             ImportError, match=r"which is there and cannot be imported: No module named 'no_such_module'"
         ):

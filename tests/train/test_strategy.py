@@ -160,7 +160,7 @@ def test_a_tf_config_that_cannot_work(tmp_path, capsys, monkeypatch):
         (["--gin", "train.strategy = 'multi_worker_mirrored'"], "TF_CONFIG"),
         (
             ["--gin", "environment.name = 'TMaze-v0'", "--gin", "train.strategy = 'mirrored'"],
-            "train.strategy must be None for a task inside TensorFlow's graph, got 'mirrored'",
+            "train.strategy must be None for TMaze-v0, which runs inside TensorFlow's graph, got 'mirrored'",
         ),
     ],
 )

@@ -120,6 +120,7 @@ KINDS = {
     "environment.name": choice,
     "environment.workers": optional(lambda value: False if isinstance(value, bool) else value == 0),
     "environment.options": optional(mapping),
+    "environment.options.engine": choice,
     "agent.name": choice,
     "sweep.tasks": lambda value: None if value == () else False,
     "sweep.conditions": choice,
@@ -253,11 +254,11 @@ def options():
         module = importlib.import_module(f"keras_rtrl.environments.{family}")
         parameters = inspect.signature(module.make).parameters.values()
         name = {"tmaze": "TMaze-v0", "memory_chain": "MemoryChain-v0", "atari": "ALE/Breakout-v5"}.get(family)
-        name = {"procgen": "procgen:chaser"}.get(family, name)
+        name = {"procgen": "procgen:chaser", "cartpole": "CartPole-P-v1"}.get(family, name)
         for option in (p for p in parameters if p.kind is p.KEYWORD_ONLY) if name else ():
             kind = kind_of(f"environment.options.{option.name}", option.default)
             base = f'{TMAZE}environment.name = "{name}"\n'
-            yield from _of_dict("environment.options", base, option.name, kind, name[0] == "T" or name[0] == "M")
+            yield from _of_dict("environment.options", base, option.name, kind, name[0] in "TMC")
     for core, made in (("elstm", cells.ELSTMCell), ("rtu", cells.RTUCell), ("lru", cells.LRUCell)):
         for option in inspect.signature(made).parameters.values():
             if option.name not in ("units", "kwargs"):
