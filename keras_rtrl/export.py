@@ -321,7 +321,7 @@ class _Pass:
             stack.enter_context(chosen_by(self._choose))
             for inner in self._models:  # tf-keras insists on the number of steps of a functional model's keras.Input
                 inner.input_spec = None
-                stack.callback(delattr, inner, "_manual_input_spec")  # what the setter sets; without it inputs say
+                stack.callback(delattr, inner, "_manual_input_spec")  # the setter's; without it the inputs decide again
             result = run(tensors)
         for stand_in, layer in self._stand_ins:
             if stand_in.consumers():

@@ -221,7 +221,7 @@ class RolloutAgent(ActorCriticAgent):
         super().scatter_streams()
 
     def stream_values(self) -> types.NestedTensor:
-        """What is kept of each of this process' streams, tensors [streams, ...]: the carry, maybe returns under way."""
+        """Tensors [streams, ...] for this process' streams: the carry, and the returns so far if rewards are scaled."""
         return tuple(kept.local() for kept in self._kept())
 
     def assign_stream_values(self, values: types.NestedTensor) -> None:

@@ -161,7 +161,7 @@ class StreamVariables:
         return tf.nest.pack_sequence_as(self._structure, list(values))
 
     def values(self):
-        """The present rows of this replica: tensors."""
+        """The present rows of this replica, as tensors."""
         return self.packed(variable.value() for variable in self._own)
 
     def assign(self, values):

@@ -35,7 +35,6 @@ class InGraphTask(tf_environment.TFEnvironment):
 
     def __init__(self, observation_spec, action_spec, num_envs, seed, state):
         super().__init__(ts.time_step_spec(observation_spec), action_spec, num_envs)
-        self._checked_spec = tensor_spec.to_array_spec(action_spec)
         self._array_action_spec = tensor_spec.to_array_spec(action_spec)
         self._seed = new_seed() if seed is None else whole_number("seed", seed, low=0)
         self._clock = tf.Variable(-1, dtype=tf.int64, trainable=False, name="clock")

@@ -72,6 +72,7 @@ class ActorCriticNetwork(network.Network):
 
     encoder_parts = ("_encoder", "_normalizer")  # what `encode` is made of, as checkpoints name it
 
+    # Long by its arguments and its docstring.
     def __init__(
         self,
         input_tensor_spec: dict[str, types.NestedTensorSpec],

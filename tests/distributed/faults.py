@@ -48,7 +48,7 @@ def cpu(pid):
 
 
 def stat(pid):
-    """The words of /proc/PID/stat after the process' name; zeros where there is no such process."""
+    """The words of /proc/PID/stat after the process' name; zeros if there is no such process."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:
         return file.read().rpartition(")")[2].split()
     return ["0"] * 50
