@@ -1,10 +1,20 @@
-# Everything runs from a virtual environment in .venv; the targets make it and keep it up to date.
-PYTHON ?= python3.11
+# Everything runs from a virtual environment in .venv; the targets make it and keep it up to date. With another Python beside
+# it: make test VENV=.venv/3.11 PYTHON=python3.11
+VENV ?= .venv
+# The newest that runs, of those on the PATH and pyenv's.
+FOUND := $(foreach v,3.13 3.12 3.11,python$(v) $(wildcard $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions/$(v).*/bin/python))
+PYTHON ?= $(shell for p in $(FOUND); do $$p -c '' 2>/dev/null && echo $$p && break; done)
 JOBS ?= 2
 PRESET ?= atari_r2ac_cpu
 
-BIN := .venv/bin
-STAMP := .venv/.installed
+EXTRAS := atari,envpool,minigrid,mujoco,popgym,ray,vizdoom,dev
+# Their metadata asks for old versions of others: TF-Agents' of many, and gym3, which procgen2 needs, of the glfw that EnvPool needs.
+OLD := tf-agents==0.19.0 gym==0.26.2 "procgen2==0.10.7; python_version < '3.12'" "gym3==0.3.3; python_version < '3.12'"
+OLDEST := "numpy<2" "gymnasium<1.4"
+
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+STAMP := $(VENV)/.installed
 TOOLS := $(patsubst %,.venv/%/.installed,bench docs mutation tox)
 NATIVE := keras_rtrl/_native/libkeras_rtrl.so
 NATIVE_SOURCES := $(shell find custom_ops -name test -prune -o -type f -print)
@@ -18,7 +28,7 @@ TRAIN_OPTIONS = $(if $(GAME),--game "$(GAME)") $(if $(FRAMES),--frames "$(FRAMES
 	$(if $(OUT),--out "$(OUT)")
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train bench docs dist test test-all test-pythons test-keras3 test-tf-keras test-spread test-plain test-slow test-kernels test-kernels-plain \
+.PHONY: help setup oldest constraints train bench docs dist test test-all test-pythons test-keras3 test-tf-keras test-spread test-plain test-slow test-kernels test-kernels-plain \
 	test-kernels-sanitized mutants cuda lint bazel clean
 
 help:  ## show this list
@@ -29,19 +39,34 @@ help:  ## show this list
 	@echo "Ctrl-C ends a training run after a checkpoint."
 	@echo "Some tests: make test TESTS=tests/layers. With the native op switched off for every layer: make test IMPLEMENTATION=tf."
 
-setup: $(STAMP) $(NATIVE)  ## make .venv and install the package with everything it needs
+setup: $(STAMP) $(NATIVE)  ## make .venv with the newest Python that is there, and install the package with everything it needs
 
-$(STAMP): setup.cfg pyproject.toml
+$(STAMP): setup.cfg pyproject.toml constraints/3.11.txt constraints/3.12.txt constraints/3.13.txt
 	@test -x $(BIN)/python || { \
 		command -v "$(PYTHON)" >/dev/null || { \
-			echo "error: $(PYTHON) not found. Install Python 3.11, or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }; \
-		"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { \
-			echo "error: $(PYTHON) is not a working Python 3.11, which TF-Agents needs" >&2; exit 1; }; \
+			echo "error: found no Python 3.11, 3.12 or 3.13. Install one, or name it: make setup PYTHON=/path/to/python3" >&2; exit 1; }; \
+		"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+			echo "error: $(PYTHON) is not a working Python 3.11, 3.12 or 3.13" >&2; exit 1; }; \
 		"$(PYTHON)" -c 'import ensurepip' 2>/dev/null || { \
-			echo "error: $(PYTHON) cannot make virtual environments. Install Debian's package python3.11-venv" >&2; exit 1; }; \
-		"$(PYTHON)" -m venv .venv; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[atari,minigrid,mujoco,popgym,procgen,ray,vizdoom,dev]'
+			echo "error: $(PYTHON) cannot make virtual environments. Install Debian's package python3-venv" >&2; exit 1; }; \
+		"$(PYTHON)" -m venv $(VENV); }
+	$(INSTALL) --constraint constraints/$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])').txt --editable '.[$(EXTRAS)]'
+	@echo "note: installing TF-Agents (and ProcGen on Python 3.11) without the old versions that their metadata asks for"
+	$(INSTALL) --no-deps $(OLD)
 	@touch $@
+
+oldest:
+	@for p in $(FOUND); do $$p -c '' 2>/dev/null && oldest=$$p; done; echo $$oldest
+
+# The versions that all tests passed with. After this: make setup test, with each of these Pythons.
+constraints:  ## renew constraints/: the newest versions for each Python that is there (the oldest gets the oldest numpy and gymnasium)
+	@for p in $(FOUND); do \
+		v=$$($$p -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) && test ! -e build/constraints/$$v || continue; \
+		$$p -m venv build/constraints/$$v && \
+		build/constraints/$$v/bin/python -m pip install --quiet --disable-pip-version-check '.[$(EXTRAS)]' $$(test $$v != 3.11 || echo $(OLDEST)) && \
+		build/constraints/$$v/bin/python -m pip freeze --exclude keras_rtrl >constraints/$$v.txt || exit 1; \
+	done
+	@rm -rf build/constraints
 
 # Without CMake and a compiler nothing is built: layers then run on plain TensorFlow.
 $(NATIVE): $(STAMP) $(NATIVE_SOURCES)
@@ -61,7 +86,7 @@ train: $(STAMP) $(NATIVE)  ## train (an agent on Atari Breakout by default) and 
 bench: $(STAMP) $(NATIVE) .venv/bench/.installed  ## time the layers, and those of keras, torch and JAX; keep the machine quiet
 	@$(BIN)/python -m benchmarks.speed $(if $(SHAPE),--shape "$(SHAPE)") $(if $(OUT),--out "$(OUT)")
 
-# Separate from .venv, since they need newer packages than TF-Agents allows. setup.cfg says what to install.
+# Separate from .venv, which they would make larger. setup.cfg says what to install.
 $(TOOLS): .venv/%/.installed: $(STAMP)
 	$(BIN)/python -m venv .venv/$*
 	$(BIN)/python -c 'import importlib.metadata as m; print(*(line.split(";")[0] for line in m.requires("keras_rtrl") \
@@ -117,7 +142,7 @@ cuda:  ## compile the CUDA kernels for every architecture
 	cmake --build build/cuda --target cuda_kernels --parallel $(JOBS)
 
 # Finds pyenv's Pythons as well as those on the PATH.
-test-pythons: .venv/tox/.installed  ## test the layers, installed from the sdist, on Python 3.10 to 3.13 (PYTHONS=3.12,agents: some)
+test-pythons: .venv/tox/.installed  ## test what the sdist installs: layers on Python 3.10 to 3.13, agents on 3.11 to 3.13 (PYTHONS=3.12,agents-3.12: some)
 	TOX_DISCOVER="$(shell ls -d $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.1[0-3].*/bin/python 2>/dev/null | paste -sd,)" \
 		.venv/tox/bin/tox run $(if $(PYTHONS),-e $(PYTHONS))
 
@@ -139,7 +164,7 @@ bazel: $(STAMP)  ## build and test with Bazel, offline
 		echo "error: needs Debian's packages: apt install bazel-bootstrap bazel-platforms" \
 			"bazel-rules-java bazel-rules-proto" >&2; exit 1; }
 	bazel build //...
-	bazel test --test_env=KERAS_RTRL_PYTHON="$(CURDIR)/$(BIN)/python" //...
+	bazel test --keep_going --test_env=KERAS_RTRL_PYTHON="$(CURDIR)/$(BIN)/python" //...
 
 clean:  ## remove the virtual environment and all caches; run folders stay
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis build dist keras_rtrl/_native ./*.egg-info

@@ -63,7 +63,9 @@ def main(argv=None):
     _on_signals(own, (_end, _end))  # there is nothing to tidy up before everything is imported
     _open_closed()
     if importlib.util.find_spec("tf_agents") is None:
-        sys.exit('keras-rtrl: error: TF-Agents is not installed: pip install "keras_rtrl[agents]", on Python 3.11.')
+        # as keras_rtrl._tf_agents has it, which imports TensorFlow
+        command = 'pip install "keras_rtrl[agents]" && pip install --no-deps tf-agents==0.19.0 gym==0.26.2'
+        sys.exit(f"keras-rtrl: error: TF-Agents is not installed: {command}")
     os.environ["TF_USE_LEGACY_KERAS"] = "1"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with quiet():

@@ -2,6 +2,10 @@
 
 import importlib.util
 import os
+import sys
+
+# TF-Agents' metadata asks for older versions than the extra brings. Its code runs with these. It imports gym.
+INSTALL = 'pip install "keras_rtrl[agents]" && pip install --no-deps tf-agents==0.19.0 gym==0.26.2'
 
 
 def require_legacy_keras():
@@ -12,7 +16,7 @@ def require_legacy_keras():
         TensorFlow had already chosen Keras 3.
     """
     if importlib.util.find_spec("tf_agents") is None:
-        raise ImportError('TF-Agents is not installed: pip install "keras_rtrl[agents]", on Python 3.11.')
+        raise ImportError(f"TF-Agents is not installed: {INSTALL}")
     set_it = (
         "set the environment variable TF_USE_LEGACY_KERAS=1 before TensorFlow is imported: TF-Agents needs tf-keras"
     )
@@ -24,3 +28,5 @@ def require_legacy_keras():
     version = getattr(tf.keras, "__version__", "2")  # tf-keras has none under this name
     if not version.startswith("2"):
         raise ImportError(f"{set_it} (it was set too late: tf.keras is already Keras {version}).")
+    if "gym" not in sys.modules:
+        sys.modules.setdefault("gym_notices", None)  # else gym prints that nobody maintains it

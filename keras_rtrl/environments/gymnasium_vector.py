@@ -8,19 +8,23 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from tf_agents.trajectories.time_step import StepType, TimeStep
 
-from keras_rtrl._checks import fits_memory, shown, whole_number
-from keras_rtrl.environments import opengl, spaces
+from keras_rtrl._checks import fits_memory, one_of, shown, whole_number
+from keras_rtrl.environments import envpool_vector, mujoco, opengl, spaces
 from keras_rtrl.environments.registry import unknown_name
 from keras_rtrl.environments.vector import VectorEnvironment, stream_seeds
 
 STREAM_BYTES = 3 * 2**10  # at least
+ENGINES = ("auto", "envpool", "gymnasium")
 
 
-def make(name, num_envs, seed, **options):
+def make(name, num_envs, seed, *, engine="auto", **options):
     """The gymnasium environment `name`, stepped `num_envs` at a time; `options` go to `gymnasium.make`.
 
+    `engine` is "gymnasium", or "envpool" for MuJoCo's tasks without options. "auto" is EnvPool if it is installed.
+
     Raises:
-      ValueError: an unknown name, options that it does not take, or spaces that `GymnasiumVector` does not take.
+      ValueError: an unknown name, options that it does not take, an engine that does not have it, or spaces that
+        `GymnasiumVector` does not take.
       ImportError: a module or package that is missing or does not import.
     """
     module, colon, identifier = name.rpartition(":")
@@ -34,6 +38,16 @@ def make(name, num_envs, seed, **options):
         gymnasium.spec(name)
     except gymnasium.error.Error as error:
         raise unknown_name(name, gymnasium.registry) from error
+
+    one_of("engine", engine, ENGINES)
+    task, see = mujoco.in_envpool(name)
+    if engine == "envpool" and (task is None or options):
+        raise ValueError(
+            f"engine must be 'auto' or 'gymnasium' for {name}{' with options' if task else ''}: EnvPool "
+            f"{f'takes none of {shown(options)}' if task else 'steps the v5 tasks of MuJoCo alone'}."
+        )
+    if task and not options and (engine == "envpool" or (engine == "auto" and envpool_vector.is_there())):
+        return GymnasiumVector(envpool_vector.EnvPoolVector(task, num_envs, see=see), seed=seed)
 
     if options.get("max_episode_steps") is not None:
         options["max_episode_steps"] = whole_number("max_episode_steps", options["max_episode_steps"])

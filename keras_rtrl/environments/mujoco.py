@@ -13,25 +13,38 @@ from gymnasium.envs.registration import WrapperSpec, load_env_creator
 from gymnasium.utils import RecordConstructorArgs
 
 _TARGET_STEPS = 5
+_SIZES = {"Ant": (13, 14), "HalfCheetah": (8, 9), "Hopper": (5, 6), "Walker2d": (8, 9)}  # of the positions, velocities
+
+
+def _part(start, size):
+    return lambda observation, taken: observation[..., start : start + size]
+
+
+def _cosines_and_target(observation, taken):
+    seen = observation[..., :6].copy()
+    seen[..., 4:] *= np.expand_dims(np.asarray(taken) < _TARGET_STEPS, -1)
+    return seen
+
+
+# For each task with a mask: the task without it, what is seen of observations [..., N] that follow `taken` steps [...]
+# of their episodes, and the size of that.
+_MASKS = {"Reacher-PO-v5": ("Reacher", _cosines_and_target, 6)}
+for _task, (_positions, _velocities) in _SIZES.items():
+    _MASKS[f"{_task}-P-v5"] = (_task, _part(0, _positions), _positions)
+    _MASKS[f"{_task}-V-v5"] = (_task, _part(_positions, _velocities), _velocities)
 
 
 def register():
     """Registers the tasks with gymnasium, whether MuJoCo is installed or not."""
-    for task in ("Ant", "HalfCheetah", "Hopper", "Walker2d"):
-        _register(f"{task}-P-v5", task, "KeepPart", {"part": "qpos"})
-        _register(f"{task}-V-v5", task, "KeepPart", {"part": "qvel"})
-    _register("Reacher-PO-v5", "Reacher", "FadingTarget", {})
-
-
-def _register(name, task, wrapper, kwargs):
-    if name not in gymnasium.registry:
-        gymnasium.register(
-            name,
-            entry_point=f"{__name__}:make_simulator",
-            kwargs={"task": task},
-            max_episode_steps=gymnasium.spec(f"{task}-v5").max_episode_steps,
-            additional_wrappers=(WrapperSpec(wrapper, f"{__name__}:{wrapper}", kwargs),),
-        )
+    for name, (task, _, _) in _MASKS.items():
+        if name not in gymnasium.registry:
+            gymnasium.register(
+                name,
+                entry_point=f"{__name__}:make_simulator",
+                kwargs={"task": task},
+                max_episode_steps=gymnasium.spec(f"{task}-v5").max_episode_steps,
+                additional_wrappers=(WrapperSpec("Masked", f"{__name__}:Masked", {"name": name}),),
+            )
 
 
 def make_simulator(task, **options):
@@ -44,49 +57,39 @@ def make_simulator(task, **options):
     return create(**{**spec.kwargs, **options})
 
 
-class KeepPart(gymnasium.ObservationWrapper, RecordConstructorArgs):
-    """Observations that keep the positions and angles, or the velocities.
+def in_envpool(name):
+    """EnvPool's task for a gymnasium id, and what is seen of its observations; (None, None) if it has no such task."""
+    if name in _MASKS:
+        task, see, size = _MASKS[name]
+        return f"{task}-v5", (see, _unbounded(size))
+    entry_point = gymnasium.spec(name).entry_point
+    of_mujoco = isinstance(entry_point, str) and entry_point.startswith("gymnasium.envs.mujoco.")
+    return (name, None) if of_mujoco and name.endswith("-v5") else (None, None)
+
+
+class Masked(gymnasium.Wrapper, RecordConstructorArgs):
+    """What a task with a mask shows of the task without it.
 
     Args:
-      env: a locomotion task of gymnasium, v5, whose observation begins with the two.
-      part: "qpos" or "qvel".
+      env: the task without a mask.
+      name: that of the task with it, "Ant-P-v5".
     """
 
-    def __init__(self, env, part):
-        RecordConstructorArgs.__init__(self, part=part)
-        gymnasium.ObservationWrapper.__init__(self, env)
-        sizes = env.unwrapped.observation_structure
-        start = sizes["qpos"] if part == "qvel" else 0
-        self._kept = slice(start, start + sizes[part])
-        self.observation_space = _unbounded(sizes[part])
-
-    def observation(self, observation):
-        return observation[self._kept]
-
-
-class FadingTarget(gymnasium.Wrapper, RecordConstructorArgs):
-    """The Reacher's cosines, sines and target alone, the last zero after an episode's first 5 observations."""
-
-    def __init__(self, env):
-        RecordConstructorArgs.__init__(self)
+    def __init__(self, env, name):
+        RecordConstructorArgs.__init__(self, name=name)
         gymnasium.Wrapper.__init__(self, env)
-        self.observation_space = _unbounded(6)
+        _, self._see, size = _MASKS[name]
+        self.observation_space = _unbounded(size)
 
     def reset(self, *, seed=None, options=None):
         observation, info = self.env.reset(seed=seed, options=options)
-        self._observations = 0
-        return self._masked(observation), info
+        self._taken = 0
+        return self._see(observation, self._taken), info
 
     def step(self, action):
         observation, *rest = self.env.step(action)
-        return self._masked(observation), *rest
-
-    def _masked(self, observation):
-        self._observations += 1
-        observation = observation[:6].copy()
-        if self._observations > _TARGET_STEPS:
-            observation[4:] = 0.0
-        return observation
+        self._taken += 1
+        return self._see(observation, self._taken), *rest
 
 
 def _unbounded(size):

@@ -1,13 +1,15 @@
 """ProcGen (Cobbe et al., arXiv 1912.01588): its 16 games. Each level is drawn from its own seed."""
 
 import os
+import sys
 
-import cffi
 import numpy as np
 from tf_agents.specs import array_spec
 from tf_agents.trajectories.time_step import StepType, TimeStep
 
-from keras_rtrl._checks import shown, whole_number
+from keras_rtrl._checks import one_of, shown, whole_number
+from keras_rtrl.environments.envpool_vector import EnvPoolVector, is_there
+from keras_rtrl.environments.gymnasium_vector import GymnasiumVector
 from keras_rtrl.environments.registry import needing, unknown_name
 from keras_rtrl.environments.vector import VectorEnvironment, stream_seeds
 
@@ -40,19 +42,21 @@ _DISTRIBUTIONS = {
     "memory": {"caveflyer", "dodgeball", "heist", "jumper", "maze", "miner"},
 }
 _MOST_LEVELS = 2**31 - 1
+ENGINES = ("auto", "envpool", "procgen")
 _ACTIONS = 15
 _NO_OP = 4
 _RESET = -1  # ProcGen begins a new level
 
 
-def make(name, num_envs, seed, *, distribution="hard", num_levels=500, start_level=0):
-    """The game "procgen:<game>" as a `ProcgenEnvironment`.
+def make(name, num_envs, seed, *, engine="auto", distribution="hard", num_levels=500, start_level=0):
+    """The game "procgen:<game>".
+
+    `engine` is "procgen", the package procgen2, or "envpool", whose games are the same but have edges that are drawn a
+    little differently. "auto" is procgen2 if it is installed: it is faster, and draws what the benchmark draws.
 
     The levels trained on are `start_level` to `start_level + num_levels - 1`, as the benchmark has them. Held-out
     levels: `num_levels=0, start_level=500` are all those from 500 on.
     """
-    with needing(name, ["procgen"], 'procgen2: pip install "keras_rtrl[procgen]".'):
-        import procgen  # noqa: F401
     game = name.partition(":")[2]
     if game not in _TIME_LIMITS:
         raise unknown_name(name, [f"procgen:{known}" for known in _TIME_LIMITS])
@@ -65,9 +69,26 @@ def make(name, num_envs, seed, *, distribution="hard", num_levels=500, start_lev
         raise ValueError(f"start_level + num_levels must be at most {_MOST_LEVELS}, got {start_level} + {num_levels}.")
     # num_levels=0 would make ProcGen draw from all levels, for any start_level.
     num_levels = num_levels or _MOST_LEVELS - start_level
+    one_of("engine", engine, ENGINES)
+    if engine == "envpool" or (engine == "auto" and not is_there("procgen") and is_there("envpool")):
+        return _in_envpool(game, num_envs, seed, distribution, num_levels=num_levels, start_level=start_level)
+    how = "pip install 'keras_rtrl[procgen]'" if sys.version_info < (3, 12) else "its wheels are for Python 3.11"
+    with needing(name, ["procgen"], f"EnvPool (pip install 'keras_rtrl[envpool]') or procgen2 ({how})."):
+        import procgen  # noqa: F401
     return ProcgenEnvironment(
         game, num_envs, seed=seed, distribution=distribution, num_levels=num_levels, start_level=start_level
     )
+
+
+def _in_envpool(game, num_envs, seed, distribution, **levels):
+    task = f"{game.capitalize()}{distribution.capitalize()}-v0"
+    limit = _time_limit(game, distribution)
+    simulator = EnvPoolVector(task, num_envs, channel_first=False, max_episode_steps=limit, **levels)
+    return GymnasiumVector(simulator, seed=seed)
+
+
+def _time_limit(game, distribution):
+    return _JUMPER_MEMORY_TIME_LIMIT if (game, distribution) == ("jumper", "memory") else _TIME_LIMITS[game]
 
 
 class ProcgenEnvironment(VectorEnvironment):
@@ -121,10 +142,10 @@ class ProcgenEnvironment(VectorEnvironment):
             alone = simulator(1, stream_seed, 0)
             self._restore(stream, alone.get_state()[0])
             alone.close()
-        self._time_limit = (
-            _JUMPER_MEMORY_TIME_LIMIT if (game, distribution) == ("jumper", "memory") else _TIME_LIMITS[game]
-        )
+        self._time_limit = _time_limit(game, distribution)
         self._buffer = np.empty(MAX_STATE_SIZE, np.uint8)
+        import cffi  # procgen2 brings it
+
         self._address = cffi.FFI().from_buffer("char[]", self._buffer)
         self._begun = {}  # stream: (state, observation) of the level that its next step shows first
         self._played = False

@@ -127,7 +127,7 @@ def test_without_the_package(monkeypatch):
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "mujoco", None)
     with pytest.raises(ImportError, match=r'masked Ant needs MuJoCo: pip install "keras_rtrl\[mujoco\]"'):
-        environments.make("Ant-P-v5")
+        environments.make("Ant-P-v5", engine="gymnasium")
 
 
 def test_unknown_names():

@@ -1,17 +1,19 @@
 """Real games, held against one-stream simulators driven by hand with the same seeds and actions."""
 
+import importlib.util
 import os
 import signal
-import sys
 
 import numpy as np
 import pytest
-from procgen import ProcgenGym3Env
 from tf_agents.environments import utils
 
 from keras_rtrl import environments
+from keras_rtrl.environments import procgen
 from keras_rtrl.environments.vector import stream_seeds
 
+if importlib.util.find_spec("procgen") is None and importlib.util.find_spec("envpool") is None:
+    pytest.skip("neither procgen2 nor EnvPool is installed", allow_module_level=True)
 FIRST, MID, LAST = 0, 1, 2
 NO_OP = 4
 
@@ -26,12 +28,15 @@ def played(seed=3, streams=3, steps=60, game="starpilot", **options):
 @pytest.mark.parametrize("distribution", ["easy", "hard"])
 def test_no_frame_is_lost_or_mixed(distribution):
     """Over several ends a stream shows what a simulator of its own does, which plays without LAST and FIRST steps."""
+    procgen2 = pytest.importorskip("procgen", reason="its wheels are for Python 3.11")
     streams, steps = 4, 150
     env = environments.make("procgen:starpilot", num_envs=streams, seed=3, distribution=distribution)
     spec, actions = env.observation_spec(), env.action_spec()
     assert (spec.shape, spec.dtype, actions.minimum, actions.maximum) == ((64, 64, 3), np.uint8, 0, 14)
     alone = [
-        ProcgenGym3Env(1, "starpilot", rand_seed=seed, num_levels=500, start_level=0, distribution_mode=distribution)
+        procgen2.ProcgenGym3Env(
+            1, "starpilot", rand_seed=seed, num_levels=500, start_level=0, distribution_mode=distribution
+        )
         for seed in stream_seeds(3, streams).tolist()
     ]
     rng, games, ends = np.random.default_rng(0), [], []
@@ -148,9 +153,14 @@ def test_bad_actions(action):
     ("game", "option", "message"),
     [
         ("chasr", {}, "no environment is called 'procgen:chasr'; did you mean procgen:chaser"),
-        ("chaser", {"levels": 3}, "has no option 'levels'; its options are distribution, num_levels, start_level"),
+        (
+            "chaser",
+            {"levels": 3},
+            "has no option 'levels'; its options are engine, distribution, num_levels, start_level",
+        ),
         ("chaser", {"distribution": "memory"}, "distribution must be one of easy, hard, extreme for procgen:chaser"),
         ("chaser", {"distribution": 3}, "distribution must be one of easy, hard, extreme for procgen:chaser, got 3"),
+        ("chaser", {"engine": "gymnasium"}, "engine must be one of"),
         ("chaser", {"num_levels": -1}, "num_levels must be a whole number of at least 0 and at most 2147483646"),
         ("chaser", {"num_levels": 1.5}, "num_levels must be"),
         ("chaser", {"num_levels": True}, "num_levels must be"),
@@ -167,10 +177,43 @@ def test_bad_arguments(game, option, message):
         environments.make(f"procgen:{game}", **option)
 
 
-def test_without_the_package(monkeypatch):
-    monkeypatch.setitem(sys.modules, "procgen", None)
-    with pytest.raises(ImportError, match=r'needs procgen2: pip install "keras_rtrl\[procgen\]"'):
-        environments.make("procgen:chaser")
+@pytest.mark.skipif(importlib.util.find_spec("envpool") is None, reason="EnvPool is not installed")
+@pytest.mark.parametrize(
+    ("game", "distribution"), [("chaser", "easy"), ("chaser", "extreme"), ("coinrun", "hard"), ("jumper", "memory")]
+)
+def test_envpool_plays_the_same_game(game, distribution):
+    """One level, from one state. EnvPool draws edges a little differently, and shows the last frame of a game."""
+    procgen2 = pytest.importorskip("procgen", reason="its wheels are for Python 3.11")
+    levels = {"num_levels": 1, "start_level": 5}
+    env = environments.make(f"procgen:{game}", 1, seed=3, engine="envpool", distribution=distribution, **levels)
+    (seed,) = stream_seeds(3, 1).tolist()
+    alone = procgen2.ProcgenGym3Env(1, game, rand_seed=seed, distribution_mode=distribution, **levels)
+    time_step, rng = env.reset(), np.random.default_rng(0)
+    for _ in range(2001):
+        _, observation, _ = alone.observe()
+        assert np.abs(time_step.observation - observation["rgb"].astype(np.float32)).mean() < 10
+        action = rng.integers(0, 15, 1)
+        time_step = env.step(action)
+        alone.act(action.astype(np.int32))
+        reward, _, ended = alone.observe()
+        np.testing.assert_array_equal(time_step.reward, reward)
+        assert (time_step.step_type[0] == LAST) == ended[0]
+        if ended[0]:
+            break
+    assert ended[0]
+    ((_, length, _),) = env.finished_games()
+    limit = {"coinrun": 1000, "jumper": 2000}.get(game)
+    assert time_step.discount == (length == limit)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("envpool") is None, reason="EnvPool is not installed")
+@pytest.mark.parametrize("game", sorted(procgen._TIME_LIMITS))
+def test_envpool_has_every_game(game):
+    for distribution, games in procgen._DISTRIBUTIONS.items():
+        if game in games:
+            env = environments.make(f"procgen:{game}", 1, seed=0, engine="envpool", distribution=distribution)
+            assert env.reset().observation.std() > 0
+            env.close()
 
 
 def test_training_goes_on_after_a_kill(train_disturbed):

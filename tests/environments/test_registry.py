@@ -93,6 +93,13 @@ def test_a_long_name_is_not_echoed_whole(name):
     assert len(str(caught.value)) < 500
 
 
+def test_without_procgen(monkeypatch):
+    monkeypatch.setitem(sys.modules, "procgen", None)
+    monkeypatch.setitem(sys.modules, "envpool", None)
+    with pytest.raises(ImportError, match=r"needs EnvPool \(pip install 'keras_rtrl\[envpool\]'\) or procgen2 \("):
+        environments.make("procgen:chaser")
+
+
 def test_a_package_that_does_not_import_is_not_called_missing(monkeypatch, tmp_path):
     """In any family: the message gives the cause."""
     for package in ("ale_py", "procgen", "popgym"):
