@@ -5,7 +5,7 @@ VENV ?= .venv
 FOUND := $(foreach v,3.13 3.12 3.11,python$(v) $(wildcard $(or $(PYENV_ROOT),$(HOME)/.pyenv)/versions/$(v).*/bin/python))
 PYTHON ?= $(shell for p in $(FOUND); do $$p -c '' 2>/dev/null && echo $$p && break; done)
 JOBS ?= 2
-PRESET ?= atari_r2ac_cpu
+PRESET ?= atari_r2ac_quick
 
 EXTRAS := atari,envpool,minigrid,mujoco,popgym,ray,vizdoom,dev
 # Their metadata asks for old versions of others: TF-Agents' of many, and gym3, which procgen2 needs, of the glfw that EnvPool needs.
@@ -35,7 +35,7 @@ help:  ## show this list
 	@echo "Targets:"
 	@sed -n 's/^\([a-z0-9-]*\):[^#]*## \(.*\)/  make \1@\2/p' $(firstword $(MAKEFILE_LIST)) | \
 		while IFS=@ read -r target text; do printf '%-22s%s\n' "$$target" "$$text"; done
-	@echo "Training: make train GAME=Pong FRAMES=2000000; also PRESET=, SEED=, OUT=, RESUME=run folder."
+	@echo "Training: make train GAME=Pong FRAMES=2000000; also PRESET=, SEED=, OUT=, RESUME=run folder. In a minute: QUICK=1"
 	@echo "Ctrl-C ends a training run after a checkpoint."
 	@echo "Some tests: make test TESTS=tests/layers. With the native op switched off for every layer: make test IMPLEMENTATION=tf."
 
@@ -81,7 +81,7 @@ $(NATIVE): $(STAMP) $(NATIVE_SOURCES)
 
 # exec: Ctrl-C reaches the trainer alone, and make waits for its last checkpoint. pdeathsig: killing make ends it too.
 train: $(STAMP) $(NATIVE)  ## train (an agent on Atari Breakout by default) and leave a run folder
-	@exec setpriv --pdeathsig TERM $(BIN)/keras-rtrl train $(if $(RESUME),--resume "$(RESUME)",$(PRESET)) $(TRAIN_OPTIONS)
+	@exec setpriv --pdeathsig TERM $(BIN)/keras-rtrl train $(if $(RESUME),--resume "$(RESUME)",$(if $(QUICK),--quick,$(PRESET))) $(TRAIN_OPTIONS)
 
 bench: $(STAMP) $(NATIVE) .venv/bench/.installed  ## time the layers, and those of keras, torch and JAX; keep the machine quiet
 	@$(BIN)/python -m benchmarks.speed $(if $(SHAPE),--shape "$(SHAPE)") $(if $(OUT),--out "$(OUT)")

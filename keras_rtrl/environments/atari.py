@@ -1,5 +1,7 @@
 """Atari games on ale-py's vector environment, played by the protocol of Irie et al. (arXiv 2305.19044)."""
 
+import functools
+
 import numpy as np
 from tf_agents.specs import array_spec
 from tf_agents.trajectories.time_step import StepType, TimeStep
@@ -128,9 +130,9 @@ class AtariEnvironment(VectorEnvironment):
         from ale_py.vector_env import AtariVectorEnv
 
         # Lost lives are read off info["lives"]: without life_loss_info `terminated` means a game's end, nothing else.
-        self._env = AtariVectorEnv(
+        self._simulator = functools.partial(
+            AtariVectorEnv,
             rom,
-            num_envs,
             max_num_frames_per_episode=max_frames,
             repeat_action_probability=0.25 if sticky_actions else 0.0,
             full_action_space=False,
@@ -138,6 +140,8 @@ class AtariEnvironment(VectorEnvironment):
             episodic_life=False,
             life_loss_info=False,
         )
+        self._env = self._simulator(num_envs=num_envs)
+        self._shown = self._picture = None
         actions = list(self._env.ale.get_action_set())
         self._fire = actions.index(Action.FIRE if Action.FIRE in actions else Action.NOOP)
         self._training = training
@@ -148,8 +152,18 @@ class AtariEnvironment(VectorEnvironment):
             array_spec.BoundedArraySpec((), np.int64, 0, len(actions) - 1, name="action"),
         )
 
+    def watch(self):
+        """From the first reset on, which must come after, `picture` has the first stream's screen."""
+        self._shown = self._simulator(num_envs=1, img_height=210, img_width=160, grayscale=False, stack_num=1)
+
+    def picture(self):
+        """The first stream's screen as a person sees it, RGB uint8 [210, 160, 3]: that of a twin of its simulator."""
+        return self._picture
+
     def _reset(self):
         frames, info = self._env.reset(seed=self._seeds)
+        if self._shown is not None:
+            self._picture = self._shown.reset(seed=None if self._seeds is None else self._seeds[:1])[0][0, -1]
         self._seeds = None  # later resets continue the generators
         self._forget_games()
         self._lives = info["lives"]
@@ -165,6 +179,8 @@ class AtariEnvironment(VectorEnvironment):
         first = before.step_type == StepType.LAST
         action = np.where(first | self._life_lost, self._fire, self._checked(action))
         frames, reward, terminated, truncated, info = self._env.step(action)
+        if self._shown is not None:
+            self._picture = self._shown.step(action[:1])[0][0, -1]
         self._count(reward, ~self._game_over, terminated | truncated)
         self._game_over = terminated | truncated
         self._life_lost = (info["lives"] < self._lives) & (info["lives"] > 0) & ~self._game_over
@@ -189,6 +205,8 @@ class AtariEnvironment(VectorEnvironment):
 
     def close(self):
         self._env.close()
+        if self._shown is not None:
+            self._shown.close()
 
 
 def _channels_last(frames):

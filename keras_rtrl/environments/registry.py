@@ -147,11 +147,18 @@ def normalized_score(name, mean_return):
       A float; None without a mean return, and if the family has no scores for the environment (`SCORES`, a dict from
       names to (random, human)).
     """
-    scores = getattr(importlib.import_module(f"keras_rtrl.environments.{family(name)}"), "SCORES", {})
-    if name not in scores or mean_return is None:
-        return None
-    random, human = scores[name]
-    return (mean_return - random) / (human - random)
+    random, human = _scores(name)
+    return None if random is None or mean_return is None else (mean_return - random) / (human - random)
+
+
+def random_return(name):
+    """The mean return of random play, None if it is not known (`SCORES`)."""
+    return _scores(name)[0]
+
+
+def _scores(name):
+    module = importlib.import_module(f"keras_rtrl.environments.{family(name)}")
+    return getattr(module, "SCORES", {}).get(name, (None, None))
 
 
 def unknown_name(name, names):

@@ -15,7 +15,7 @@ require_legacy_keras()
 
 from keras_rtrl._errors import UsageError, one_line  # noqa: E402
 from keras_rtrl.train import config, modules  # noqa: E402
-from keras_rtrl.train.parser import make_parser  # noqa: E402
+from keras_rtrl.train.parser import QUICK, make_parser  # noqa: E402
 from keras_rtrl.train.run_folder import (  # noqa: E402
     RunFolder,
     check_writable,
@@ -97,6 +97,10 @@ _ALONE = ("actors.num_actors = 0", "actors.address = None")  # also if the run w
 def _train(args):
     if args.trust and args.resume is None:
         raise UsageError("--trust is about the settings of a run: it goes with --resume")
+    if args.quick:
+        if args.preset or args.resume:
+            raise UsageError(f"--quick trains {QUICK}: leave out {args.preset or '--resume'}")
+        args.preset = QUICK
     if args.preset is None and args.resume is None:
         raise UsageError(f"name a preset ({', '.join(config.presets())}) or a gin file, or --resume a run")
     run = _resumed(args) if args.resume is not None else None
@@ -141,7 +145,22 @@ def _train(args):
         print(f"go on with{', in every process' if _several() else ''}: keras-rtrl train --resume {run.path}")
         return 1
     _print_training(run, result)
+    if result.done and not result.signal and not args.no_film and not _several():
+        _film(run)
     return 128 + result.signal if result.signal else 0
+
+
+def _film(run):
+    """Films the trained policy, if the task has images; training has succeeded even if that fails."""
+    from keras_rtrl.train import evaluate
+
+    try:
+        game_return = evaluate.film(run, run.film)
+    except OSError as error:
+        _say(f"no film of the policy: {_reason(error)}")
+        return
+    if game_return is not None:
+        print(f"a game by the trained policy, return {game_return:g}: {run.film}")
 
 
 def _resumed(args):
@@ -173,6 +192,8 @@ def _several():
 
 def _print_training(run, result):
     mean = "none finished" if result.mean_return is None else f"mean return {result.mean_return:.2f}"
+    if result.random_return is not None:
+        mean += f", random play {result.random_return:.2f}"
     scores = [f"{name} {value:.4g}" for name, value in result.errors.items() if value is not None]
     scores = ", ".join(scores or [f"{result.games} games ({mean})"]) + _normalized(result.human_normalized)
     print(f"{result.frames} frames, {result.updates} updates, {scores}, {result.seconds:.0f} s")

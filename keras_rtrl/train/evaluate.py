@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import zlib
 
 import numpy as np
 import tensorflow as tf
@@ -18,6 +19,7 @@ from keras_rtrl.train.export import PolicyModule
 from keras_rtrl.train.run_folder import replacing
 
 _VIDEO_FORMATS = (".mp4", ".avi")
+_FILM_STEPS = 1500  # of a film that ends a training: 100 seconds
 
 
 def load_network(run, env, reward_scaler=None):
@@ -90,6 +92,25 @@ def evaluate(run, episodes=30, seed=1, video=None, repeats=1, max_steps=100_000)
         "cut_off": [cut for _, _, cut in played],
     }
     return result, film
+
+
+def film(run, path):
+    """Films the beginning of one game, played greedily, and returns its return; None if there are no images to film.
+
+    Args:
+      run: RunFolder; its configuration must be loaded.
+      path: of the film, an .mp4.
+
+    Raises:
+      OSError: the film could not be written.
+    """
+    with _environment(1, 1) as env:
+        if not shows_images(env) or hasattr(env, "ideal_prediction"):
+            return None
+    with _Progress(1) as bar:
+        ((game_return, _, _),), _, video = _played_here(run, [1], [1], _FILM_STEPS, path, bar)
+    video.write()
+    return game_return
 
 
 class _Progress(tqdm):
@@ -185,14 +206,14 @@ def _wanted(played, quota):
 
 
 class Video:
-    """Writes what the first stream sees, the newest image of its stack, four times enlarged."""
+    """Writes what the first stream shows: its screen in colour if it has one (Atari), else the newest image it sees."""
 
     def __init__(self, path, env):
         suffix = os.path.splitext(path)[1].lower()
-        spec = games.seen(env.time_step_spec().observation)
         if suffix not in _VIDEO_FORMATS:
             raise UsageError(f"{path}: a video ends in {', '.join(_VIDEO_FORMATS)}")
-        if isinstance(spec, dict) or tf.as_dtype(spec.dtype) != tf.uint8 or len(spec.shape) != 3:
+        if not shows_images(env):
+            spec = games.seen(env.time_step_spec().observation)
             raise UsageError(f"--video {path}: this task's observations are no images, {shown(spec)}")
         existed = os.path.lexists(path)
         try:
@@ -202,22 +223,41 @@ class Video:
                 os.remove(path)
         except OSError as error:
             raise UsageError(f"{path}: cannot write this file ({error.strerror})") from error
-        self._path, self._suffix, self._frames = path, suffix, []
+        self._path, self._frames, self._screen = path, [], None
+        if hasattr(env, "watch"):
+            env.watch()
+            self._screen = env.picture
 
     def add(self, observation):
-        image = observation[0]
-        self._frames.append(image if image.shape[-1] == 3 else image[..., -1:].repeat(3, axis=-1))
+        image = observation[0] if self._screen is None else self._screen()
+        image = image if image.shape[-1] == 3 else image[..., -1:].repeat(3, axis=-1)
+        self._shape = image.shape
+        self._frames.append(zlib.compress(image.tobytes(), 1))  # a long game's would fill the memory
 
     def write(self, frames_per_second=15):
-        """Writes the file. Raises OSError if that fails."""
-        import cv2
+        """Writes the file, H.264 of at least 256 pixels. Raises OSError if that fails."""
+        import imageio_ffmpeg
 
-        frames = [frame.repeat(4, axis=0).repeat(4, axis=1) for frame in self._frames]
-        code = cv2.VideoWriter_fourcc(*("mp4v" if self._suffix == ".mp4" else "MJPG"))
+        height, width, _ = self._shape
+        times = -(-256 // min(height, width))
         with replacing(self._path) as temporary:
-            writer = cv2.VideoWriter(temporary, code, frames_per_second, frames[0].shape[1::-1])
-            for frame in frames:
-                writer.write(frame[..., ::-1])
-            writer.release()
-            if cv2.VideoCapture(temporary).get(cv2.CAP_PROP_FRAME_COUNT) != len(frames):  # OpenCV says nothing itself
+            try:
+                writer = imageio_ffmpeg.write_frames(
+                    temporary, (width * times, height * times), fps=frames_per_second, macro_block_size=2
+                )
+                with contextlib.closing(writer):
+                    writer.send(None)
+                    for packed in self._frames:
+                        frame = np.frombuffer(zlib.decompress(packed), np.uint8).reshape(self._shape)
+                        writer.send(np.ascontiguousarray(frame.repeat(times, axis=0).repeat(times, axis=1)))
+                whole = imageio_ffmpeg.count_frames_and_secs(temporary)[0] == len(self._frames)
+            except (OSError, RuntimeError):  # of ffmpeg's end: its message is pages long
+                whole = False
+            if not whole:
                 raise OSError(errno.EIO, "the film is not whole; is the disk full?")
+
+
+def shows_images(env):
+    """Whether `Video` can show the environment."""
+    spec = games.seen(env.time_step_spec().observation)
+    return not isinstance(spec, dict) and tf.as_dtype(spec.dtype) == tf.uint8 and len(spec.shape) == 3

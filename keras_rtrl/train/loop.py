@@ -16,8 +16,12 @@ from keras_rtrl.environments import registry
 from keras_rtrl.train import checkpoints, config, export, metrics, setup
 
 Result = collections.namedtuple(
-    "Result", ["frames", "updates", "games", "mean_return", "seconds", "signal", "done", "errors", "human_normalized"]
-)
+    "Result",
+    [
+        "frames", "updates", "games", "mean_return", "seconds", "signal", "done", "errors", "human_normalized",
+        "random_return",
+    ],
+)  # fmt: skip
 
 
 class Diverged(ArithmeticError):
@@ -43,8 +47,8 @@ def train(run, options, resume=False, minutes=None, facts=None):
     Returns:
       Result: frames, updates and games of the whole run, mean return of the last games (None before the first), seconds
       of training, the signal that ended it (None), whether all frames were played, the errors of predictions in the
-      last row by name ({} if the agent does not predict), and the human-normalised mean return (None if the scores are
-      not known).
+      last row by name ({} if the agent does not predict), the human-normalised mean return, and the mean return of
+      random play (both None if the scores are not known).
 
     Raises:
       UsageError: settings that do not fit, before anything is written.
@@ -152,6 +156,7 @@ class Loop:
         return Result(
             counters.frames, counters.updates, counters.games, mean_return, counters.seconds,
             self._signal, counters.updates >= self._updates, self._last_errors, self._normalized(mean_return),
+            registry.random_return(self._environment),
         )  # fmt: skip
 
     # One round of the loop.
@@ -217,7 +222,7 @@ class Loop:
         """A checkpoint and the curves; false if a weight is not finite."""
         if not self._save_checkpoint():
             return False
-        metrics.plot(self._run, self._title())
+        self._plot()
         self._last_saved = time.monotonic()
         return True
 
@@ -236,7 +241,7 @@ class Loop:
             self._saver.restore()
         self._log.close()
         metrics.trim(self._run, self._columns, counters.updates)
-        metrics.plot(self._run, self._title())
+        self._plot()
         export.save(self._agent.network, self._run.policy, self._agent.reward_scaler)
         done = counters.updates >= self._updates
         status = "diverged" if self._diverged else "finished" if done else "stopped"
@@ -260,8 +265,9 @@ class Loop:
     def _normalized(self, mean_return):
         return registry.normalized_score(self._environment, mean_return)
 
-    def _title(self):
-        return f"{self._run.read_record().get('preset') or 'training'}, {self._environment}"
+    def _plot(self):
+        title = f"{self._run.read_record().get('preset') or 'training'}, {self._environment}"
+        metrics.plot(self._run, title, registry.random_return(self._environment))
 
 
 def _reason(names, losses, update):

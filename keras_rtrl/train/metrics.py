@@ -132,8 +132,8 @@ def _row(columns, values, number, words, whole):
     return row
 
 
-def plot(run, title):
-    """Draws learning_curve.png from metrics.csv: mean returns, or errors of predictions."""
+def plot(run, title, random_return=None):
+    """Draws learning_curve.png from metrics.csv: mean returns, and that of random play; or errors of predictions."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -145,8 +145,11 @@ def plot(run, title):
     for name in errors or ["mean_return"]:
         points = [(int(row["frames"]), float(row[name])) for row in rows if row[name]]
         axes.plot([x for x, _ in points], [y for _, y in points], label=name.replace("_", " "))
+    if random_return is not None:
+        axes.axhline(random_return, color="gray", linestyle="--", label="random play")
     if errors:
         axes.set(yscale="log")
+    if errors or random_return is not None:
         axes.legend()
     label = "mean squared error" if errors else "mean return of the last games"
     axes.set(title=title, xlabel="environment frames", ylabel=label)

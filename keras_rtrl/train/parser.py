@@ -6,6 +6,8 @@ import math
 from keras_rtrl._errors import one_line
 from keras_rtrl.train import config
 
+QUICK = "tmaze_quick"
+
 
 def make_parser(train, sweep, evaluate, export, info, bench_env):
     """The parser of the command line.
@@ -35,6 +37,7 @@ def _train(command, run):
     command.add_argument(
         "preset", nargs="?", type=_name, metavar="PRESET", help=f"{', '.join(config.presets())}, or a gin file"
     )
+    command.add_argument("--quick", action="store_true", help=f"train preset {QUICK}, in under a minute")
     command.add_argument("--game", type=_name, metavar="NAME", help='environment; "Pong" means ALE/Pong-v5')
     command.add_argument(
         "--frames", type=_positive_int, metavar="N", help="environment frames (Atari: 4 an agent step)"
@@ -45,6 +48,7 @@ def _train(command, run):
     _add_trust(command, "with --resume: ")
     _add_gin(command)
     command.add_argument("--minutes", type=_positive_float, metavar="M", help="stop after M minutes, with a checkpoint")
+    command.add_argument("--no-film", action="store_true", help="do not film the trained policy at the end")
     _add_actors(command)
 
 

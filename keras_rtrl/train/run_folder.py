@@ -36,6 +36,7 @@ class RunFolder:
     events/               TensorBoard events
     checkpoints/          all that is needed to go on
     policy/               the exported policy, a SavedModel
+    film.mp4              a game by the trained policy, if its task has images
     evaluation.json       the last `evaluate`
     .lock                 there while a process trains the run, or exports into its folder
     .evaluation.lock      there while a process evaluates the run
@@ -50,6 +51,7 @@ class RunFolder:
         self.events = os.path.join(self.path, "events")
         self.checkpoints = os.path.join(self.path, "checkpoints")
         self.policy = os.path.join(self.path, "policy")
+        self.film = os.path.join(self.path, "film.mp4")
         self.evaluation = os.path.join(self.path, "evaluation.json")
         self._lock = None
 
@@ -83,7 +85,7 @@ class RunFolder:
 
     def check_kinds(self):
         """Raises UsageError for a folder in the place of a file, a file in that of a folder, or a pipe for either."""
-        for path in (self.config, self.record, self.metrics, self.curve, self.evaluation):
+        for path in (self.config, self.record, self.metrics, self.curve, self.film, self.evaluation):
             if os.path.lexists(path) and not os.path.isfile(path):
                 raise UsageError(f"{path}: must be a file")
         for path in (self.events, self.checkpoints, self.policy):

@@ -39,6 +39,15 @@ def test_neither_preset_nor_run(error):
     assert "preset" in error("train")
 
 
+def test_quick_is_a_preset_of_its_own(error, tmp_path):
+    assert "--quick trains tmaze_quick: leave out tmaze_r2ac" in error("train", "--quick", "tmaze_r2ac")
+    assert "--quick trains tmaze_quick: leave out --resume" in error("train", "--quick", "--resume", "run")
+    assert cli.main(["train", "--quick", "--frames", "800", "--out", "run"]) == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (record["preset"], record["frames"]) == ("tmaze_quick", 800)
+    assert not (tmp_path / "run" / "film.mp4").exists()
+
+
 def test_unknown_game_names_a_close_one(error, tmp_path):
     assert "ALE/Pong-v5" in error("train", "atari_r2ac_cpu", "--game", "Pomg", "--out", "new")
     assert not (tmp_path / "new").exists()
