@@ -19,6 +19,9 @@ class _Shown(reprlib.Repr):
         self.maxstring = self.maxother = 120
         self.maxlong = 40
 
+    def repr1(self, x, level):
+        return super().repr1(x.item() if isinstance(x, np.generic) else x, level)  # NumPy 2 says np.int32(-1)
+
     def repr_int(self, x, level):
         if x.bit_length() > 10_000:  # Python refuses to print longer ones
             return f"an integer of {x.bit_length()} bits"

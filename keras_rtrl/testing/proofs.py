@@ -419,8 +419,8 @@ def close(what, got, want, rtol):
     """Raises AssertionError unless `got` equals `want` up to `rtol` of its largest entry."""
     got, want = np.asarray(got), np.asarray(want)
     require(got.shape == want.shape, f"{what} has shape {got.shape}, not {want.shape}")
-    scale = max(np.abs(want).max(initial=0.0), 1e-300)
-    worst = np.abs(got - want).max(initial=0.0) / scale  # NaN if either holds one, which is never within
+    scale = max(float(np.abs(want).max(initial=0.0)), 1e-300)  # as floats: float32 has no 1e-300
+    worst = float(np.abs(got - want).max(initial=0.0)) / scale  # NaN if either holds one, which is never within
     require(worst <= rtol, f"{what} is off by {worst:.1e} of its largest entry; {rtol:.0e} is allowed")
 
 
