@@ -47,7 +47,10 @@ def make(name, num_envs, seed, *, engine="auto", **options):
             f"{f'takes none of {shown(options)}' if task else 'steps the v5 tasks of MuJoCo alone'}."
         )
     if task and not options and (engine == "envpool" or (engine == "auto" and envpool_vector.is_there())):
-        return GymnasiumVector(envpool_vector.EnvPoolVector(task, num_envs, see=see), seed=seed)
+        limit = gymnasium.spec(name).max_episode_steps
+        return GymnasiumVector(
+            envpool_vector.EnvPoolVector(task, num_envs, see=see, max_episode_steps=limit), seed=seed
+        )
 
     if options.get("max_episode_steps") is not None:
         options["max_episode_steps"] = whole_number("max_episode_steps", options["max_episode_steps"])

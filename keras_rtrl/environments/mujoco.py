@@ -59,12 +59,15 @@ def make_simulator(task, **options):
 
 def in_envpool(name):
     """EnvPool's task for a gymnasium id, and what is seen of its observations; (None, None) if it has no such task."""
-    if name in _MASKS:
+    spec = gymnasium.spec(name)
+    entry_point = spec.entry_point if isinstance(spec.entry_point, str) else ""
+    if name in _MASKS and entry_point == f"{__name__}:make_simulator":
         task, see, size = _MASKS[name]
         return f"{task}-v5", (see, _unbounded(size))
-    entry_point = gymnasium.spec(name).entry_point
-    of_mujoco = isinstance(entry_point, str) and entry_point.startswith("gymnasium.envs.mujoco.")
-    return (name, None) if of_mujoco and name.endswith("-v5") else (None, None)
+    of_mujoco = entry_point.startswith("gymnasium.envs.mujoco.") and name.endswith("-v5")
+    # Others have registered it again.
+    changed = spec.kwargs or spec.additional_wrappers or spec.max_episode_steps is None
+    return (name, None) if of_mujoco and not changed else (None, None)
 
 
 class Masked(gymnasium.Wrapper, RecordConstructorArgs):

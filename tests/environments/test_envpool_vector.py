@@ -1,5 +1,6 @@
 """EnvPool's MuJoCo against gymnasium's, from one state with the same actions."""
 
+import copy
 import importlib.util
 import sys
 
@@ -128,6 +129,21 @@ def test_auto():
 def test_tasks_that_it_does_not_have(name, options, message):
     with pytest.raises(ValueError, match=message):
         environments.make(name, engine="envpool", **options)
+
+
+def test_a_task_that_somebody_has_changed(monkeypatch):
+    """It is gymnasium's; its time limit is taken over."""
+    spec = copy.deepcopy(gymnasium.spec("Ant-v5"))
+    spec.kwargs["ctrl_cost_weight"] = 0.0
+    monkeypatch.setitem(gymnasium.registry, "Ant-v5", spec)
+    with pytest.raises(ValueError, match="engine must be 'auto' or 'gymnasium' for Ant-v5: "):
+        environments.make("Ant-v5", engine="envpool")
+    short = copy.deepcopy(gymnasium.spec("Reacher-v5"))
+    short.max_episode_steps = 3
+    monkeypatch.setitem(gymnasium.registry, "Reacher-v5", short)
+    env = environments.make("Reacher-v5", 1, seed=0)
+    env.reset()
+    assert [int(env.step(np.zeros((1, 2), np.float32)).step_type[0]) for _ in range(3)] == [1, 1, 2]
 
 
 @pytest.mark.parametrize("engine", ["graph", None, 3, ["envpool"]])
