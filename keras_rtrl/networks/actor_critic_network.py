@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import gin
+import numpy as np
 import tensorflow as tf
 from tf_agents.networks import network
 from tf_agents.networks import utils as network_utils
@@ -27,9 +28,17 @@ _SCOPE = r"[A-Za-z0-9.][A-Za-z0-9_.\\/>-]*"
 
 def _as_specs(name, specs):
     try:
-        return tensor_spec.from_spec(specs)
+        return tf.nest.map_structure(_with_bounds_in_dimensions, tensor_spec.from_spec(specs))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{name} must be of TensorSpecs, got {shown(specs)}") from error
+
+
+def _with_bounds_in_dimensions(spec):
+    """The spec of a uint8 array; TF-Agents, which draws such an array, adds 1 to a 255 without dimensions (NumPy 2)."""
+    if not isinstance(spec, tensor_spec.BoundedTensorSpec) or spec.dtype != tf.uint8 or spec.shape.rank == 0:
+        return spec
+    low, high = (np.broadcast_to(bound, spec.shape) for bound in (spec.minimum, spec.maximum))
+    return tensor_spec.BoundedTensorSpec(spec.shape, spec.dtype, low, high, name=spec.name)
 
 
 def _with_history(spec, extra):
