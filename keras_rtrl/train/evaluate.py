@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import zlib
 
@@ -95,11 +96,14 @@ def evaluate(run, episodes=30, seed=1, video=None, repeats=1, max_steps=100_000)
 
 
 def film(run, path):
-    """Films the beginning of one game, played greedily, and returns its return; None if there are no images to film.
+    """Films the beginning of one game, its actions drawn as in training; None if there are no images to film.
 
     Args:
       run: RunFolder; its configuration must be loaded.
       path: of the film, an .mp4.
+
+    Returns:
+      The game's return, of what was played.
 
     Raises:
       OSError: the film could not be written.
@@ -107,10 +111,18 @@ def film(run, path):
     with _environment(1, 1) as env:
         if not shows_images(env) or hasattr(env, "ideal_prediction"):
             return None
-    with _Progress(1) as bar:
-        ((game_return, _, _),), _, video = _played_here(run, [1], [1], _FILM_STEPS, path, bar)
+        video, network = Video(path, env), building.network(env)
+        checkpoints.restore_network(run, network)
+        actions, step = network.actions, itertools.count()
+
+        def drawn(outputs):
+            return actions.sample(actions.from_info(outputs), tf.constant([1, next(step)]))
+
+        with _Progress(1) as bar:
+            for played in games.whole_games(env, PolicyModule(network), [1], _FILM_STEPS, video, drawn):
+                bar.show(played, [1], 1)
     video.write()
-    return game_return
+    return played[0][0][0]
 
 
 class _Progress(tqdm):

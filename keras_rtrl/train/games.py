@@ -1,4 +1,4 @@
-"""Whole games, played greedily."""
+"""Whole games, played greedily or otherwise."""
 
 import numpy as np
 import tensorflow as tf
@@ -7,19 +7,22 @@ from tf_agents.environments import tf_environment
 from keras_rtrl.train.export import flat
 
 
-def whole_games(env, policy, quota, max_steps, recorder=None):
+def whole_games(env, policy, quota, max_steps, recorder=None, choose=None):
     """Plays until each stream i has played `quota[i]` games.
 
     A game that goes on after `max_steps` agent steps is cut off and counts as it is. Its stream waits for the others to
     play theirs or to be cut off, then all begin new games.
 
-    Yields after each step the games so far, a list of (return, length in agent steps, whether it was cut off) a stream,
-    always the same list.
+    `choose` makes the action from what the policy gives; None takes its own, the greedy one. `recorder.add` gets what
+    each step of the first stream's first game shows.
+
+    Yields after each step the games so far, a list of (return, length in agent steps, whether it was cut off) a
+    stream, always the same list.
     """
     played = [[] for _ in quota]
     while any(len(games) < wanted for games, wanted in zip(played, quota, strict=True)):
         waiting = set()
-        for observation, finished, returns, lengths in _play(env, policy):
+        for observation, finished, returns, lengths in _play(env, policy, choose or _greedy):
             if recorder and not played[0]:
                 recorder.add(observation)
             over = [(*game, False) for game in finished]
@@ -33,7 +36,11 @@ def whole_games(env, policy, quota, max_steps, recorder=None):
                 break
 
 
-def _play(env, policy):
+def _greedy(outputs):
+    return outputs["action"]
+
+
+def _play(env, policy, choose):
     """Begins new games. After each step, without end, yields the observation array, the finished games as (return,
     length, stream), and the returns and lengths [B] so far of the others."""
     in_graph = isinstance(env, tf_environment.TFEnvironment)
@@ -45,7 +52,8 @@ def _play(env, policy):
         inputs = {name: tf.convert_to_tensor(value) for name, value in flat(time_step.observation).items()}
         outputs = policy.action(step_type=tf.convert_to_tensor(time_step.step_type), **inputs, **state)
         state = {name: value for name, value in outputs.items() if name.startswith("state_")}
-        time_step = step(outputs["action"] if in_graph else outputs["action"].numpy())
+        action = choose(outputs)
+        time_step = step(action if in_graph else action.numpy())
         step_type = np.asarray(time_step.step_type)
         returns += np.asarray(time_step.reward)
         lengths += step_type != 0
