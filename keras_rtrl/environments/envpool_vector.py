@@ -34,7 +34,8 @@ class EnvPoolVector(VectorEnv):
     def __init__(self, task, num_envs, *, see=None, **options):
         with needing(task, ["envpool"], 'EnvPool: pip install "keras_rtrl[envpool]".'):
             import envpool
-        spec = envpool.make_spec(task, **options)
+
+            spec = envpool.make_spec(task, **options)  # the task's own libraries are imported here
         self._make = lambda seeds: envpool.make_gymnasium(
             task, num_envs=num_envs, env_seed=seeds, num_threads=min(num_envs, len(os.sched_getaffinity(0))), **options
         )

@@ -1,8 +1,10 @@
 """Real games, held against one-stream simulators driven by hand with the same seeds and actions."""
 
+import ctypes.util
 import importlib.util
 import os
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +17,11 @@ from keras_rtrl.environments.vector import stream_seeds
 if importlib.util.find_spec("procgen") is None and importlib.util.find_spec("envpool") is None:
     pytest.skip("neither procgen2 nor EnvPool is installed", allow_module_level=True)
 FIRST, MID, LAST = 0, 1, 2
+HAS_QT = sys.version_info >= (3, 12) or ctypes.util.find_library("Qt5Gui") is not None
+needs_envpool = pytest.mark.skipif(
+    importlib.util.find_spec("envpool") is None or not HAS_QT,
+    reason="EnvPool is not installed, or for Python 3.11 and without the Qt 5 that its ProcGen needs there",
+)
 NO_OP = 4
 
 
@@ -177,7 +184,7 @@ def test_bad_arguments(game, option, message):
         environments.make(f"procgen:{game}", **option)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("envpool") is None, reason="EnvPool is not installed")
+@needs_envpool
 @pytest.mark.parametrize(
     ("game", "distribution"), [("chaser", "easy"), ("chaser", "extreme"), ("coinrun", "hard"), ("jumper", "memory")]
 )
@@ -206,7 +213,13 @@ def test_envpool_plays_the_same_game(game, distribution):
     assert time_step.discount == (length == limit)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("envpool") is None, reason="EnvPool is not installed")
+@pytest.mark.skipif(importlib.util.find_spec("envpool") is None or HAS_QT, reason="EnvPool's ProcGen has its Qt")
+def test_without_qt():
+    with pytest.raises(ImportError, match=r"ChaserEasy-v0 needs envpool, .* cannot be imported: .*Qt 5"):
+        environments.make("procgen:chaser", engine="envpool", distribution="easy")
+
+
+@needs_envpool
 @pytest.mark.parametrize("game", sorted(procgen._TIME_LIMITS))
 def test_envpool_has_every_game(game):
     for distribution, games in procgen._DISTRIBUTIONS.items():
