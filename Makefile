@@ -58,7 +58,7 @@ $(STAMP): setup.cfg pyproject.toml constraints/3.11.txt constraints/3.12.txt con
 oldest:
 	@for p in $(FOUND); do $$p -c '' 2>/dev/null && oldest=$$p; done; echo $$oldest
 
-# The versions that all tests passed with. After this: make setup test, with each of these Pythons.
+# The versions that `make setup` installs. After this: make setup test, with each of these Pythons.
 constraints:  ## renew constraints/: the newest versions for each Python that is there (the oldest gets the oldest numpy and gymnasium)
 	@for p in $(FOUND); do \
 		v=$$($$p -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) && test ! -e build/constraints/$$v || continue; \
