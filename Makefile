@@ -80,7 +80,7 @@ $(NATIVE): $(STAMP) $(NATIVE_SOURCES)
 	fi
 
 # exec: Ctrl-C reaches the trainer alone, and make waits for its last checkpoint. pdeathsig: killing make ends it too.
-train: $(STAMP) $(NATIVE)  ## train (an agent on Atari Breakout by default) and leave a run folder
+train: $(STAMP) $(NATIVE)  ## train (an agent on Atari's KungFuMaster by default) and leave a run folder
 	@exec setpriv --pdeathsig TERM $(BIN)/keras-rtrl train $(if $(RESUME),--resume "$(RESUME)",$(if $(QUICK),--quick,$(PRESET))) $(TRAIN_OPTIONS)
 
 bench: $(STAMP) $(NATIVE) .venv/bench/.installed  ## time the layers, and those of keras, torch and JAX; keep the machine quiet
