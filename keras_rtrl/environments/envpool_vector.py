@@ -1,6 +1,5 @@
 """EnvPool (Weng et al., arXiv 2206.10558) as a gymnasium vector environment: C++ threads step the simulators."""
 
-import importlib.util
 import os
 
 import numpy as np
@@ -8,11 +7,6 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from keras_rtrl.environments.registry import needing
-
-
-def is_there(package="envpool"):
-    """Whether a package is installed."""
-    return importlib.util.find_spec(package) is not None
 
 
 class EnvPoolVector(VectorEnv):

@@ -10,7 +10,7 @@ from tf_agents.trajectories.time_step import StepType, TimeStep
 
 from keras_rtrl._checks import fits_memory, one_of, shown, whole_number
 from keras_rtrl.environments import envpool_vector, mujoco, opengl, spaces
-from keras_rtrl.environments.registry import unknown_name
+from keras_rtrl.environments.registry import is_installed, unknown_name
 from keras_rtrl.environments.vector import VectorEnvironment, stream_seeds
 
 STREAM_BYTES = 3 * 2**10  # at least
@@ -46,7 +46,7 @@ def make(name, num_envs, seed, *, engine="auto", **options):
             f"engine must be 'auto' or 'gymnasium' for {name}{' with options' if task else ''}: EnvPool "
             f"{f'takes none of {shown(options)}' if task else 'steps the v5 tasks of MuJoCo alone'}."
         )
-    if task and not options and (engine == "envpool" or (engine == "auto" and envpool_vector.is_there())):
+    if task and not options and (engine == "envpool" or (engine == "auto" and is_installed("envpool"))):
         limit = gymnasium.spec(name).max_episode_steps
         return GymnasiumVector(
             envpool_vector.EnvPoolVector(task, num_envs, see=see, max_episode_steps=limit), seed=seed

@@ -8,9 +8,9 @@ from tf_agents.specs import array_spec
 from tf_agents.trajectories.time_step import StepType, TimeStep
 
 from keras_rtrl._checks import one_of, shown, whole_number
-from keras_rtrl.environments.envpool_vector import EnvPoolVector, is_there
+from keras_rtrl.environments.envpool_vector import EnvPoolVector
 from keras_rtrl.environments.gymnasium_vector import GymnasiumVector
-from keras_rtrl.environments.registry import needing, unknown_name
+from keras_rtrl.environments.registry import is_installed, needing, unknown_name
 from keras_rtrl.environments.vector import VectorEnvironment, stream_seeds
 
 STREAM_BYTES = 2 * 64 * 64 * 3  # at least
@@ -70,7 +70,7 @@ def make(name, num_envs, seed, *, engine="auto", distribution="hard", num_levels
     # num_levels=0 would make ProcGen draw from all levels, for any start_level.
     num_levels = num_levels or _MOST_LEVELS - start_level
     one_of("engine", engine, ENGINES)
-    if engine == "envpool" or (engine == "auto" and not is_there("procgen") and is_there("envpool")):
+    if engine == "envpool" or (engine == "auto" and not is_installed("procgen") and is_installed("envpool")):
         return _in_envpool(game, num_envs, seed, distribution, num_levels=num_levels, start_level=start_level)
     how = "pip install 'keras_rtrl[procgen]'" if sys.version_info < (3, 12) else "its wheels are for Python 3.11"
     with needing(name, ["procgen"], f"EnvPool (pip install 'keras_rtrl[envpool]') or procgen2 ({how})."):

@@ -3,7 +3,7 @@
 import contextlib
 import difflib
 import functools
-import importlib
+import importlib.util
 import inspect
 from typing import Any
 
@@ -166,6 +166,11 @@ def unknown_name(name, names):
     close = difflib.get_close_matches(name[:200], list(names), n=3)
     hint = f"; did you mean {' or '.join(close)}?" if close else "."
     return ValueError(f"no environment is called {shown(name)}{hint}")
+
+
+def is_installed(package):
+    """Whether a package can be found; it is not imported."""
+    return importlib.util.find_spec(package) is not None
 
 
 @contextlib.contextmanager
