@@ -101,6 +101,7 @@ class ActorCriticNetwork(network.Network):
         recurrent_parameters: int | None = None,
         train_encoder: bool = True,
         history: str = "after_encoder",
+        encoder_dtype: str | None = None,
         name: str | None = "ActorCriticNetwork",
     ):
         """Creates the network; its variables come with `create_variables()`.
@@ -131,6 +132,9 @@ class ActorCriticNetwork(network.Network):
           train_encoder: False leaves the encoder as it is, and the normalisation before it: no agent trains them.
           history: "after_encoder": last reward and last action join the encoder's features; "before_encoder": they join
             the observation, which must be a number or a vector.
+          encoder_dtype: "bfloat16": the encoder computes in it, about twice as fast on images if the processor has
+            AVX-512 BF16 or AMX, or the GPU is an Ampere or later; its weights and all that follows are in float32.
+            None: in float32. A layer given as `encoder` has a dtype policy of its own.
           name: name of the network.
 
         Raises:
@@ -154,7 +158,7 @@ class ActorCriticNetwork(network.Network):
         observation_spec = input_tensor_spec["observation"]
         extra = bool(use_last_reward) + (actions.width if use_last_action else 0)
         encoded_spec = _with_history(observation_spec, extra) if history == "before_encoder" else observation_spec
-        dense = make_encoder(encoder, encoded_spec, units=encoder_units)
+        dense = make_encoder(encoder, encoded_spec, units=encoder_units, dtype=encoder_dtype)
         zeros = tf.nest.map_structure(lambda spec: tf.zeros([1, *spec.shape], spec.dtype), encoded_spec)
         width = dense(zeros).shape[-1] + (0 if history == "before_encoder" else extra)
         recurrent = _core(core, units, recurrent_parameters, gradient, core_options, width)
@@ -204,7 +208,7 @@ class ActorCriticNetwork(network.Network):
             size = self.input_tensor_spec["observation"].shape.num_elements()
             flat = tf.reshape(to_floats(raw), [-1, size])
             raw, last = tf.concat([flat, *(squash.flatten(part) for part in last)], axis=-1), []
-        encoded = self._encoder(raw)
+        encoded = tf.cast(self._encoder(raw), keras.backend.floatx())
         features = squash.unflatten(encoded if self._encoder.trainable else tf.stop_gradient(encoded))
         return tf.concat([features, *last], axis=-1)
 

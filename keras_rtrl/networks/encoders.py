@@ -3,11 +3,12 @@
 An encoder of this package is one function in `ENCODERS` from the widths of its dense layers to a list of layers.
 """
 
+import contextlib
 from collections.abc import Sequence
 
 import tensorflow as tf
 
-from keras_rtrl._checks import shown, widths
+from keras_rtrl._checks import one_of, shown, widths
 from keras_rtrl._errors import one_line
 from keras_rtrl._keras import keras, register
 from keras_rtrl.networks.parts import copy_of, is_named, made_by_name
@@ -15,10 +16,10 @@ from keras_rtrl.networks.parts import copy_of, is_named, made_by_name
 layers = keras.layers
 
 
-def to_floats(observation):
-    """uint8 to floats in [0, 1] (divided by 255); any other dtype to floats, values unchanged."""
+def to_floats(observation, dtype=None):
+    """uint8 to `dtype` (None: floatx) in [0, 1], divided by 255; any other dtype with values unchanged."""
     scale = 1.0 / 255.0 if observation.dtype == tf.uint8 else 1.0
-    return tf.cast(observation, keras.backend.floatx()) * scale
+    return tf.cast(observation, dtype or keras.backend.floatx()) * scale
 
 
 @register  # as networks are pickled
@@ -29,7 +30,7 @@ class _ToFloat(layers.Layer):
         super().__init__(autocast=False, **kwargs)
 
     def call(self, observation):
-        return to_floats(observation)
+        return to_floats(observation, self.compute_dtype)
 
 
 class _WithInstruction(layers.Layer):
@@ -125,6 +126,7 @@ def make_encoder(
     observation_spec: tf.TensorSpec | dict[str, tf.TensorSpec],
     *,
     units: Sequence[int] | None = None,
+    dtype: str | None = None,
 ) -> layers.Layer:
     """Makes an encoder.
 
@@ -135,24 +137,44 @@ def make_encoder(
       observation_spec: TensorSpec of one raw observation (no batch dimension); uint8 is divided by 255. Or a dict of
         it, "rgb", and of "instruction", a BoundedTensorSpec [L] of word ids, 0 if there is no word.
       units: widths of the dense layers; None for the encoder's own.
+      dtype: "bfloat16" computes in it, with weights and their gradients in float32 (Keras' policy mixed_bfloat16);
+        None in Keras' floatx. A layer that is given has a policy of its own.
 
     Returns:
-      A Keras layer from [N, ...] to floats [N, D]; D is 20 more with an instruction.
+      A Keras layer from [N, ...] to floats [N, D], of `dtype`; D is 20 more with an instruction.
 
     Raises:
-      ValueError: unknown name, a width below 1, or an observation of a rank or of parts that the encoder does not take,
-        or of images whose channels seem to come first; a layer that was built, or whose output has another rank.
+      ValueError: unknown name or dtype, a width below 1, an observation of a rank or of parts that the encoder does
+        not take, or of images whose channels seem to come first; a layer that was built, or whose output has another
+        rank.
     """
     units = None if units is None else widths("encoder_units", units)
-    if is_named(encoder):
-        return _around(made_by_name("encoder", encoder, *([] if units is None else [units])), observation_spec)
+    one_of("encoder_dtype", dtype, (None, "bfloat16"))
     if not isinstance(encoder, str):
-        if units is not None:
-            raise ValueError(f"encoder_units must be None if encoder is a layer, got {shown(units)}")
+        for name, value in (("encoder_units", units), ("encoder_dtype", dtype)):
+            if value is not None:
+                raise ValueError(f"{name} must be None if encoder is a layer, got {shown(value)}")
         return _around(encoder, observation_spec)
-    if encoder not in ENCODERS:
-        raise ValueError(f"encoder must be one of {sorted(ENCODERS)}, 'module:name' or a layer, got {shown(encoder)}")
-    return _named(encoder, observation_spec, units)
+    with _computing_in(dtype):
+        if is_named(encoder):
+            return _around(made_by_name("encoder", encoder, *([] if units is None else [units])), observation_spec)
+        if encoder not in ENCODERS:
+            raise ValueError(
+                f"encoder must be one of {sorted(ENCODERS)}, 'module:name' or a layer, got {shown(encoder)}"
+            )
+        return _named(encoder, observation_spec, units)
+
+
+@contextlib.contextmanager
+def _computing_in(dtype):
+    """Layers made inside compute in `dtype`; None: as outside."""
+    policy = keras.mixed_precision.global_policy()
+    if dtype is not None:
+        keras.mixed_precision.set_global_policy(f"mixed_{dtype}")
+    try:
+        yield
+    finally:
+        keras.mixed_precision.set_global_policy(policy)
 
 
 def _around(encoder, observation_spec):

@@ -300,6 +300,11 @@ NETWORKS = {
     "head_units huge": ({"head_units": (10**9, 10**9)}, r"^head_units=\(1000000000, 1000000000\) would take .* GiB"),
     "encoder_units": ({"encoder_units": 64}, "^encoder_units must be a list or tuple"),
     "encoder_units huge": ({"encoder_units": (10**12,)}, r"^encoder_units=\(1000000000000,\) would take .* GiB"),
+    "encoder_dtype": (
+        {"encoder_dtype": "float16"},
+        r"^encoder_dtype must be one of \(None, 'bfloat16'\), got 'float16'",
+    ),
+    "encoder_dtype type": ({"encoder_dtype": 16}, "^encoder_dtype must be one of .*, got 16"),
     "encoder": ({"encoder": ["mlp"]}, r"^encoder must be a name or a layer of tf_keras, got \['mlp'\]"),
     "core": ({"core": ["elstm"]}, r"^core must be a name, an RTRLCell, .*, got \['elstm'\]"),
     "gradient": ({"gradient": "bptt"}, "^gradient must be one of .*, got 'bptt'"),

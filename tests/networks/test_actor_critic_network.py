@@ -210,3 +210,17 @@ def test_bad_arguments(options, message):
     arguments = {"input_tensor_spec": HISTORY, "action_spec": ACTIONS, **options}
     with pytest.raises(ValueError, match=message):
         ActorCriticNetwork(**arguments)
+
+
+def test_all_but_the_encoder_is_in_float32():
+    network = make_network("rtu", "rtrl", encoder_dtype="bfloat16", normalize_observation=True)
+    network.create_variables()
+    observation, carry = make_observation(2, 3), network.get_initial_carry(2)
+    with tf.GradientTape() as tape:
+        outputs, values, after = network.unroll(observation, tf.zeros([2, 3], tf.bool), carry)
+        loss = tf.reduce_sum(outputs) + tf.reduce_sum(values)
+    gradients = tape.gradient(loss, network.trainable_variables)
+    for part in (outputs, values, *tf.nest.flatten(after), *network.trainable_variables, *gradients):
+        assert part.dtype == tf.float32
+    rounded = network.encode(observation, tf.zeros([2, 3], tf.bool))[..., :5]
+    np.testing.assert_array_equal(rounded, tf.cast(tf.cast(rounded, tf.bfloat16), tf.float32))

@@ -146,3 +146,29 @@ def test_layer_gets_an_observation_of_parts_as_it_is():
 def test_wrong_layers(encoder, units, says):
     with pytest.raises(ValueError, match=says):
         make_encoder(encoder(), tf.TensorSpec((4,), tf.float32), units=units)
+
+
+def test_a_layer_has_a_dtype_of_its_own():
+    with pytest.raises(ValueError, match="encoder_dtype must be None if encoder is a layer, got 'bfloat16'"):
+        make_encoder(keras.layers.Dense(3), tf.TensorSpec((4,), tf.float32), dtype="bfloat16")
+
+
+IMAGES = {"rgb": tf.TensorSpec((36, 36, 3), tf.uint8), "instruction": BoundedTensorSpec((4,), tf.int32, 0, 9)}
+
+
+@pytest.mark.parametrize("parts", [False, True])
+@pytest.mark.parametrize("name", sorted(ENCODERS))
+def test_bfloat16_is_near_float32_and_trains_float32_weights(name, parts):
+    spec = IMAGES if parts else IMAGES["rgb"]
+    rng = np.random.default_rng(0)
+    image = tf.constant(rng.integers(0, 256, (2, 36, 36, 3)), tf.uint8)
+    x = {"rgb": image, "instruction": tf.constant([[1, 2, 0, 0], [0, 0, 0, 0]])} if parts else image
+    low, full = (make_encoder(name, spec, dtype=dtype) for dtype in ("bfloat16", None))
+    assert (low(x).dtype, full(x).dtype) == (tf.bfloat16, tf.float32)
+    low.set_weights(full.get_weights())
+    np.testing.assert_allclose(tf.cast(low(x), tf.float32), full(x), atol=0.02 * float(tf.reduce_max(tf.abs(full(x)))))
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(low(x))
+    gradients = tape.gradient(loss, low.trainable_variables)
+    assert {part.dtype for part in (*low.trainable_variables, *gradients)} <= {tf.float32}
+    assert keras.mixed_precision.global_policy().name == "float32"
