@@ -15,7 +15,7 @@ from keras_rtrl import layers
 from keras_rtrl._checks import closest, fits_memory, one_of, shown, whole_number
 from keras_rtrl._keras import keras
 from keras_rtrl.cells import RTRLCell
-from keras_rtrl.engine import Carry
+from keras_rtrl.engine import Carry, native
 from keras_rtrl.layers.recurrent import Recurrent, build
 from keras_rtrl.networks.parts import copy_of, is_named, made_by_name
 
@@ -60,8 +60,16 @@ class RTRLCore(tf.Module):
     @property
     def gradients(self):
         """The gradient modes of the RTRL layers, from below."""
+        return tuple(part.gradient for part in self._rtrl_layers())
+
+    def runs_natively(self):
+        """Whether the native op runs it outside XLA."""
+        dtype = keras.backend.floatx()
+        return all(native.choose(part.implementation, part.cell, dtype) for part in self._rtrl_layers())
+
+    def _rtrl_layers(self):
         parts = self.layer.layers if isinstance(self.layer, layers.RTRLStack) else [self.layer]
-        return tuple(part.gradient for part in parts if isinstance(part, layers.RTRL))
+        return [part for part in parts if isinstance(part, layers.RTRL)]
 
     def get_initial_carry(self, batch_size):
         build(self.layer, self._input_dim)
@@ -88,6 +96,9 @@ class KerasCore(tf.Module):
             for size, name in zip(sizes, names, strict=True)
         )
 
+    def runs_natively(self):
+        return False
+
     def get_initial_carry(self, batch_size):
         return zeros(self.state_spec, batch_size)
 
@@ -111,6 +122,9 @@ class StackCore(tf.Module):
         self.output_size = units
         spec = tf.TensorSpec([self._frames - 1, input_dim], keras.backend.floatx(), name="features")
         self.state_spec = (Carry(spec),)
+
+    def runs_natively(self):
+        return False
 
     def get_initial_carry(self, batch_size):
         return zeros(self.state_spec, batch_size)

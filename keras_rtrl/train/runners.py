@@ -15,6 +15,7 @@ from keras_rtrl.environments.halves import joined
 from keras_rtrl.train import actors, config
 from keras_rtrl.train.metrics import ERRORS
 
+MUCH = 8e6  # steps times weights of an optimiser step, for `learns_natively`
 HORIZON = 200  # cumulants that are summed to a return; its error is known so many steps later
 
 Outcome = collections.namedtuple("Outcome", ["losses", "returns", "errors"])
@@ -181,8 +182,22 @@ class Actors:
         self._fleet.close()
 
 
+def learns_natively(agent, steps):
+    """Whether updates on `steps` steps are faster with the native op than inside the XLA program that collects.
+
+    XLA spares the start of each operation, which counts if an optimiser step learns little; the op is several times as
+    fast at the traces, which counts if it learns much.
+    """
+    steps //= getattr(agent.config, "num_minibatches", 1)
+    weights = sum(variable.shape.num_elements() for variable in agent.network.trainable_variables)
+    return steps * weights >= MUCH and agent.network.recurrent_core.runs_natively()
+
+
 class InGraph:
-    """Runs up to `max_updates` rollouts and updates of a TFEnvironment in one compiled function."""
+    """Runs up to `max_updates` rollouts and updates of a TFEnvironment in one call.
+
+    XLA compiles all of it, or the rollouts alone if the agent `learns_natively`.
+    """
 
     keeps_streams = True
     error_names = extra_names = carry = ()
@@ -190,13 +205,15 @@ class InGraph:
     def __init__(self, env, agent, rollout_length, max_updates):
         self._env, self._agent = env, agent
         self.max_updates = max_updates
-        self._driver = RolloutDriver(env, agent.collect_policy, num_steps=rollout_length)
+        rollout = RolloutDriver(env, agent.collect_policy, num_steps=rollout_length).rollout
         self._shape = (env.batch_size, rollout_length)
         self._policy_state = tuple(
             tf.Variable(part, trainable=False, name="policy_state")
             for part in tf.nest.flatten(agent.collect_policy.get_initial_state(env.batch_size))
         )
-        self._run = tf.function(self._updates, jit_compile=True, autograph=False)
+        native = learns_natively(agent, env.batch_size * rollout_length)
+        self._rollout = tf.function(rollout, jit_compile=True, autograph=False) if native else rollout
+        self._run = tf.function(self._updates, jit_compile=not native, autograph=False)
         self.extra = {}
         env.current_time_step()  # begins the streams, outside the compiled function
         self.state = (*env.variables, *self._policy_state)
@@ -231,7 +248,7 @@ class InGraph:
     def _updates(self, updates):
         def body(i, time_step, policy_state, arrays):
             before = self._before()
-            rollout, time_step, policy_state = self._driver.rollout(time_step, policy_state)
+            rollout, time_step, policy_state = self._rollout(time_step, policy_state)
             info = self._agent.train(rollout)
             losses = tf.stack([tf.cast(x, tf.float32) for x in (info.loss, *info.extra)])
             values = [losses, *self._record(before, rollout)]

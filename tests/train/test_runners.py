@@ -1,6 +1,66 @@
-import numpy as np
+"""Runners of tasks inside the graph: where they learn, and the returns of episodes."""
 
+import types
+
+import numpy as np
+import pytest
+
+from keras_rtrl import environments
+from keras_rtrl._keras import keras
+from keras_rtrl.agents import PPOConfig, R2ACAgent, R2ACConfig, RTRLPPOAgent
+from keras_rtrl.engine import native
+from keras_rtrl.networks import ActorCriticNetwork
+from keras_rtrl.train import runners
 from keras_rtrl.train.runners import finished_returns
+
+CONFIGS = {RTRLPPOAgent: PPOConfig(num_epochs=2, num_minibatches=2, chunk=4), R2ACAgent: R2ACConfig()}
+
+
+def make(kind, core="rtu", **options):
+    """(environment, agent) on RepeatFirst, 4 streams."""
+    keras.utils.set_random_seed(0)
+    env = environments.with_history(environments.make("popgym-RepeatFirstEasy-v0", num_envs=4, seed=1, engine="graph"))
+    options = {"units": 6, "encoder_units": (5,), **options}
+    network = ActorCriticNetwork(env.observation_spec(), env.action_spec(), core=core, **options)
+    optimizer = keras.optimizers.Adam(1e-3, jit_compile=False)
+    return env, kind(env.time_step_spec(), env.action_spec(), network, optimizer, num_streams=4, config=CONFIGS[kind])
+
+
+@pytest.mark.skipif(not native.info()["built"], reason="no native op")
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_learning_inside_and_outside_xla_is_the_same(kind, monkeypatch):
+    outcomes = {}
+    for much in (0, np.inf):
+        monkeypatch.setattr(runners, "MUCH", much)
+        env, agent = make(kind)
+        assert runners.learns_natively(agent, 32) == (much == 0)
+        runner = runners.InGraph(env, agent, 8, 20)
+        counters = types.SimpleNamespace(running_returns=[])
+        outcome = runner.run(20, counters)
+        weights = np.concatenate([variable.numpy().ravel() for variable in agent.network.trainable_variables])
+        outcomes[much] = outcome.losses, outcome.returns, weights
+    (losses, returns, weights), (xla_losses, xla_returns, xla_weights) = outcomes.values()
+    assert len(returns) > 4
+    assert returns == xla_returns
+    np.testing.assert_allclose(losses, xla_losses, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(weights, xla_weights, atol=1e-4)
+
+
+@pytest.mark.skipif(not native.info()["built"], reason="no native op")
+def test_large_updates_of_native_cores_are_learned_outside_xla():
+    def native_from(**options):
+        """The least power of 2 of steps that is learned natively, None if not even 2**40 are."""
+        _, agent = make(RTRLPPOAgent, **options)
+        return next((n for n in range(40) if runners.learns_natively(agent, 2**n)), None)
+
+    small, large = native_from(), native_from(encoder_units=(500,))
+    assert small > large > 0
+    for other in (
+        {"core": "gru"},
+        {"core": "stack"},
+        {"core_options": {"implementation": "tf"}},
+    ):
+        assert native_from(**other) is None
 
 
 def test_returns_of_episodes_that_span_calls():
