@@ -15,7 +15,7 @@ from keras_rtrl.environments.halves import joined
 from keras_rtrl.train import actors, config
 from keras_rtrl.train.metrics import ERRORS
 
-MUCH = 8e6  # steps times weights of an optimiser step, for `learns_natively`
+MUCH = 1.5e7  # steps times weights of an optimiser step, for `learns_natively`
 HORIZON = 200  # cumulants that are summed to a return; its error is known so many steps later
 
 Outcome = collections.namedtuple("Outcome", ["losses", "returns", "errors"])
