@@ -82,9 +82,7 @@ def make(name, num_envs, seed, *, engine="auto", distribution="hard", num_levels
 
 def _in_envpool(game, num_envs, seed, distribution, **levels):
     task = f"{game.capitalize()}{distribution.capitalize()}-v0"
-    limit = _time_limit(game, distribution)
-    simulator = EnvPoolVector(task, num_envs, channel_first=False, max_episode_steps=limit, **levels)
-    return GymnasiumVector(simulator, seed=seed)
+    return GymnasiumVector(EnvPoolVector(task, num_envs, channel_first=False, **levels), seed=seed)
 
 
 def _time_limit(game, distribution):

@@ -79,14 +79,15 @@ def test_no_frame_is_lost_or_mixed(distribution):
     env.close()
 
 
-def test_the_time_limit_truncates():
-    env = environments.make("procgen:maze", num_envs=2, seed=0, distribution="easy")
+@pytest.mark.parametrize(("game", "distribution", "limit"), [("maze", "easy", 500), ("jumper", "memory", 2000)])
+def test_the_time_limit_truncates(game, distribution, limit):
+    env = environments.make(f"procgen:{game}", num_envs=2, seed=0, distribution=distribution)
     env.reset()
-    time_steps = [env.step(np.full(2, NO_OP)) for _ in range(501)]
-    assert {t for t, time_step in enumerate(time_steps) if (time_step.step_type != MID).any()} == {499, 500}
-    assert [time_step.step_type.tolist() for time_step in time_steps[499:]] == [[LAST] * 2, [FIRST] * 2]
-    assert time_steps[499].discount.tolist() == [1.0, 1.0]
-    assert env.finished_games() == [(0.0, 500, 0), (0.0, 500, 1)]
+    time_steps = [env.step(np.full(2, NO_OP)) for _ in range(limit + 1)]
+    assert {t for t, time_step in enumerate(time_steps) if (time_step.step_type != MID).any()} == {limit - 1, limit}
+    assert [time_step.step_type.tolist() for time_step in time_steps[-2:]] == [[LAST] * 2, [FIRST] * 2]
+    assert time_steps[-2].discount.tolist() == [1.0, 1.0]
+    assert env.finished_games() == [(0.0, limit, 0), (0.0, limit, 1)]
 
 
 def test_fresh_instances_agree_and_streams_differ():

@@ -28,7 +28,7 @@ def make(kind, core="rtu", **options):
 
 @pytest.mark.skipif(not native.info()["built"], reason="no native op")
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_learning_inside_and_outside_xla_is_the_same(kind, monkeypatch):
+def test_learning_inside_and_outside_xla_in_one_call_and_in_two_is_the_same(kind, monkeypatch):
     outcomes = {}
     for much in (0, np.inf):
         monkeypatch.setattr(runners, "MUCH", much)
@@ -36,9 +36,10 @@ def test_learning_inside_and_outside_xla_is_the_same(kind, monkeypatch):
         assert runners.learns_natively(agent, 32) == (much == 0)
         runner = runners.InGraph(env, agent, 8, 20)
         counters = types.SimpleNamespace(running_returns=[])
-        outcome = runner.run(20, counters)
+        parts = [runner.run(updates, counters) for updates in ((8, 12) if much else (20,))]
         weights = np.concatenate([variable.numpy().ravel() for variable in agent.network.trainable_variables])
-        outcomes[much] = outcome.losses, outcome.returns, weights
+        losses = np.concatenate([part.losses for part in parts])
+        outcomes[much] = losses, [value for part in parts for value in part.returns], weights
     (losses, returns, weights), (xla_losses, xla_returns, xla_weights) = outcomes.values()
     assert len(returns) > 4
     assert returns == xla_returns
