@@ -137,6 +137,7 @@ KINDS = {
     "ActorCriticNetwork.head_units": widths,
     "ActorCriticNetwork.core": choice,
     "ActorCriticNetwork.gradient": optional(choice),
+    "ActorCriticNetwork.encoder_dtype": optional(choice),
     "ActorCriticNetwork.units": optional(whole(1)),
     "ActorCriticNetwork.core_options": optional(mapping),
     "ActorCriticNetwork.recurrent_parameters": optional(choice),  # beside units
