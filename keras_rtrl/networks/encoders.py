@@ -168,13 +168,16 @@ def make_encoder(
 @contextlib.contextmanager
 def _computing_in(dtype):
     """Layers made inside compute in `dtype`; None: as outside."""
+    if dtype is None:
+        yield
+        return
     policy = keras.mixed_precision.global_policy()
-    if dtype is not None:
-        keras.mixed_precision.set_global_policy(f"mixed_{dtype}")
+    keras.mixed_precision.set_global_policy(f"mixed_{dtype}")
     try:
         yield
     finally:
-        keras.mixed_precision.set_global_policy(policy)
+        # None: that of floatx, whatever floatx becomes
+        keras.mixed_precision.set_global_policy(None if policy.name == keras.backend.floatx() else policy)
 
 
 def _around(encoder, observation_spec):

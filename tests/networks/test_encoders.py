@@ -172,3 +172,8 @@ def test_bfloat16_is_near_float32_and_trains_float32_weights(name, parts):
     gradients = tape.gradient(loss, low.trainable_variables)
     assert {part.dtype for part in (*low.trainable_variables, *gradients)} <= {tf.float32}
     assert keras.mixed_precision.global_policy().name == "float32"
+    keras.backend.set_floatx("float64")
+    try:
+        assert keras.layers.Dense(1).compute_dtype == "float64"
+    finally:
+        keras.backend.set_floatx("float32")
