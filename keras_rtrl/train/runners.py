@@ -1,4 +1,4 @@
-"""Ways to collect and to learn: with a simulator outside TensorFlow, or with a whole task in one compiled function."""
+"""Ways to collect and to learn: with a simulator outside TensorFlow, or with a task inside its graph."""
 
 import collections
 

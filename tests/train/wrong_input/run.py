@@ -209,7 +209,7 @@ class Child:
             return "refused", ""
         after = self.contents()
         changed = sorted(path for path in {*after, *self.before} if after.get(path) != self.before.get(path))
-        kept = re.compile("ray$|.*autograph|__pycache__$")  # Ray's and AutoGraph's, which only its files leave
+        kept = re.compile("ray$|.*autograph|__pycache__$")  # Ray leaves a folder, AutoGraph its bytecode
         changed += [path.name for path in self.temporary.iterdir() if not kept.match(path.name)]
         if changed:
             return "litter", ", ".join(changed[:5])
