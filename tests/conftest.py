@@ -8,7 +8,8 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-if os.environ.get("TF_USE_LEGACY_KERAS") in ("1", "true", "True"):
+LEGACY = os.environ.get("TF_USE_LEGACY_KERAS") in ("1", "true", "True")
+if LEGACY:
     # They know no Keras: once is enough.
     collect_ignore = [
         "conformance/test_proofs.py",
@@ -20,6 +21,18 @@ if os.environ.get("TF_USE_LEGACY_KERAS") in ("1", "true", "True"):
 else:
     # TF-Agents runs on tf-keras only.
     collect_ignore = ["environments", "networks", "agents", "distributed", "drivers", "train", "benchmarks"]
+
+# They run on both Kerases with --full, else on Keras 3 alone: what they test looks no different from tf-keras.
+ON_KERAS_3 = (
+    "tests/diagnostics/test_callback.py::test_memory_length_of_known_decay",
+    "tests/diagnostics/test_callback.py::test_nothing_is_stale_under_weights_that_stay",
+    "tests/diagnostics/test_callback.py::test_staleness_against_bptt_under_the_present_weights",
+    "tests/docs/test_write_your_own_cell.py",
+    "tests/examples/test_own_cell.py",
+    "tests/test_export.py::test_other_wirings",
+    "tests/test_export.py::test_sizes_given",
+    "tests/testing/test_two_layer.py",
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,9 +55,11 @@ def pytest_addoption(parser):
 
 def pytest_collection_modifyitems(config, items):
     if not config.getoption("--full"):
-        more = [item for item in items if item.get_closest_marker("full")]
-        items[:] = [item for item in items if not item.get_closest_marker("full")]
-        config.hook.pytest_deselected(items=more)
+        more = {
+            item for item in items if item.get_closest_marker("full") or (LEGACY and item.nodeid.startswith(ON_KERAS_3))
+        }
+        items[:] = [item for item in items if item not in more]
+        config.hook.pytest_deselected(items=list(more))
 
 
 def pytest_configure(config):

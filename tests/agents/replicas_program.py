@@ -204,14 +204,14 @@ def errors(strategy, rollout):
     return messages
 
 
-def worker(folder):
+def worker(folder, *kinds):
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     rank = strategy.cluster_resolver.task_id
     rollouts = experience()
     own = slice(rank * B // 2, (rank + 1) * B // 2)
     rollouts = [tf.nest.map_structure(lambda x: x[own], rollout) for rollout in rollouts]
     cut = UPDATES // 2
-    for kind in KINDS:
+    for kind in kinds:
         with strategy.scope():
             agent = make_agent(kind, seed=3 + rank)  # the chief's weights and order of chunks hold
         before = act(agent, rollouts[0])
@@ -230,4 +230,4 @@ def worker(folder):
 
 
 if __name__ == "__main__":
-    {"devices": devices, "worker": worker}[sys.argv[1]](pathlib.Path(sys.argv[2]))
+    {"devices": devices, "worker": worker}[sys.argv[1]](pathlib.Path(sys.argv[2]), *sys.argv[3:])

@@ -117,11 +117,8 @@ PATHS = [
     ("path", "actions"),
     [
         *((path, SPECS["choice"]) for path in PATHS),
-        *((path, SPECS["choices"]) for path in (acting, exported, r2ac, streaming_exact)),
-        *(
-            pytest.param(path, SPECS["choices"], marks=pytest.mark.full)
-            for path in (bootstrap_of_r2ac, prepared_by_ppo, learnt_by_ppo, streaming_truncated)
-        ),
+        *((path, SPECS["choices"]) for path in (acting, r2ac)),
+        *(pytest.param(path, SPECS["choices"], marks=pytest.mark.full) for path in PATHS if path not in (acting, r2ac)),
     ],
 )
 def test_the_start_of_an_episode_is_no_step_after_action_0(path, actions):

@@ -184,8 +184,9 @@ def ppo_gradients(gradient, core, actions, **options):
     [
         pytest.param("elstm", ONE, id="elstm-one"),
         *(pytest.param("elstm", a, id=f"elstm-{i}", marks=pytest.mark.full) for i, a in OTHERS.items()),
-        pytest.param("rtu", ONE, id="rtu-one"),
-        *(pytest.param("rtu", a, id=f"rtu-{i}") for i, a in OTHERS.items()),
+        pytest.param("rtu", ONE, id="rtu-one", marks=pytest.mark.full),
+        pytest.param("rtu", FLOATS, id="rtu-floats"),
+        *(pytest.param("rtu", a, id=f"rtu-{i}", marks=pytest.mark.full) for i, a in OTHERS.items() if a is not FLOATS),
     ],
 )
 def test_ppo(core, actions):
@@ -202,7 +203,7 @@ def test_ppo_at_the_papers_size():
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-8)
 
 
-@pytest.mark.parametrize("gradient", ["tbptt", "instant"])
+@pytest.mark.parametrize("gradient", ["tbptt", pytest.param("instant", marks=pytest.mark.full)])
 def test_ppo_by_other_gradients_differs(gradient):
     got, expected, _ = ppo_gradients(gradient, "rtu", ONE)
     assert np.max(np.abs(got - expected)) > 1e-2 * np.max(np.abs(expected))

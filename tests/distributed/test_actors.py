@@ -42,7 +42,7 @@ def _frames(path):
     return [row["frames"] for row in metrics.read(RunFolder(path).metrics)]
 
 
-@pytest.mark.parametrize("bindings", [(), PPO], ids=["r2ac", "ppo"])
+@pytest.mark.parametrize("bindings", [pytest.param((), id="r2ac"), pytest.param(PPO, id="ppo", marks=pytest.mark.full)])
 def test_one_actor_in_lock_step_gives_the_single_machines_parameters_bit_for_bit(train, tmp_path, address, bindings):
     cluster = ("--ray-address", address)
     alone, apart = str(tmp_path / "alone"), str(tmp_path / "apart")

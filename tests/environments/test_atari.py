@@ -43,7 +43,7 @@ def test_specs():
     [
         ("Breakout", "breakout", 2, 5, True),
         ("Breakout", "breakout", 2, 5, False),
-        ("Pong", "pong", 1, 1, True),
+        pytest.param("Pong", "pong", 1, 1, True, marks=pytest.mark.full),
         pytest.param("Pong", "pong", 1, 1, False, marks=pytest.mark.full),
         ("Frogger", "frogger", 1, 4, True),
         ("Frogger", "frogger", 1, 4, False),

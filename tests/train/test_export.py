@@ -35,7 +35,7 @@ np.savez(sys.argv[3], **out)
 """
 
 
-@pytest.mark.parametrize("command", [False, True])
+@pytest.mark.parametrize("command", [pytest.param(False, marks=pytest.mark.full), True])
 def test_fresh_process_acts_as_the_policy(tmaze_run, tmp_path, command):
     path = str(tmaze_run / "policy")
     if command:

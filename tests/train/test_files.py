@@ -45,7 +45,7 @@ def refused(capsys, *words):
     ("lock", "words"),
     [
         ("lock", ["train", "--resume", "run", "--frames", "1000"]),  # what is done
-        ("lock", ["export", "run", "run/policy"]),
+        pytest.param("lock", ["export", "run", "run/policy"], marks=pytest.mark.full),
         ("lock_evaluation", ["evaluate", "run", "--episodes", "1"]),
     ],
 )
@@ -176,6 +176,7 @@ def limited(size, *words):
     return done
 
 
+@pytest.mark.full
 def test_a_disk_that_is_full_after_the_games_loses_no_result(run):
     (run / "evaluation.json").unlink(missing_ok=True)
     done = limited(1, "evaluate", run, "--episodes", "1")
@@ -194,6 +195,7 @@ def test_a_disk_that_gets_full_in_training_leaves_the_checkpoint(run):
     assert checkpoints.saved_updates(RunFolder(run)) == 50
 
 
+@pytest.mark.full
 def test_a_film_on_a_full_disk_loses_no_result(breakout_run, tmp_path):
     run = shutil.copytree(breakout_run, tmp_path / "run")
     words = ["evaluate", run, "--episodes", "1", "--video", tmp_path / "film.mp4"]

@@ -228,6 +228,7 @@ def test_a_film_that_cannot_be_written_costs_no_run(breakout_run, tmp_path, monk
     assert os.path.exists(os.path.join(run, "film.mp4"))  # the earlier one
 
 
+@pytest.mark.full
 def test_no_film(breakout_run, tmp_path, capsys):
     run = shutil.copytree(breakout_run, str(tmp_path / "run"))
     os.remove(os.path.join(run, "film.mp4"))

@@ -27,7 +27,7 @@ def make(kind, core="rtu", **options):
 
 
 @pytest.mark.skipif(not native.info()["built"], reason="no native op")
-@pytest.mark.parametrize("kind", CONFIGS)
+@pytest.mark.parametrize("kind", [RTRLPPOAgent, pytest.param(R2ACAgent, marks=pytest.mark.full)])
 def test_learning_inside_and_outside_xla_in_one_call_and_in_two_is_the_same(kind, monkeypatch):
     outcomes = {}
     for much in (0, np.inf):

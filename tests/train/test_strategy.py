@@ -85,8 +85,9 @@ def finish(processes):
             process.kill()
 
 
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
-@pytest.mark.parametrize("kind", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_lost_process_ends_the_other_and_both_go_on_from_the_checkpoint(tmp_path, victim, kind):
     run = str(tmp_path / "run")
     words = ["atari_r2ac_cpu", "--frames", "4000000", "--out", run, *BINDINGS]

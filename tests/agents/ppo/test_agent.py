@@ -83,7 +83,14 @@ def rtrl_stack():
 
 @pytest.mark.parametrize(
     ("core", "gradient"),
-    [("elstm", "rtrl"), ("rtu", "instant"), ("gru", None), ("lstm", "tbptt"), ("stack", None), (rtrl_stack, None)],
+    [
+        ("elstm", "rtrl"),
+        ("gru", None),
+        (rtrl_stack, None),
+        pytest.param("rtu", "instant", marks=pytest.mark.full),
+        pytest.param("lstm", "tbptt", marks=pytest.mark.full),
+        pytest.param("stack", None, marks=pytest.mark.full),
+    ],
 )
 def test_every_core_trains(core, gradient):
     env = make_env()
@@ -130,7 +137,7 @@ def float64():
     keras.backend.set_floatx("float32")
 
 
-@pytest.mark.parametrize("core", ["rtu", "elstm"])
+@pytest.mark.parametrize("core", ["rtu", pytest.param("elstm", marks=pytest.mark.full)])
 def test_refreshed_carry_is_aligned_with_the_stored_one(float64, core):
     env = make_env()
     agent = make_agent(env, core, rate=0.0, chunk=1)

@@ -27,7 +27,13 @@ def stack():
     return layers.RTRLStack([layers.ELSTM(5), layers.RTU(3)])
 
 
-CORES = [("elstm", "rtrl"), ("rtu", "rtrl"), ("elstm", "tbptt"), ("lstm", "tbptt"), (stack, None)]
+CORES = [
+    ("elstm", "rtrl"),
+    ("lstm", "tbptt"),
+    (stack, None),
+    pytest.param("rtu", "rtrl", marks=pytest.mark.full),
+    pytest.param("elstm", "tbptt", marks=pytest.mark.full),
+]
 
 
 def make_agent(core="elstm", gradient="rtrl", rate=0.0, seed=3, optimizer=None, encoder_units=(5,), **config):

@@ -113,7 +113,8 @@ def test_policy_saver_in_a_fresh_process(cartpole, tmp_path):
     np.testing.assert_allclose(logits, rollout.policy_info["logits"][:, :4], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("core", ["elstm", pytest.param("rtu", marks=pytest.mark.full)])
+@pytest.mark.full  # what the command line does with the T-maze, by hand
+@pytest.mark.parametrize("core", ["elstm", "rtu"])
 def test_collecting_and_training_in_one_compiled_function(core):
     """Equal to driver.run and agent.train called one after the other in eager mode."""
 

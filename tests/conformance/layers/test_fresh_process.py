@@ -74,8 +74,8 @@ KINDS = (keras_file, weights, saved_model, export, mirrored)
 
 def test_files_load_in_a_fresh_process(cases_of, request, tmp_path):
     for number, kind in enumerate(KINDS):
-        # these two take longest, and know no layer from another
-        every = 2 if kind in (export, mirrored) and not request.config.getoption("--full") else 1
+        # these take longest, and know no layer from another
+        every = 2 if kind in (saved_model, export, mirrored) and not request.config.getoption("--full") else 1
         for case in cases_of(number)[::every]:
             folder = tmp_path / f"{case.name}-{case.implementation}-{kind.__name__}"
             folder.mkdir()
