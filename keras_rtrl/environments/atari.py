@@ -77,7 +77,7 @@ SCORES = {
 ATARI_57 = tuple(SCORES)
 
 
-def make(name, num_envs, seed, *, training=True, max_frames=108_000, sticky_actions=False):
+def make(name, num_envs, seed, *, training=True, max_frames=108_000, sticky_actions=False, stack_num=4):
     """The game "ALE/<Game>-v5" as an `AtariEnvironment`."""
     with needing(name, ["ale_py"], 'ale-py: pip install "keras_rtrl[atari]".'):
         from ale_py import roms
@@ -87,15 +87,22 @@ def make(name, num_envs, seed, *, training=True, max_frames=108_000, sticky_acti
     if name not in games:
         raise unknown_name(name, list(games))
     return AtariEnvironment(
-        games[name], num_envs, seed=seed, training=training, max_frames=max_frames, sticky_actions=sticky_actions
+        games[name],
+        num_envs,
+        seed=seed,
+        training=training,
+        max_frames=max_frames,
+        sticky_actions=sticky_actions,
+        stack_num=stack_num,
     )
 
 
 class AtariEnvironment(VectorEnvironment):
-    """A batch of one Atari game, observations uint8 [B, 84, 84, 4], actions int64 [B] of the game's minimal set.
+    """A batch of one Atari game: observations uint8 [B, 84, 84, stack_num], actions int64 [B] of its minimal set.
 
     Each action is repeated for 4 frames. The maximum of the last two frames gives one grey image; an observation is a
-    stack of 4 images, newest last. A game starts with FIRE, if it has that action, and up to 30 frames of no-op.
+    stack of the last `stack_num` images, newest last. A game starts with FIRE, if it has that action, and up to 30
+    frames of no-op.
     Rewards are those of the game. A game is truncated (LAST, discount 1) after `max_frames`.
 
     The game plays on after a lost life. The next step sends FIRE (no-op if the game has none) instead of the action;
@@ -110,6 +117,7 @@ class AtariEnvironment(VectorEnvironment):
       training: whether a lost life ends an episode.
       max_frames: frames after which a game is truncated.
       sticky_actions: whether each frame repeats the last frame's action with probability 0.25 (Machado et al. 2018).
+      stack_num: images of an observation, 1 to 100. Mnih et al. 2015 take 4; a recurrent network can do with 1.
     """
 
     frames_per_step = 4
@@ -123,9 +131,11 @@ class AtariEnvironment(VectorEnvironment):
         training: bool = True,
         max_frames: int = 108_000,
         sticky_actions: bool = False,
+        stack_num: int = 4,
     ):
         training, sticky_actions = flag("training", training), flag("sticky_actions", sticky_actions)
         max_frames = whole_number("max_frames", max_frames, low=4, high=2**31 - 1)  # ALE counts them in an int
+        stack_num = whole_number("stack_num", stack_num, high=100)
         from ale_py import Action
         from ale_py.vector_env import AtariVectorEnv
 
@@ -140,7 +150,7 @@ class AtariEnvironment(VectorEnvironment):
             episodic_life=False,
             life_loss_info=False,
         )
-        self._env = self._simulator(num_envs=num_envs)
+        self._env = self._simulator(num_envs=num_envs, stack_num=stack_num)
         self._shown = self._picture = None
         actions = list(self._env.ale.get_action_set())
         self._fire = actions.index(Action.FIRE if Action.FIRE in actions else Action.NOOP)
@@ -148,7 +158,7 @@ class AtariEnvironment(VectorEnvironment):
         self._seeds = stream_seeds(seed, num_envs)
         super().__init__(
             num_envs,
-            array_spec.BoundedArraySpec((84, 84, 4), np.uint8, 0, 255, name="observation"),
+            array_spec.BoundedArraySpec((84, 84, stack_num), np.uint8, 0, 255, name="observation"),
             array_spec.BoundedArraySpec((), np.int64, 0, len(actions) - 1, name="action"),
         )
 

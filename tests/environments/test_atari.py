@@ -204,13 +204,21 @@ def test_bad_actions(action):
         env.step(action)
 
 
+def test_a_single_image_is_the_newest_of_a_stack():
+    one, four = (environments.make("ALE/Breakout-v5", num_envs=2, seed=0, stack_num=number) for number in (1, 4))
+    assert one.observation_spec().shape == (84, 84, 1)
+    actions = np.random.default_rng(0).integers(0, 4, (50, 2))
+    for step in (lambda env: env.reset(), *(lambda env, a=a: env.step(a) for a in actions)):
+        np.testing.assert_array_equal(step(one).observation[..., 0], step(four).observation[..., -1])
+
+
 def test_unknown_game():
     with pytest.raises(ValueError, match="no environment is called 'ALE/Brekout-v5'; did you mean ALE/Breakout-v5"):
         environments.make("ALE/Brekout-v5")
 
 
 @pytest.mark.parametrize(
-    "option", [{"frame_skip": 2}, {"training": "yes"}, {"max_frames": 0}, {"sticky_actions": 0.25}]
+    "option", [{"frame_skip": 2}, {"training": "yes"}, {"max_frames": 0}, {"sticky_actions": 0.25}, {"stack_num": 0}]
 )
 def test_bad_options(option):
     with pytest.raises(ValueError, match=next(iter(option))):

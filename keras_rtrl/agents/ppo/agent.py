@@ -17,6 +17,7 @@ from keras_rtrl.agents.ppo.config import PPOConfig
 from keras_rtrl.distributed.replicas import all_sum, on_host
 from keras_rtrl.engine import Carry
 from keras_rtrl.networks import ActorCriticNetwork
+from keras_rtrl.networks.normalizer import clipped
 
 PPOExtra = collections.namedtuple("PPOExtra", [*losses.PPOTerms._fields, "gradient_norm"])
 
@@ -94,7 +95,7 @@ class RTRLPPOAgent(RolloutAgent):
         """
         step, boundary = played(experience)
         starts, values, last_value, carry = self._unroll(experience)
-        reward, discount = tf.cast(step.reward, values.dtype), tf.cast(step.discount, values.dtype)
+        reward, discount = tf.cast(self._reward(step), values.dtype), tf.cast(step.discount, values.dtype)
         if self._reward_scaler is not None:
             reward = self._reward_scaler(reward)
         advantage = losses.gae(
@@ -113,6 +114,10 @@ class RTRLPPOAgent(RolloutAgent):
         )
         chunks = tf.nest.map_structure(lambda x: tf.reshape(x, [-1, self._config.chunk, *x.shape[2:]]), frames)
         return chunks._replace(carry=starts), carry
+
+    def _reward(self, step):
+        limit = self._config.reward_clipping
+        return step.reward if limit is None else clipped(step.reward, -limit, limit)
 
     def _unroll(self, experience):
         """Runs the network over a rollout from the agent's carry, chunk by chunk.
@@ -239,7 +244,7 @@ class RTRLPPOAgent(RolloutAgent):
         """`prepare`, the rewards' scale brought up to date before; and 0, or NaN if a carry is not finite."""
         if self._reward_scaler is not None:
             step, boundary = played(experience)
-            self._reward_scaler.update(step.reward, boundary)
+            self._reward_scaler.update(self._reward(step), boundary)
         batch, carry = self.prepare(experience)
         return batch, carry, all_sum(self._zero_if_finite(carry, batch.value.dtype))
 

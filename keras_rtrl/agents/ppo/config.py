@@ -38,6 +38,7 @@ class PPOConfig:
       stale_gradient: use the carry stored while the rollout was made in all epochs; False computes it again, from the
         rollout's start and under the current parameters, before each epoch.
       stale_target: the same for advantages and returns.
+      reward_clipping: rewards are clipped to [-reward_clipping, reward_clipping] first; None for no clipping.
       normalize_rewards: divide rewards by the running standard deviation of the discounted return.
 
     Raises:
@@ -56,6 +57,7 @@ class PPOConfig:
     chunk: int = 16
     stale_gradient: bool = True
     stale_target: bool = True
+    reward_clipping: float | None = None
     normalize_rewards: bool = True
 
     def __post_init__(self):
@@ -64,7 +66,7 @@ class PPOConfig:
         for name in ("value_pred_loss_coef", "entropy_regularization"):
             number(name, getattr(self, name), low=0)
         number("importance_ratio_clipping", self.importance_ratio_clipping, above=0)
-        for name in ("value_clipping", "gradient_clipping"):
+        for name in ("value_clipping", "gradient_clipping", "reward_clipping"):
             if getattr(self, name) is not None:
                 number(name, getattr(self, name), above=0)
         for name in ("num_epochs", "num_minibatches", "chunk"):

@@ -245,6 +245,19 @@ def test_observations_and_rewards_are_normalised_as_they_come():
     np.testing.assert_allclose(agent.reward_scaler.scale, np.sqrt(np.var(seen) + 1e-8), rtol=1e-6)
 
 
+@pytest.mark.parametrize("normalize_rewards", [pytest.param(False, marks=pytest.mark.full), True])
+def test_clipped_rewards_are_learned_from_as_if_they_had_come(normalize_rewards):
+    env = make_env()
+    options = {"reward_clipping": 0.5, "normalize_rewards": normalize_rewards}
+    (rollout,) = rollouts(env, make_agent(env), 1)
+    large = rollout._replace(reward=tf.linspace(-3.0, 3.0, T + 1) * tf.ones_like(rollout.reward))
+    small = large._replace(reward=tf.clip_by_value(large.reward, -0.5, 0.5))
+    unclipped = make_agent(env, normalize_rewards=normalize_rewards)
+    agents = [make_agent(env, **options), make_agent(env, **options), unclipped]
+    seen = [agent.train(rewards) for agent, rewards in zip(agents, (large, small, large), strict=True)]
+    assert seen[0].extra.value_loss == seen[1].extra.value_loss != seen[2].extra.value_loss
+
+
 def test_checkpoint_and_policy_hold_the_normalisation(tmp_path):
     env = make_env()
     agent = make_agent(env, normalize=True, normalize_rewards=True)
@@ -321,6 +334,7 @@ def test_one_replica_holds_its_streams_as_checkpoints_do(normalize_rewards):
         ({"stale_gradient": "no"}, "stale_gradient"),
         ({"stale_target": 2}, "stale_target"),
         ({"normalize_rewards": None}, "normalize_rewards"),
+        ({"reward_clipping": 0}, "reward_clipping"),
     ],
 )
 def test_config_out_of_range(options, message):

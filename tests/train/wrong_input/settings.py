@@ -166,6 +166,7 @@ KINDS = {
     "corridor": whole(1),
     "length": whole(1),
     "max_frames": whole(1),
+    "stack_num": whole(1, 100),
     "num_levels": whole(0),
     "start_level": whole(0),
     "distribution": choice,
