@@ -1,6 +1,19 @@
-"""What a recurrent layer does while it trains: a callback for `model.fit`, and the figures that it writes."""
+"""What a recurrent layer does while it trains, and how far back its task's gradient reaches."""
 
 from keras_rtrl.diagnostics.callback import RTRLDiagnostics
 from keras_rtrl.diagnostics.figures import MEMORY_CAP, decay, jacobians, memory_length, trace_norms
+from keras_rtrl.diagnostics.worth import REACHED, Estimate, GradientWorth, mean, reach
 
-__all__ = ["MEMORY_CAP", "RTRLDiagnostics", "decay", "jacobians", "memory_length", "trace_norms"]
+__all__ = [
+    "MEMORY_CAP",
+    "REACHED",
+    "Estimate",
+    "GradientWorth",
+    "RTRLDiagnostics",
+    "decay",
+    "jacobians",
+    "mean",
+    "memory_length",
+    "reach",
+    "trace_norms",
+]
