@@ -11,6 +11,7 @@ import tensorflow as tf
 from keras_rtrl._checks import whole_number
 
 REACHED = 0.99  # cosine with the exact gradient from which on a truncated one counts as whole
+STREAMS = 16  # at most so many are measured: more take longer and tell little more
 _STEPS_AT_ONCE = 2**14  # of windows in one call: bounds the memory
 
 
@@ -91,7 +92,7 @@ class GradientWorth:
         carried: dict[str, tuple[Any, tf.Tensor]] | None = None,
         chunk: int | None = None,
     ) -> list[Estimate]:
-        """Compares gradients of the last T steps.
+        """Compares gradients of the last T steps, of the first `STREAMS` streams.
 
         Args:
           inputs: nest of tensors [B, H + T, ...].
@@ -112,9 +113,12 @@ class GradientWorth:
         steps = whole_number("steps", steps, 1, past + 1)
         if chunk is not None and (whole_number("chunk", chunk) > loss_steps or loss_steps % chunk):
             raise ValueError(f"chunk must divide the {loss_steps} steps of the loss, got {chunk}")
+        inputs, states, cotangents, carried = tf.nest.map_structure(
+            lambda x: x[:STREAMS], (inputs, states, cotangents, carried or {})
+        )
         last = tf.nest.map_structure(lambda x: x[:, past:], inputs)
         gradients = {"exact": (None, self._cut(inputs, states, cotangents, [0], length))}
-        for name, (carry, own) in (carried or {}).items():
+        for name, (carry, own) in carried.items():
             at_start = tf.nest.map_structure(lambda x: x[:, tf.newaxis], carry)
             gradients[name] = (None, self._cut(last, at_start, own, [0], loss_steps))
         if chunk is not None:

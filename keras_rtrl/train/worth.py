@@ -19,7 +19,6 @@ from keras_rtrl.networks.cores import RTRLCore
 from keras_rtrl.train import building, checkpoints, config, setup
 from keras_rtrl.train.run_folder import replacing, write_text
 
-STREAMS = 16  # at most so many are measured: more would take longer and tell little more
 _LABELS = {"exact": "exact", "rtrl": "RTRL, carried traces", "rtrl_carried_state": "RTRL, carried traces and state"}
 
 Worth = collections.namedtuple("Worth", ["estimates", "errors", "weights", "steps", "known", "reach"])
@@ -125,20 +124,14 @@ class _Measurement:
         if carry[0].has_traces:
             traced = tuple(own._replace(state=new.state) for own, new in zip(carry, fresh, strict=True))
             own = self._cotangents(rollout, carry)
-            carried = {"rtrl": _some((traced, cotangents)), "rtrl_carried_state": _some((carry, own))}
+            carried = {"rtrl": (traced, cotangents), "rtrl_carried_state": (carry, own)}
         begun = tf.math.cumsum(tf.cast(inputs[1], tf.int32), axis=1)[:, past:] > 0
         self._known.append(float(tf.reduce_mean(tf.cast(begun, tf.float32))))
-        return self._worth.measure(
-            *_some((inputs, states, cotangents)), steps=self._steps, carried=carried, chunk=self._chunk
-        )
+        return self._worth.measure(inputs, states, cotangents, steps=self._steps, carried=carried, chunk=self._chunk)
 
     def _encoded(self, observation, step_type):
         reset = tf.equal(step_type, ts.StepType.FIRST)
         return self._agent.network.encode(observation, reset)[:, :-1], reset[:, :-1]
-
-
-def _some(values):
-    return tf.nest.map_structure(lambda x: x[:STREAMS], values)
 
 
 def _recurrence(network):
@@ -184,7 +177,7 @@ def sentence(worth):
             f"This task's gradient reaches back more than {longest} steps: TBPTT({longest}) has cosine "
             f"{by_steps[longest]:.3f} with the exact one."
         )
-    before = f", and that of {worth.reach // 2} {by_steps[worth.reach // 2]:.3f}" if worth.reach > 1 else ""
+    before = f", after {worth.reach // 2} {by_steps[worth.reach // 2]:.3f}" if worth.reach > 1 else ""
     return (
         f"This task's gradient reaches back about {worth.reach} step{'s' if worth.reach > 1 else ''}: truncation after "
         f"{worth.reach} has cosine {by_steps[worth.reach]:.3f} with the exact one{before}."
