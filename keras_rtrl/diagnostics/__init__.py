@@ -2,11 +2,12 @@
 
 from keras_rtrl.diagnostics.callback import RTRLDiagnostics
 from keras_rtrl.diagnostics.figures import MEMORY_CAP, decay, jacobians, memory_length, trace_norms
-from keras_rtrl.diagnostics.worth import REACHED, Estimate, GradientWorth, mean, reach
+from keras_rtrl.diagnostics.worth import REACHED, STREAMS, Estimate, GradientWorth, mean, reach
 
 __all__ = [
     "MEMORY_CAP",
     "REACHED",
+    "STREAMS",
     "Estimate",
     "GradientWorth",
     "RTRLDiagnostics",

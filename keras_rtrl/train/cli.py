@@ -296,6 +296,7 @@ def _worth(args):
     config.load_run(run, [*_ALONE, "train.strategy = None"], args.trust, args.modules)
     with contextlib.closing(run):
         measured = worth.measure(run, args.steps, args.rollouts, args.seed)
+        print(worth.about(measured))
         print(worth.table(measured), end="")
         print(worth.sentence(measured), flush=True)
         name = f"{run.read_record().get('preset') or 'run'}, {config.text('environment.name', '')}"

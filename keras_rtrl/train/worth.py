@@ -13,7 +13,7 @@ from tqdm import tqdm
 from keras_rtrl._checks import fits_memory
 from keras_rtrl._errors import UsageError
 from keras_rtrl.agents.base import RolloutAgent
-from keras_rtrl.diagnostics import REACHED, GradientWorth, mean, reach
+from keras_rtrl.diagnostics import REACHED, STREAMS, GradientWorth, mean, reach
 from keras_rtrl.layers import RTRL
 from keras_rtrl.networks.cores import RTRLCore
 from keras_rtrl.train import building, checkpoints, config, setup
@@ -21,15 +21,15 @@ from keras_rtrl.train.run_folder import replacing, write_text
 
 _LABELS = {"exact": "exact", "rtrl": "RTRL, carried traces", "rtrl_carried_state": "RTRL, carried traces and state"}
 
-Worth = collections.namedtuple("Worth", ["estimates", "errors", "weights", "steps", "known", "reach"])
+Worth = collections.namedtuple("Worth", ["estimates", "errors", "weights", "streams", "shape", "known"])
 Worth.__doc__ = """What was measured.
 
 estimates: list of diagnostics.Estimate, means over rollouts.
 errors: standard errors of their cosines over rollouts, NaN for one rollout.
 weights: names of the weights, in the order of an Estimate's `cosines`.
-steps: K, as it was asked for.
+streams: number of streams that were measured.
+shape: (rollouts, T, steps of history before each, B).
 known: share of the measured steps whose episode began within what is kept.
-reach: k of the sentence, None if no TBPTT(k) reaches the exact gradient.
 """
 
 
@@ -75,7 +75,7 @@ class _Measurement:
     """Measures an agent on its rollouts of `length` steps, with `steps` before them."""
 
     def __init__(self, agent, length, steps):
-        self._agent, self._steps = agent, steps
+        self._agent, self._length, self._steps = agent, length, steps
         count = -(-steps // length)
         frame = sum(s.shape.num_elements() * s.dtype.size for s in tf.nest.flatten(agent.collect_data_spec))
         try:
@@ -108,9 +108,15 @@ class _Measurement:
         errors = np.full(cosines.shape[1], np.nan)
         if rollouts > 1:
             errors = cosines.std(axis=0, ddof=1) / np.sqrt(rollouts)
-        estimates = mean(found)
-        names = self._worth.names
-        return Worth(estimates, errors.tolist(), names, self._steps, float(np.mean(self._known)), reach(estimates))
+        streams = agent.streams.count
+        return Worth(
+            estimates=mean(found),
+            errors=errors.tolist(),
+            weights=self._worth.names,
+            streams=min(streams, STREAMS),
+            shape=(rollouts, self._length, self._kept.maxlen * self._length, streams),
+            known=float(np.mean(self._known)),
+        )
 
     def _measured(self, rollout, carry):
         """Estimates on a rollout, `carry` being the agent's before it."""
@@ -170,17 +176,27 @@ def label(estimate):
 
 def sentence(worth):
     """One sentence: how far back the gradient reaches."""
-    by_steps = {e.steps: e.cosine for e in worth.estimates if e.steps is not None}
-    longest = max(by_steps)
-    if worth.reach is None:
+    cosines = {e.steps: f"{e.cosine:.3f}" for e in worth.estimates if e.steps is not None}
+    reached, longest = reach(worth.estimates), max(cosines)
+    if reached is None:
         return (
-            f"This task's gradient reaches back more than {longest} steps: TBPTT({longest}) has cosine "
-            f"{by_steps[longest]:.3f} with the exact one."
+            f"This task's gradient reaches back more than {longest} steps: cut off after {longest} it has cosine "
+            f"{cosines[longest]} with the exact one."
         )
-    before = f", after {worth.reach // 2} {by_steps[worth.reach // 2]:.3f}" if worth.reach > 1 else ""
+    steps = "1 step" if reached == 1 else f"{reached} steps"
+    shorter = f", cut off after {reached // 2} {cosines[reached // 2]}" if reached > 1 else ""
     return (
-        f"This task's gradient reaches back about {worth.reach} step{'s' if worth.reach > 1 else ''}: truncation after "
-        f"{worth.reach} has cosine {by_steps[worth.reach]:.3f} with the exact one{before}."
+        f"This task's gradient reaches back about {steps}: cut off after {reached} it has cosine {cosines[reached]} "
+        f"with the exact one{shorter}."
+    )
+
+
+def about(worth):
+    """What was measured, in one line."""
+    rollouts, length, past, streams = worth.shape
+    return (
+        f"{rollouts} rollouts of {length} steps, {worth.streams} of {streams} streams, {past} steps of history before "
+        f"each; {100 * worth.known:.0f} % of the steps have their episode's start among what is kept"
     )
 
 
