@@ -192,11 +192,14 @@ class GradientWorth:
         return tf.nest.pack_sequence_as(start, flat)
 
 
-def reach(estimates: Sequence[Estimate]) -> int | None:
-    """The smallest k from which on every TBPTT(k) has a cosine of at least `REACHED`; None if the largest has less."""
+def reach(estimates: Sequence[Estimate], weight: int | None = None) -> int | None:
+    """The smallest k from which on every TBPTT(k) has a cosine of at least `REACHED`; None if the largest has less.
+
+    `weight`: number of the weight whose part alone counts; None: all together.
+    """
     reached = None
     for estimate in sorted((e for e in estimates if e.steps), key=lambda e: -e.steps):
-        if not estimate.cosine >= REACHED:
+        if not (estimate.cosine if weight is None else estimate.cosines[weight]) >= REACHED:
             break
         reached = estimate.steps
     return reached

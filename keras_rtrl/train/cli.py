@@ -298,7 +298,8 @@ def _worth(args):
         measured = worth.measure(run, args.steps, args.rollouts, args.seed)
         print(worth.about(measured))
         print(worth.table(measured), end="")
-        print(worth.sentence(measured), flush=True)
+        print(worth.sentence(measured))
+        print(worth.by_weight(measured), flush=True)
         name = f"{run.read_record().get('preset') or 'run'}, {config.text('environment.name', '')}"
         worth.write(run, measured, name)
     return 0

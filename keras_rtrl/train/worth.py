@@ -191,6 +191,13 @@ def sentence(worth):
     )
 
 
+def by_weight(worth):
+    """How far back the gradient of each weight alone reaches, in one line."""
+    longest = max(e.steps for e in worth.estimates if e.steps is not None)
+    parts = [f"{name} {reach(worth.estimates, i) or f'more than {longest}'}" for i, name in enumerate(worth.weights)]
+    return f"Of each weight alone, in steps: {', '.join(parts)}."
+
+
 def about(worth):
     """What was measured, in one line."""
     rollouts, length, past, streams = worth.shape

@@ -129,6 +129,8 @@ def test_reach_is_where_all_longer_truncations_are_whole():
     assert reach(estimates(0.995, 0.999)) == 1
     assert reach(estimates(0.5, 0.98)) is None
     assert reach(estimates(0.5, math.nan)) is None
+    one = Estimate("tbptt_1", 1, 0.995, 1, 0, 0, (0.992, 0.5))
+    assert [reach([one], weight) for weight in (None, 0, 1)] == [1, 1, None]
     both = mean([estimates(0.5), estimates(0.7)])
     assert both[1] == Estimate("tbptt_1", 1, pytest.approx(0.6), 1, 0, 0, (pytest.approx(0.6),))
 

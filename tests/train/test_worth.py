@@ -69,8 +69,9 @@ def test_run_is_measured_and_not_changed(tmp_path, tmaze_run, capsys):
 
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("2 rollouts of 4 steps, 4 of 4 streams, 16 steps of history before each; 100 % of the")
-    assert out[-1].startswith("This task's gradient reaches back about ")
-    reached = int(out[-1].split()[6])
+    assert out[-2].startswith("This task's gradient reaches back about ")
+    assert out[-1].startswith("Of each weight alone, in steps: kernel ")
+    reached = int(out[-2].split()[6])
     assert found[f"tbptt_{reached}"]["cosine"] >= 0.99
     assert reached == 1 or found[f"tbptt_{reached // 2}"]["cosine"] < 0.99
 
