@@ -2,7 +2,7 @@
 
 from keras_rtrl.diagnostics.callback import RTRLDiagnostics
 from keras_rtrl.diagnostics.figures import MEMORY_CAP, decay, jacobians, memory_length, trace_norms
-from keras_rtrl.diagnostics.worth import REACHED, STREAMS, Estimate, GradientWorth, mean, reach
+from keras_rtrl.diagnostics.worth import REACHED, STREAMS, Estimate, GradientWorth, mean_estimates, reach
 
 __all__ = [
     "MEMORY_CAP",
@@ -13,7 +13,7 @@ __all__ = [
     "RTRLDiagnostics",
     "decay",
     "jacobians",
-    "mean",
+    "mean_estimates",
     "memory_length",
     "reach",
     "trace_norms",

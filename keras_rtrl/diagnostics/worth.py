@@ -205,7 +205,7 @@ def reach(estimates: Sequence[Estimate], weight: int | None = None) -> int | Non
     return reached
 
 
-def mean(measurements: Sequence[Sequence[Estimate]]) -> list[Estimate]:
+def mean_estimates(measurements: Sequence[Sequence[Estimate]]) -> list[Estimate]:
     """The mean of each figure over several measurements of the same gradients."""
 
     def over(*same):

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from keras_rtrl._checks import fits_memory
 from keras_rtrl._errors import UsageError
 from keras_rtrl.agents.base import RolloutAgent
-from keras_rtrl.diagnostics import REACHED, STREAMS, GradientWorth, mean, reach
+from keras_rtrl.diagnostics import REACHED, STREAMS, GradientWorth, mean_estimates, reach
 from keras_rtrl.layers import RTRL
 from keras_rtrl.networks.cores import RTRLCore
 from keras_rtrl.train import building, checkpoints, config, setup
@@ -110,7 +110,7 @@ class _Measurement:
             errors = cosines.std(axis=0, ddof=1) / np.sqrt(rollouts)
         streams = agent.streams.count
         return Worth(
-            estimates=mean(found),
+            estimates=mean_estimates(found),
             errors=errors.tolist(),
             weights=self._worth.names,
             streams=min(streams, STREAMS),
