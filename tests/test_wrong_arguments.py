@@ -91,6 +91,7 @@ TOOLS = {
         "data": ([1], "must be the tf.data.Dataset that fit is given, or None, got list"),
         "chunks": (1, "must be a whole number of at least 2, got 1"),
         "every": (0.5, "must be a whole number of at least 1, got 0.5"),
+        "worth": (1, "must be True or False, got 1"),
     },
     export.inference_model: {
         "model": (None, "must be a model of .*, got builtins.NoneType"),
@@ -226,7 +227,9 @@ OBJECTS = (3, "x", {}, object(), LONG, type, X, [None], ["x"])
 WRONG_BY_KIND = {
     **dict.fromkeys(("units", "batch_size", "steps", "chunk", "chunks", "every", "seed", "index"), SIZES),
     **dict.fromkeys(("forget_bias", "r_min", "r_max", "max_phase"), NUMBERS),
-    **dict.fromkeys((*COMMON, "zero_output_for_mask", "residual", "norm", "gate", "go_backwards", "traces"), FLAGS),
+    **dict.fromkeys(
+        (*COMMON, "zero_output_for_mask", "residual", "norm", "gate", "go_backwards", "traces", "worth"), FLAGS
+    ),
     **dict.fromkeys(("recurrence", "activation", "gradient", "implementation", "trace_dtype"), CHOICES),
     **dict.fromkeys((name for name in RTRL if name.split("_")[0] in ("kernel", "recurrent", "bias")), FUNCTIONS),
     **dict.fromkeys(("path", "log_dir"), PATHS),

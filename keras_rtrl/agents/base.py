@@ -6,6 +6,7 @@ import tensorflow as tf
 from tf_agents.agents import tf_agent
 from tf_agents.policies import greedy_policy
 from tf_agents.trajectories import time_step as ts
+from tf_agents.trajectories import trajectory
 from tf_agents.typing import types
 
 from keras_rtrl._checks import fits_memory, shown
@@ -219,6 +220,17 @@ class RolloutAgent(ActorCriticAgent):
     def scatter_streams(self) -> None:
         self._by_stream.scatter()
         super().scatter_streams()
+
+    def core_cotangents(self, experience: trajectory.Trajectory, carry: types.NestedTensor) -> tf.Tensor:
+        """Gradient [B, T, W] of train()'s loss, before clipping, with respect to the core's outputs; assigns nothing.
+
+        PPO's is that of all its minibatches as one, before the first step on them.
+
+        Args:
+          experience: Trajectory of tensors [B, T + 1], as train() takes it. There must be one replica.
+          carry: before it, in the structure of `carry`, or without traces.
+        """
+        raise NotImplementedError
 
     def stream_values(self) -> types.NestedTensor:
         """Tensors [streams, ...] for this process' streams: the carry, and the returns so far if rewards are scaled."""

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_rtrl._checks import shown, whole_number
+from keras_rtrl._checks import flag, shown, whole_number
 from keras_rtrl._keras import LEGACY, keras
 from keras_rtrl.diagnostics import figures
+from keras_rtrl.diagnostics.worth import GradientWorth, reach
 from keras_rtrl.layers.carry import Chosen, chosen_by
 from keras_rtrl.layers.recurrent import Recurrent
 
@@ -31,6 +32,11 @@ class RTRLDiagnostics(keras.callbacks.Callback):
       K - 1 batches before run again under the present weights, from zero traces and the state that was carried when
       the first of them began. So the part of the traces from before the K batches, unless a reset ended it, counts as
       a difference too. 1: nothing is stale.
+    - With `worth`, `<layer>/worth/tbptt_<k>` and `/rtrl`: cosines with the exact gradient over the K batches, of TBPTT
+      that reaches back k = 1, 2, 4, ... steps, and of RTRL with the carried traces; all at the replayed states.
+      `/reach`: the k from which on TBPTT(k) has at least 0.99, absent if none has. `/noise`: the exact gradient's
+      standard error over streams, over its norm. `GradientWorth` defines them. Other layers' states carry a layer's
+      gradient inside the last batch alone.
 
     Layers of a stack are named `<stack>/<number>`, the lowest first. The model runs here as in inference, without
     dropout and with the moving averages of normalisation, but with the carry of training. If such layers lie below a
@@ -48,16 +54,24 @@ class RTRLDiagnostics(keras.callbacks.Callback):
         second time, in step with training. None: only trace norms are written.
       chunks: K, at least 2. The K last batches are kept in memory.
       every: batches between two measurements, over all calls of `fit`.
+      worth: whether to measure how far back the gradient reaches. It takes about as long as K T batches of 2 K T
+        steps each on `GradientWorth.STREAMS` streams.
 
     Raises:
       TypeError: `log_dir` or `data` is of another kind.
-      ValueError: `chunks` or `every` does not fit, or `log_dir` is a file. When training begins: the model has no
-        stateful RTRL layer, or with `data` several steps are run in one execution, or on several replicas.
+      ValueError: `chunks`, `every` or `worth` does not fit, or `log_dir` is a file. When training begins: the model has
+        no stateful RTRL layer, or with `data` several steps are run in one execution, or on several replicas.
       ImportError: tensorboard is not installed.
     """
 
     def __init__(
-        self, log_dir: str | os.PathLike, data: tf.data.Dataset | None = None, *, chunks: int = 4, every: int = 100
+        self,
+        log_dir: str | os.PathLike,
+        data: tf.data.Dataset | None = None,
+        *,
+        chunks: int = 4,
+        every: int = 100,
+        worth: bool = False,
     ):
         if not isinstance(log_dir, (str, os.PathLike)) or not os.fspath(log_dir):
             raise TypeError(f"log_dir must be a path, got {shown(log_dir)}.")
@@ -67,6 +81,9 @@ class RTRLDiagnostics(keras.callbacks.Callback):
             raise TypeError(f"data must be the tf.data.Dataset that fit is given, or None, got {type(data).__name__}.")
         self.chunks = whole_number("chunks", chunks, low=2)
         self.every = whole_number("every", every)
+        self.worth = flag("worth", worth)
+        if self.worth and data is None:
+            raise ValueError("worth must be False without data, got True.")
         if importlib.util.find_spec("tensorboard") is None:
             raise ImportError("RTRLDiagnostics needs tensorboard, which is not installed: pip install tensorboard")
         super().__init__()
@@ -95,7 +112,7 @@ class RTRLDiagnostics(keras.callbacks.Callback):
         self._window = collections.deque(maxlen=self.chunks)
         self._batches = None
         self._trained = True  # whether the window's last batch was
-        self._foreseen = None
+        self._foreseen, self._meters = None, {}
         # Made again for each fit, since the model may have been compiled again.
         self._advance, self._differentiate = tf.function(self._advance_chunk), tf.function(self._differentiate_chunk)
         self._writer = tf.summary.create_file_writer(self.log_dir)
@@ -163,67 +180,119 @@ class RTRLDiagnostics(keras.callbacks.Callback):
     def _of_chunk(self, carries):
         """Memory lengths and staleness, of the window's last chunk."""
         chunks, scalars = list(self._window), {}
-        carried, ratios, self._foreseen = self._differentiate(carries, chunks[-1].values)
-        for name, ratio in ratios.items():
+        carried = self._differentiate(carries, chunks[-1].values)
+        self._foreseen = carried.states
+        for name, ratio in carried.ratios.items():
             lengths = figures.memory_length(ratio)
             scalars[f"{name}/memory_length/median"] = np.median(lengths)
             scalars[f"{name}/memory_length/q90"] = np.quantile(lengths, 0.9)
-        if carried and len(chunks) == self.chunks:
-            anew, _, _ = self._differentiate(self._replayed(chunks, carries), chunks[-1].values)
-            for name, gradient in carried.items():
-                norms = tf.norm(gradient) * tf.norm(anew[name])
-                if norms > 0:
-                    cosine = tf.reduce_sum(gradient * anew[name]) / norms
-                    scalars[f"{name}/staleness/cosine_over_{self.chunks}_chunks"] = cosine
+        if len(chunks) < self.chunks or not (carried.gradients or self.worth):
+            return scalars
+        fresh, inputs = self._replayed(chunks, carries)
+        anew = self._differentiate(fresh, chunks[-1].values)
+        for name, gradient in carried.gradients.items():
+            norms = tf.norm(gradient) * tf.norm(anew.gradients[name])
+            if norms > 0:
+                cosine = tf.reduce_sum(gradient * anew.gradients[name]) / norms
+                scalars[f"{name}/staleness/cosine_over_{self.chunks}_chunks"] = cosine
+        if self.worth:
+            scalars.update(self._worths(chunks, carries, [*inputs, anew.inputs], anew.cotangents))
         return scalars
 
     def _replayed(self, chunks, carries):
-        """The carries before the last chunk, computed again from the state before the first chunk and zero traces."""
-        first = chunks[0].states
+        """The carries before the last chunk, computed again from the state before the first chunk and zero traces.
+
+        Also the recurrent layers' inputs in each of the chunks before the last, by name.
+        """
+        first, inputs = chunks[0].states, []
         carries = [_without_history(own, states) for own, states in zip(carries, first, strict=True)]
         for chunk, after in itertools.pairwise(chunks):
-            carries = self._advance(carries, chunk.values)
+            carries, seen = self._advance(carries, chunk.values)
+            inputs.append(seen)
             # A stream whose state is zero between two chunks was reset there by hand.
             carries = [_kept(own, states) for own, states in zip(carries, after.states, strict=True)]
-        return carries
+        return carries, inputs
+
+    def _worths(self, chunks, carries, inputs, cotangents):
+        """Figures of `GradientWorth` for each recurrent layer, from its inputs in all chunks."""
+        scalars = {}
+        for place, (layer, carry) in enumerate(zip(self._layers, carries, strict=True)):
+            states = [chunk.states[place] for chunk in chunks]
+            start = _without_history(carry, states[0])
+            for (name, child, own), (_, _, begin) in zip(
+                _recurrent(layer, carry), _recurrent(layer, start), strict=True
+            ):
+                parts = [_reset_by_hand(seen[name], before) for seen, before in zip(inputs, states, strict=True)]
+                whole = tuple(tf.concat(part, 1) for part in zip(*parts, strict=True))
+                meter = self._meters.setdefault(name, _meter(child))
+                fresh = meter.states(whole, begin.without_traces())
+                past = whole[0].shape[1] - cotangents[name].shape[1]
+                rtrl = {}
+                if own.has_traces:
+                    rtrl = {"rtrl": (own._replace(state=fresh.state[:, past]), cotangents[name])}
+                found = meter.measure(whole, fresh, cotangents[name], steps=past + 1, carried=rtrl)
+                scalars.update({f"{name}/worth/{e.name}": e.cosine for e in found[1:]})
+                scalars[f"{name}/worth/noise"] = found[0].noise
+                if (reached := reach(found)) is not None:
+                    scalars[f"{name}/worth/reach"] = reached
+        return scalars
 
     # What runs the model; the carries go in and come out as values.
 
     def _advance_chunk(self, carries, values):
+        """The carries after the chunk, and the inputs of the recurrent layers by name."""
         x, _, _ = keras.utils.unpack_x_y_sample_weight(values)
-        carries = list(carries)
-        with chosen_by(self._chooses(carries)):
+        seen, carries = {}, list(carries)
+
+        def recur(name, child, x, carry, reset, mask, traces):
+            seen[name] = _inputs(x, reset, mask)
+            return child.recur(x, carry, reset, mask, traces)
+
+        with chosen_by(self._chooses(carries, recur)):
             self.model(x, training=False)
-        return carries
+        return carries, seen
 
     def _differentiate_chunk(self, carries, values):
-        """Gradients by name (of layers that carry traces), decay ratios by name, and the states after the chunk."""
+        """A `_Measured` of the chunk."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(values)
         layers = [
             entry for layer, carry in zip(self._layers, carries, strict=True) for entry in _recurrent(layer, carry)
         ]
-        seen, carries = {}, list(carries)
+        ratios, inputs, nothing, carries = {}, {}, {}, list(carries)
         weights = {
-            name: [w if LEGACY else w.value for w in child.recurrent_weights().values()]
+            name: list(_weights(child).values())
             for name, child, carry in layers
             if carry.has_traces and child.gradient == "rtrl"
         }
+
+        def recur(name, child, x, carry, reset, mask, traces):
+            states, new = child.recur(x, carry, reset, mask, traces)
+            ratios[name], inputs[name] = _decay(child, x, carry, reset, mask, states), _inputs(x, reset, mask)
+            nothing[name] = tuple(
+                tf.zeros_like(s) for s in states
+            )  # what the loss's gradient at the states is asked of
+            tape.watch(nothing[name])
+            return tuple(s + zero for s, zero in zip(states, nothing[name], strict=True)), new
+
         with tf.GradientTape() as tape:
             tape.watch(weights)
-            with chosen_by(self._chooses(carries, seen)):
+            with chosen_by(self._chooses(carries, recur)):
                 y_pred = self.model(x, training=False)
             loss = self.model.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight)
             # Both gradients would have the regularisers' in common.
             penalties = [penalty for name, child, _ in layers if name in weights for penalty in _penalties(child)]
             loss -= tf.add_n([tf.cast(p, loss.dtype) for p in penalties]) if penalties else 0.0
-        gradients = tape.gradient(loss, weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        gradients, cotangents = tape.gradient(
+            loss, (weights, nothing), unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
         gradients = {name: tf.concat([tf.reshape(g, [-1]) for g in parts], 0) for name, parts in gradients.items()}
-        return gradients, seen, [_states(own) for own in carries]
+        cotangents = {name: tf.concat(parts, -1) for name, parts in cotangents.items()}
+        return _Measured(gradients, ratios, [_states(own) for own in carries], inputs, cotangents)
 
-    def _chooses(self, carries, seen=None):
+    def _chooses(self, carries, recurrence):
         """A function for `chosen_by`: stateful layers take their carries from the list, and put new ones there.
 
-        Decay ratios of recurrent layers are put into `seen`, by name.
+        `recurrence` is a function of a recurrent layer's name and of the arguments of `Recurrent.unroll`'s `recur`.
         """
 
         def choose(layer, x, initial_state, reset):
@@ -236,14 +305,30 @@ class RTRLDiagnostics(keras.callbacks.Callback):
                 carries[place] = new
                 return layer.completed(new) if layer.return_state else new
 
-            def recur(child, x, carry, reset, mask, traces):
-                states, new = child.recur(x, carry, reset, mask, traces)
-                seen[names[id(child)]] = _decay(child, x, carry, reset, mask, states)
-                return states, new
+            def recur(child, *given):
+                return recurrence(names[id(child)], child, *given)
 
-            return Chosen(carries[place], keep, reset=reset, recur=None if seen is None else recur)
+            return Chosen(carries[place], keep, reset=reset, recur=recur)
 
         return choose
+
+
+class _Measured(NamedTuple):
+    """What is measured of a chunk; each but `states` is by layer name.
+
+    Attributes:
+      gradients: with respect to the recurrent weights, flat; of layers that carry traces.
+      ratios: of decay.
+      states: after the chunk, as `_Chunk` has them.
+      inputs: x, reset and mask.
+      cotangents: the loss's gradient at the states, [B, T, m N].
+    """
+
+    gradients: dict
+    ratios: dict
+    states: list
+    inputs: dict
+    cotangents: dict
 
 
 class _Chunk(NamedTuple):
@@ -264,9 +349,14 @@ def _without_history(carries, states):
     return [zero._replace(state=state) for zero, state in zip(zeros, states, strict=True)] if states else zeros
 
 
+def _live(states):
+    """Which streams are not all zero in `states`, [B] bool."""
+    return tf.reduce_any([tf.reduce_any(value != 0, (1, 2)) for value in states], axis=0)
+
+
 def _kept(carries, states):
     """The carries with zeros for streams that are all zero in `states`."""
-    live = tf.reduce_any([tf.reduce_any(value != 0, (1, 2)) for value in states], axis=0)
+    live = _live(states)
 
     def kept(value):
         return tf.where(tf.reshape(live, (-1, *(1,) * (value.shape.rank - 1))), value, tf.zeros_like(value))
@@ -281,6 +371,34 @@ def _recurrent(layer, carries):
         (layer.name if child is layer else f"{layer.name}/{i}", child, own)
         for i, (child, own) in enumerate(zip(children, carries, strict=True), 1)
     ]
+
+
+def _inputs(x, reset, mask):
+    """Inputs of a recurrence as tensors [B, T, ...]."""
+    flags = tf.zeros(tf.shape(x)[:2], tf.bool)
+    return x, flags if reset is None else reset, ~flags if mask is None else mask
+
+
+def _reset_by_hand(inputs, states):
+    """The inputs of a chunk, with a reset at its first step for streams that are all zero in the `states` before it."""
+    x, reset, mask = inputs
+    first = reset[:, :1] | ~_live(states)[:, tf.newaxis] if states else tf.ones_like(reset[:, :1])
+    return x, tf.concat([first, reset[:, 1:]], 1), mask
+
+
+def _weights(layer):
+    return {name: weight if LEGACY else weight.value for name, weight in layer.recurrent_weights().items()}
+
+
+def _meter(layer):
+    """A `GradientWorth` of a recurrent layer's states."""
+
+    def unroll(inputs, carry):
+        x, reset, mask = inputs
+        states, carry = layer.recur(x, carry, reset, mask, carry.has_traces, gradient="rtrl")
+        return tf.concat(states, -1), carry
+
+    return GradientWorth(unroll, _weights(layer))
 
 
 def _decay(layer, x, carry, reset, mask, states):

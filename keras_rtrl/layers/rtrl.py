@@ -212,13 +212,24 @@ class RTRL(Recurrent):
         return sound_only(self.read_out, x, states), [carry]
 
     def recur(
-        self, x: tf.Tensor, carry: Carry, reset: tf.Tensor | None, mask: tf.Tensor | None, traces: bool
+        self,
+        x: tf.Tensor,
+        carry: Carry,
+        reset: tf.Tensor | None,
+        mask: tf.Tensor | None,
+        traces: bool,
+        gradient: str | None = None,
     ) -> tuple[tuple[tf.Tensor, ...], Carry]:
-        """States of a chunk, m tensors [B, T, N] in `trace_dtype`, and the `Carry` after it, its traces if `traces`."""
+        """States of a chunk, m tensors [B, T, N] in `trace_dtype`, and the `Carry` after it, its traces if `traces`.
+
+        `gradient`: None: the layer's own.
+        """
         w = {name: tf.cast(weight, self.trace_dtype) for name, weight in self.recurrent_weights().items()}
         kernel = w.pop("kernel")
         inputs = tf.cast(x, self.trace_dtype)
-        return chunked.run(self.cell, kernel, w, inputs, carry, reset, mask, self.gradient, traces, self.implementation)
+        return chunked.run(
+            self.cell, kernel, w, inputs, carry, reset, mask, gradient or self.gradient, traces, self.implementation
+        )
 
     def read_out(self, x: tf.Tensor, state: tf.Tensor | tuple[tf.Tensor, ...]) -> tf.Tensor:
         """Output [..., output_size] from the input and its new state: differentiable code.

@@ -60,7 +60,7 @@ def main(argv=None):
 
 
 def _parser():
-    return make_parser(_train, _sweep, _evaluate, _export, _info, _bench_env)
+    return make_parser(_train, _sweep, _evaluate, _worth, _export, _info, _bench_env)
 
 
 def _say(text):
@@ -286,6 +286,23 @@ def _print_evaluation(result, args):
     if any(result["cut_off"]):
         _say(f"{sum(result['cut_off'])} of {len(result['cut_off'])} games did not end within {args.max_steps} steps "
              "(--max-steps) and count as far as they were played")  # fmt: skip
+
+
+def _worth(args):
+    run = open_run(args.folder)
+    from keras_rtrl.train import checkpoints, worth
+
+    checkpoints.newest(run)  # finds a broken one at once
+    config.load_run(run, [*_ALONE, "train.strategy = None"], args.trust, args.modules)
+    with contextlib.closing(run):
+        measured = worth.measure(run, args.steps, args.rollouts, args.seed)
+        print(worth.about(measured))
+        print(worth.table(measured), end="")
+        print(worth.sentence(measured))
+        print(worth.by_weight(measured), flush=True)
+        name = f"{run.read_record().get('preset') or 'run'}, {config.text('environment.name', '')}"
+        worth.write(run, measured, name)
+    return 0
 
 
 def _export(args):

@@ -9,7 +9,7 @@ from keras_rtrl.train import config
 QUICK = "tmaze_quick"
 
 
-def make_parser(train, sweep, evaluate, export, info, bench_env):
+def make_parser(train, sweep, evaluate, worth, export, info, bench_env):
     """The parser of the command line.
 
     Args:
@@ -22,6 +22,8 @@ def make_parser(train, sweep, evaluate, export, info, bench_env):
     text = "train a preset's tasks x conditions x seeds; write a table and a figure"
     _sweep(commands.add_parser("sweep", help=text), sweep)
     _evaluate(commands.add_parser("evaluate", help="play whole games greedily"), evaluate)
+    text = "measure how far back a run's gradient reaches, and how stale its traces are"
+    _worth(commands.add_parser("worth", help=text), worth)
     text = "write the policy as a SavedModel that needs TensorFlow alone"
     _export(commands.add_parser("export", help=text), export)
     text = "print versions, devices and the state of the native op"
@@ -79,6 +81,21 @@ def _evaluate(command, run):
     command.add_argument("--video", type=_name, metavar="FILE", help="write the first game to an .mp4 or .avi")
     _add_trust(command)
     _add_actors(command)
+
+
+def _worth(command, run):
+    command.set_defaults(run=run)
+    command.add_argument("folder", type=_name, metavar="RUN", help="a run of r2ac or ppo")
+    command.add_argument(
+        "--steps", type=_positive_int, default=256, metavar="K",
+        help="steps of history that are kept, and the longest truncation (default: 256)",
+    )  # fmt: skip
+    command.add_argument(
+        "--rollouts", type=_positive_int, default=4, metavar="N", help="rollouts that are measured (default: 4)"
+    )
+    command.add_argument("--seed", type=_seed, default=1, metavar="N", help="of environment and actions (default: 1)")
+    _add_module(command)
+    _add_trust(command)
 
 
 def _export(command, run):

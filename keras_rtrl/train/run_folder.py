@@ -38,6 +38,7 @@ class RunFolder:
     policy/               the exported policy, a SavedModel
     film.mp4              a game by the trained policy, if its task has images
     evaluation.json       the last `evaluate`
+    worth.csv, worth.png  how far back the gradient reaches, as the last `worth` measured it
     .lock                 there while a process trains the run, or exports into its folder
     .evaluation.lock      there while a process evaluates the run
     """
@@ -53,6 +54,8 @@ class RunFolder:
         self.policy = os.path.join(self.path, "policy")
         self.film = os.path.join(self.path, "film.mp4")
         self.evaluation = os.path.join(self.path, "evaluation.json")
+        self.worth = os.path.join(self.path, "worth.csv")
+        self.worth_figure = os.path.join(self.path, "worth.png")
         self._lock = None
 
     def holds_run(self):
@@ -68,7 +71,9 @@ class RunFolder:
           UsageError: another process holds the lock, or the folder cannot be written.
         """
         try:
-            self._lock = Lock(os.path.join(self.path, ".lock"), "is training this run, or exporting into it")
+            self._lock = Lock(
+                os.path.join(self.path, ".lock"), "is training this run, exporting into it or measuring it"
+            )
         except OSError as error:
             raise UsageError(f"{self.path}: cannot write into this folder ({error.strerror})") from error
 
@@ -85,7 +90,8 @@ class RunFolder:
 
     def check_kinds(self):
         """Raises UsageError for a folder in the place of a file, a file in that of a folder, or a pipe for either."""
-        for path in (self.config, self.record, self.metrics, self.curve, self.film, self.evaluation):
+        files = (self.config, self.record, self.metrics, self.curve, self.film, self.evaluation)
+        for path in (*files, self.worth, self.worth_figure):
             if os.path.lexists(path) and not os.path.isfile(path):
                 raise UsageError(f"{path}: must be a file")
         for path in (self.events, self.checkpoints, self.policy):

@@ -85,19 +85,22 @@ class Simulator:
     def __init__(self, env, agent, rollout_length):
         self._env = env
         self._train = tf.function(agent.train, autograph=False)
-        self._driver = RolloutDriver(env, agent.collect_policy, observers=[self._learn], num_steps=rollout_length)
-        self._loss_info = None
+        self._rollouts = []
+        observers = [self._rollouts.append]
+        self._driver = RolloutDriver(env, agent.collect_policy, observers=observers, num_steps=rollout_length)
         self.extra = {}
         self.state = ()  # nothing to checkpoint
 
-    def _learn(self, rollout):
-        self._loss_info = self._train(rollout)
+    def collect(self):
+        """The next rollout, not learnt from."""
+        self._driver.run()
+        return self._rollouts.pop()
 
     def run(self, updates, counters):
         """One update. Returns its Outcome."""
         del updates, counters
-        self._driver.run()
-        losses = np.array([[self._loss_info.loss, *self._loss_info.extra]], np.float32)
+        loss_info = self._train(self.collect())
+        losses = np.array([[loss_info.loss, *loss_info.extra]], np.float32)
         returns = [game_return for game_return, _, _ in self._env.finished_games()]
         return Outcome(losses, returns, np.zeros([0, 0]))
 
@@ -214,9 +217,14 @@ class InGraph:
         native = learns_natively(agent, env.batch_size * rollout_length)
         self._rollout = tf.function(rollout, jit_compile=True, autograph=False) if native else rollout
         self._run = tf.function(self._updates, jit_compile=not native, autograph=False)
+        self._collect = tf.function(self._next, autograph=False)
         self.extra = {}
         env.current_time_step()  # begins the streams, outside the compiled function
         self.state = (*env.variables, *self._policy_state)
+
+    def collect(self):
+        """As Simulator.collect."""
+        return self._collect()
 
     def run(self, updates, counters):
         """As Simulator.run, for any `updates` up to max_updates."""
@@ -245,6 +253,19 @@ class InGraph:
         returns = finished_returns(_in_time(rewards), _in_time(ends), counters.running_returns)
         return Outcome(losses, returns, np.zeros([0, 0]))
 
+    def _next(self):
+        rollout, _, state = self._rollout(self._env.current_time_step(), self._kept_state())
+        self._keep_state(state)
+        return rollout
+
+    def _kept_state(self):
+        spec = self._agent.collect_policy.policy_state_spec
+        return tf.nest.pack_sequence_as(spec, [part.value() for part in self._policy_state])
+
+    def _keep_state(self, state):
+        for variable, value in zip(self._policy_state, tf.nest.flatten(state), strict=True):
+            variable.assign(value)
+
     def _updates(self, updates):
         def body(i, time_step, policy_state, arrays):
             before = self._before()
@@ -255,8 +276,6 @@ class InGraph:
             arrays = [array.write(i, value) for array, value in zip(arrays, values, strict=True)]
             return i + 1, time_step, policy_state, arrays
 
-        spec = self._agent.collect_policy.policy_state_spec
-        state = tf.nest.pack_sequence_as(spec, [part.value() for part in self._policy_state])
         arrays = [
             tf.TensorArray(dtype, self.max_updates, element_shape=shape)
             for dtype, shape in [(tf.float32, [len(self._agent.loss_names)]), *self._records()]
@@ -264,11 +283,10 @@ class InGraph:
         _, _, state, arrays = tf.while_loop(
             lambda i, *_: i < updates,
             body,
-            (tf.constant(0), self._env.current_time_step(), state, arrays),
+            (tf.constant(0), self._env.current_time_step(), self._kept_state(), arrays),
             parallel_iterations=1,
         )
-        for variable, value in zip(self._policy_state, tf.nest.flatten(state), strict=True):
-            variable.assign(value)
+        self._keep_state(state)
         return tuple(array.stack() for array in arrays)
 
 

@@ -207,3 +207,27 @@ def test_ppo_at_the_papers_size():
 def test_ppo_by_other_gradients_differs(gradient):
     got, expected, _ = ppo_gradients(gradient, "rtu", ONE)
     assert np.max(np.abs(got - expected)) > 1e-2 * np.max(np.abs(expected))
+
+
+@pytest.mark.parametrize("kind", [R2ACAgent, RTRLPPOAgent])
+def test_cotangents_at_the_core_give_the_cores_gradient(kind):
+    network = make_network(ONE, "rtu")
+    first, second = make_rollout(network, ONE, 1), make_rollout(network, ONE, 2)
+    one_step = {"num_epochs": 1, "num_minibatches": 1, "chunk": 3, "normalize_rewards": False}
+    config = kind.config_class(gradient_clipping=None, **(one_step if kind is RTRLPPOAgent else {}))
+    optimizer = keras.optimizers.SGD(0.0)
+    agent = kind(*arguments(network, ONE), optimizer, num_streams=B, config=config)
+    agent.train(first)
+    carry = tf.nest.map_structure(tf.identity, agent.carry)
+    cotangents = agent.core_cotangents(second, carry)
+    reset = tf.equal(second.step_type, 0)
+    with tf.GradientTape() as tape:
+        y, _ = network.core(network.encode(second.observation, reset)[:, :T], reset[:, :T], carry)
+        product = tf.reduce_sum(y * cotangents)
+    expected = tape.gradient(product, network.core_variables)
+
+    before = [variable.numpy() for variable in network.core_variables]
+    optimizer.learning_rate.assign(1.0)
+    agent.train(second)
+    for variable, b, e in zip(network.core_variables, before, expected, strict=True):
+        np.testing.assert_allclose(b - variable.numpy(), e, rtol=1e-8, atol=1e-10)

@@ -98,8 +98,10 @@ def test_reset_by_hand_is_repeated(tmp_path):
     model = make(run_eagerly=True)
     by_hand = keras.callbacks.LambdaCallback(on_epoch_begin=lambda *_: model.get_layer("core").reset_state())
     without = data().map(lambda x, y: ({**x, "reset": tf.zeros_like(x["reset"])}, y))
-    found = fit(model, without, tmp_path, callbacks=[by_hand], chunks=3)["core/staleness/cosine_over_3_chunks"]
-    np.testing.assert_allclose(list(found.values()), 1, atol=1e-6)
+    found = fit(model, without, tmp_path, callbacks=[by_hand], chunks=3, worth=True)
+    for tag in ("core/staleness/cosine_over_3_chunks", "core/worth/rtrl"):
+        np.testing.assert_allclose(list(found[tag].values()), 1, atol=1e-6)
+    assert min(found["core/worth/tbptt_1"].values()) < 0.999
 
 
 def test_staleness_against_bptt_under_the_present_weights(tmp_path):
@@ -112,9 +114,11 @@ def test_staleness_against_bptt_under_the_present_weights(tmp_path):
         carries.append(layer.get_carry() if batch else None)
 
     recorder = keras.callbacks.LambdaCallback(on_train_batch_begin=record)
-    found = fit(model, chunks, tmp_path, epochs=1, callbacks=[recorder])
+    found = fit(model, chunks, tmp_path, epochs=1, callbacks=[recorder], worth=True)
+    found.pop("core/worth/reach", None)
     cosines = found["core/staleness/cosine_over_2_chunks"]
-    assert set(found) == {*NORMS, *LENGTHS, "core/staleness/cosine_over_2_chunks"}
+    worths = {f"core/worth/{name}" for name in ("rtrl", "tbptt_1", "tbptt_2", "tbptt_4", "noise")}
+    assert set(found) == {*NORMS, *LENGTHS, "core/staleness/cosine_over_2_chunks", *worths}
     assert all(list(values) == [1, 2, 3] for values in found.values())
     batches = list(chunks)
     twin, head = ELSTM(N, return_sequences=True, return_state=True), keras.layers.Dense(1)
@@ -124,7 +128,8 @@ def test_staleness_against_bptt_under_the_present_weights(tmp_path):
         twin.set_weights(weights[last][:count]), head.set_weights(weights[last][count:])
         (first, _), (now, target) = batches[last - 1 : last + 1]
 
-        def gradient(x, carry, target=target):
+        def gradient(x, carry, target=target, mode="rtrl"):
+            twin.gradient = mode
             with tf.GradientTape() as tape:
                 y, *_ = twin(x, initial_state=carry)
                 loss = tf.reduce_mean((head(y[:, -T:]) - target) ** 2)
@@ -133,9 +138,17 @@ def test_staleness_against_bptt_under_the_present_weights(tmp_path):
 
         carried = gradient(now["x"], [tf.constant(v) for v in carries[last]])
         anew = gradient(tf.concat([first["x"], now["x"]], 1), tf.constant(carries[last - 1][0]))
-        cosine = carried @ anew / np.linalg.norm(carried) / np.linalg.norm(anew)
-        assert cosine < 0.999
-        assert cosines[last] == pytest.approx(cosine, abs=1e-5)
+        _, fresh = twin(first["x"], initial_state=tf.constant(carries[last - 1][0]))
+        instant = gradient(now["x"], fresh, mode="instant")
+
+        def cosine(other, anew=anew):
+            return other @ anew / np.linalg.norm(other) / np.linalg.norm(anew)
+
+        assert cosine(carried) < 0.999
+        assert cosines[last] == pytest.approx(cosine(carried), abs=1e-5)
+        assert cosine(instant) < 0.999
+        assert found["core/worth/tbptt_1"][last] == pytest.approx(cosine(instant), abs=1e-5)
+        assert found["core/worth/rtrl"][last] < 0.9999
 
 
 def test_training_is_not_disturbed(tmp_path):
@@ -150,7 +163,7 @@ def test_training_is_not_disturbed(tmp_path):
         return [np.array(v) for v in variables], model.get_layer("core").get_carry(), history
 
     alone = trained()
-    measured = trained(RTRLDiagnostics(tmp_path, data=data(), chunks=3, every=1))
+    measured = trained(RTRLDiagnostics(tmp_path, data=data(), chunks=3, every=1, worth=True))
     assert len(read(tmp_path)["core/staleness/cosine_over_3_chunks"]) == 7
     for got, want in zip(tf.nest.flatten(measured), tf.nest.flatten(alone), strict=True):
         np.testing.assert_array_equal(got, want)
@@ -214,6 +227,20 @@ def test_models_that_do_not_fit_are_refused_before_training(tmp_path):
     refused(make(ELSTM(N, return_sequences=True), rate=1.0), "must have an RTRL layer with stateful=True, and has none")
     refused(make(rate=1.0, steps_per_execution=2), "must be compiled with steps_per_execution=1")
     refused(make(rate=1.0), "data must have at least one batch, and has none", chunks=data().take(0))
+
+
+@pytest.mark.full
+def test_worth_of_each_layer_of_a_stack(tmp_path):
+    stack = RTRLStack([ELSTM(N, forget_bias=2), LRU(N)], norm=True, gate=True, residual=True, name="stack", **stateful)
+    found = fit(make(stack), data(), tmp_path, chunks=3, epochs=1, worth=True)
+    for name in ("stack/1", "stack/2"):
+        assert found[f"{name}/worth/rtrl"][2] == pytest.approx(1, abs=1e-6)
+        assert found[f"{name}/worth/tbptt_1"][2] < 0.999
+
+
+def test_worth_needs_data():
+    with pytest.raises(ValueError, match="worth must be False without data, got True"):
+        RTRLDiagnostics("logs", worth=True)
 
 
 def test_missing_tensorboard_is_named(monkeypatch):

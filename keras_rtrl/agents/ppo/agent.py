@@ -84,17 +84,21 @@ class RTRLPPOAgent(RolloutAgent):
         self._num_chunks(experience.step_type.shape[1] - 1)
         return experience
 
-    def prepare(self, experience: trajectory.Trajectory) -> tuple[PPOBatch, tuple[Carry, ...]]:
+    def prepare(
+        self, experience: trajectory.Trajectory, carry: tuple[Carry, ...] | None = None
+    ) -> tuple[PPOBatch, tuple[Carry, ...]]:
         """What the epochs learn from, under the current parameters; assigns nothing.
 
         Args:
           experience: Trajectory [B, T + 1].
+          carry: before it; None: the agent's own.
 
         Returns:
           PPOBatch of all B T / C chunks, constants all, and the carry after frame T - 1.
         """
         step, boundary = played(experience)
-        starts, values, last_value, carry = self._unroll(experience)
+        carry = self._by_stream.values() if carry is None else carry
+        starts, values, last_value, carry = self._unroll(experience, carry)
         reward, discount = tf.cast(self._reward(step), values.dtype), tf.cast(step.discount, values.dtype)
         if self._reward_scaler is not None:
             reward = self._reward_scaler(reward)
@@ -119,8 +123,8 @@ class RTRLPPOAgent(RolloutAgent):
         limit = self._config.reward_clipping
         return step.reward if limit is None else clipped(step.reward, -limit, limit)
 
-    def _unroll(self, experience):
-        """Runs the network over a rollout from the agent's carry, chunk by chunk.
+    def _unroll(self, experience, start):
+        """Runs the network over a rollout from the carry `start`, chunk by chunk.
 
         Returns:
           (carry at each chunk's start [B T / C, ...], values [B, T], value [B] of frame T, carry after frame T - 1),
@@ -148,7 +152,6 @@ class RTRLPPOAgent(RolloutAgent):
             y, carry = network.core(inputs[0][i], inputs[1][i], carry)
             return i + 1, tf.nest.map_structure(tf.stop_gradient, carry), ys.write(i, tf.stop_gradient(y)), starts
 
-        start = self._by_stream.values()
         y_shape = [streams, size, network.recurrent_core.output_size]
         _, carry, ys, starts = tf.while_loop(
             lambda i, *_: i < count,
@@ -178,8 +181,25 @@ class RTRLPPOAgent(RolloutAgent):
         Returns:
           (loss, PPOTerms), scalars: policy_loss + value_pred_loss_coef value_loss - entropy_regularization entropy.
         """
+        return self._loss_of(batch, self._outputs(batch))
+
+    def core_cotangents(self, experience: trajectory.Trajectory, carry: tuple[Carry, ...]) -> tf.Tensor:
+        batch, _ = self.prepare(experience, carry)
+        y = self._outputs(batch)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(y)
+            loss, _ = self._loss_of(batch, y)
+        return tf.reshape(tape.gradient(loss, y), [self._streams.replica, -1, y.shape[-1]])
+
+    def _outputs(self, batch):
+        """The core's outputs [chunks, C, W]."""
+        features = self._network.encode(batch.observation, batch.reset)
+        return self._network.core(features, batch.reset, batch.carry)[0]
+
+    def _loss_of(self, batch, y):
+        """(loss, PPOTerms) of a minibatch, from the core's outputs."""
         config, actions = self._config, self._network.actions
-        outputs, values, _ = self._network.unroll(batch.observation, batch.reset, batch.carry)
+        outputs, values = self._network.heads(y)
         terms = losses.ppo_terms(
             actions.log_probability(outputs, batch.action) - batch.log_probability,
             actions.entropy(outputs),

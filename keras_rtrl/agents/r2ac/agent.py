@@ -34,34 +34,46 @@ class R2ACAgent(RolloutAgent):
         frozen = set() if self._config.train_core else {v.ref() for v in self._network.core_variables}
         return [v for v in self._network.trainable_variables if v.ref() not in frozen]
 
-    def _unroll(self, experience):
-        """Outputs [B, T, P] and values [B, T] of frames 0..T-1, value [B] of frame T, carry after frame T-1."""
+    def _unroll(self, experience, carry):
+        """Core outputs [B, T, W] of frames 0..T-1 and [B, 1, W] of frame T, carry after frame T-1."""
         network = self._network
         reset = tf.equal(experience.step_type, ts.StepType.FIRST)
         features = network.encode(experience.observation, reset)
-        y, carry = network.core(features[:, :-1], reset[:, :-1], self._by_stream.values())
+        y, carry = network.core(features[:, :-1], reset[:, :-1], carry)
         carry = tf.nest.map_structure(tf.stop_gradient, carry)
         last_y, _ = network.core(tf.stop_gradient(features[:, -1:]), reset[:, -1:], network.state_of(carry))
-        outputs, values = network.heads(y)
-        _, last_value = network.heads(last_y)
-        return outputs, values, last_value[:, 0], carry
+        return y, last_y, carry
+
+    def _loss_of(self, experience, y, last_y):
+        """(loss, LossTerms) of a rollout, from what `_unroll` gives."""
+        config, actions = self._config, self._network.actions
+        outputs, values = self._network.heads(y)
+        last_value = self._network.heads(last_y)[1][:, 0]
+        step, boundary = played(experience._replace(observation=()))
+        reward, discount = tf.cast(step.reward, values.dtype), tf.cast(step.discount, values.dtype)
+        if config.reward_clipping is not None:
+            reward = clipped(reward, -config.reward_clipping, config.reward_clipping)
+        log_pi = actions.log_probability(outputs, step.action)
+        log_mu = actions.log_probability(actions.from_info(step.policy_info), step.action)
+        targets = losses.vtrace(log_pi - log_mu, config.gamma * discount, reward, values, last_value, boundary)
+        terms = losses.r2ac_loss(log_pi, actions.entropy(outputs), values, targets, boundary)
+        total = terms.policy_loss + config.value_pred_loss_coef * terms.value_loss
+        return total - config.entropy_regularization * terms.entropy, terms
+
+    def core_cotangents(self, experience, carry):
+        y, last_y, _ = self._unroll(experience, carry)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(y)
+            total, _ = self._loss_of(experience, y, last_y)
+        return tape.gradient(total, y)
 
     def _gradients(self, experience):
         """LossInfo, clipped gradients and this replica's carry after frame T-1; assigns nothing."""
-        config, actions = self._config, self._network.actions
+        config = self._config
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(self._trained)
-            outputs, values, last_value, carry = self._unroll(experience)
-            step, boundary = played(experience._replace(observation=()))
-            reward, discount = tf.cast(step.reward, values.dtype), tf.cast(step.discount, values.dtype)
-            if config.reward_clipping is not None:
-                reward = clipped(reward, -config.reward_clipping, config.reward_clipping)
-            log_pi = actions.log_probability(outputs, step.action)
-            log_mu = actions.log_probability(actions.from_info(step.policy_info), step.action)
-            targets = losses.vtrace(log_pi - log_mu, config.gamma * discount, reward, values, last_value, boundary)
-            terms = losses.r2ac_loss(log_pi, actions.entropy(outputs), values, targets, boundary)
-            total = terms.policy_loss + config.value_pred_loss_coef * terms.value_loss
-            total -= config.entropy_regularization * terms.entropy
+            y, last_y, carry = self._unroll(experience, self._by_stream.values())
+            total, terms = self._loss_of(experience, y, last_y)
         gradients = tape.gradient(total, self._trained, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         total += self._zero_if_finite(carry, total.dtype)
         gradients, total, terms = all_sum((gradients, total, terms))

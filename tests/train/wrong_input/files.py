@@ -12,12 +12,16 @@ from settings import TMAZE
 COMMANDS = {
     "resume": ["train", "--resume", "run", *START],
     "evaluate": ["evaluate", "run", "--episodes", "1"],
+    "worth": ["worth", "run", "--steps", "2", "--rollouts", "1"],
     "export": ["export", "run", "target"],
     "encoder": ["train", "tiny.gin", "--out", "new", *START, "--gin", "train.encoder_from = 'run'"],
 }
 REPORT = ["sweep", "sweep.gin", "--report-only", "--out", "results"]
 # Which of them cannot do without a file that is not whole.
-NEED = {"config.gin": ("resume", "evaluate", "export"), "checkpoints": ("resume", "evaluate", "export", "encoder")}
+NEED = {
+    "config.gin": ("resume", "evaluate", "worth", "export"),
+    "checkpoints": ("resume", "evaluate", "worth", "export", "encoder"),
+}
 SWEEP = f'{TMAZE}sweep.tasks = {{"T-maze": []}}\nsweep.conditions = {{"all": []}}\n'
 GARBAGE = random.Random(0).randbytes(3000)
 

@@ -24,6 +24,7 @@ RIGHT = {
     "train": ["train", "tiny.gin", *START],
     "sweep": ["sweep", "sweep.gin", "--report-only"],
     "evaluate": ["evaluate", "run", "--episodes", "1"],
+    "worth": ["worth", "run", "--steps", "4", "--rollouts", "1"],
     "export": ["export", "run", "target"],
     "info": ["info"],
     "bench": ["bench"],
@@ -147,7 +148,8 @@ def operands():
     for value in NAMES:
         if value.startswith("-"):
             continue
-        for words in (["train", value, "--out", "new", *START], ["evaluate", value], ["export", value, "target"]):
+        for words in (["train", value, "--out", "new", *START], ["evaluate", value], ["worth", value],
+                      ["export", value, "target"]):  # fmt: skip
             yield _case(f"{words[0]} {shortened(value)!r}", words[0], words)
         yield _case(f"sweep {shortened(value)!r}", "", ["sweep", value, "--out", "new"])
         free = value not in (
@@ -236,6 +238,9 @@ EVALUATE --gin 'environment.name = "MemoryChain-v0"'
 EVALUATE --gin 'environment.num_envs = 4'
 EVALUATE --gin 'environment.options = {"corridor": 10000000000}'
 EVALUATE --gin 'ActorCriticNetwork.units = 4'
+WORTH --steps 1000000000000
+WORTH --gin 'train.rollout_length = 3'
+worth tiny.gin
 SWEEP --seeds 2
 SWEEP --jobs 2
 SWEEP --frames 9
@@ -318,6 +323,7 @@ PHASES = {  # the words, and when the phase has come: a text in a file, a file, 
     "writing the policy": (["train", "tiny.gin", "--out", "new", *START], "new/policy"),
     "resuming": (["train", "--resume", "run", *START], "stdout:run folder"),
     "evaluating": (["evaluate", "run", "--episodes", "99999"], 2.0),
+    "measuring": (["worth", "run", "--steps", "99999"], 2.0),
     "exporting": (["export", "run", "target"], "target"),
     "reporting": (["sweep", "sweep.gin", "--report-only"], 0.1),
 }
