@@ -5,6 +5,7 @@ The arguments are found in the signatures, so that one without a wrong value her
 """
 
 import inspect
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -141,9 +142,9 @@ def own(holder, module):
 
 
 def public():
-    for module in (cells, layers, testing):
+    for module in (cells, export, layers, testing):
         yield from (getattr(module, name) for name in module.__all__)
-    for module in (data, diagnostics.callback, export):
+    for module in (data, diagnostics.callback):
         yield from own(module, module.__name__)
     yield layers.RTRL.call
     for holder in (KeepsCarry, export.StatefulModule, testing.TwoLayerRTRL):
@@ -188,7 +189,7 @@ def sound(tmp_path_factory):
         data.stream_chunks: {"sequences": X, "targets": X, "batch_size": B, "chunk": T},
         diagnostics.RTRLDiagnostics: {"log_dir": str(folder)},
         export.inference_model: {"model": keras.Sequential([keras.Input((None, D)), layers.ELSTM(N)])},
-        export.StatefulModule.save: {"self": None},
+        export.StatefulModule.save: {"self": SimpleNamespace(step=None, initial_state=None)},
         testing.check_rtrl_cell: {"cell": cells.ELSTMCell(2)},
         testing.TwoLayerRTRL: {"stack": exact._stack, "batch_size": B},
         testing.TwoLayerRTRL.gradients: {"self": exact},

@@ -1,4 +1,4 @@
-"""The server of test_export.py: TensorFlow alone. It loads models, looks through their graphs, and answers."""
+"""The server of test_inference.py: TensorFlow alone. It loads models, looks through their graphs, and answers."""
 
 import sys
 
