@@ -4,6 +4,7 @@
 """
 
 from keras_rtrl.export.inference import inference_model
+from keras_rtrl.export.learning import Learner, learner
 from keras_rtrl.export.module import StatefulModule, stock_ops
 
-__all__ = ["StatefulModule", "inference_model", "stock_ops"]
+__all__ = ["Learner", "StatefulModule", "inference_model", "learner", "stock_ops"]

@@ -58,7 +58,7 @@ def inference_model(model: keras.Model, *, batch_size: int | None = None, steps:
     named = NamedModel(model, batch_size=batch_size, steps=steps)
 
     def step(**given):
-        outputs, states = named(given)
+        outputs, states, _ = named(given)
         return {**outputs, **states}
 
     inputs = {**named.inputs, **named.reset}

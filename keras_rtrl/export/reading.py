@@ -65,15 +65,15 @@ class NamedModel:
         found.named = {name: tf.TensorSpec(o.shape, o.dtype) for name, o in function.structured_outputs.items()}
         return found
 
-    def __call__(self, given: dict[str, tf.Tensor], training: bool = False) -> tuple[dict, dict]:
-        """Outputs by name, and the new states or carries by name.
+    def __call__(self, given: dict[str, tf.Tensor], training: bool = False) -> tuple[dict, dict, int | tf.Tensor]:
+        """Outputs by name, the new states or carries by name, and the number of steps of the RTRL layers.
 
         Args:
           given: tensors of `inputs`, `states` and `reset` by name.
           training: what the model's layers are told.
         """
         now = _Pass(self.layers, self.inputs, given, given.get("reset") if self.reset else None, traces=self._traces)
-        return now.outputs(self._model, self._run, given, training), now.states
+        return now.outputs(self._model, self._run, given, training), now.states, now.length
 
 
 def _checked(model):
@@ -189,12 +189,13 @@ class _Pass:
       specs: TensorSpecs of the states, by name.
       states: the new ones, by name.
       steps: the numbers of steps that layers were called with, None if free.
+      length: the number of steps of the last such call, also if it is free.
       open_resets: whether a layer gets no reset from the model.
     """
 
     def __init__(self, layers, inputs, given=None, reset=None, *, traces=False):
         """Takes states from `given` by name, zeros if that is None, and [B, T] `reset` if it is given."""
-        self.specs, self.states, self.steps, self.open_resets = {}, {}, set(), False
+        self.specs, self.states, self.steps, self.length, self.open_resets = {}, {}, set(), 0, False
         distributed = _distributed(layers)
         self._layers = [layer for layer in layers if isinstance(layer, Recurrent) and layer not in distributed]
         functional = [layer for layer in layers if LEGACY and getattr(layer, "_is_graph_network", False)]
@@ -235,6 +236,7 @@ class _Pass:
         if layer not in self._layers:
             return None
         self.steps.add(x.shape[1])
+        self.length = tf.shape(x)[1]
         if initial_state is None:
             return self._chosen_outside(layer, x, reset)
         return None if self._with_traces else self._chosen_by_model(layer, x, initial_state, reset)
