@@ -14,11 +14,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from keras_rtrl._checks import flag, number
+from keras_rtrl._checks import flag, number, shown
 from keras_rtrl._keras import keras
 from keras_rtrl.export.module import concrete, save, stock_ops
 from keras_rtrl.export.reading import NamedModel, unique
-from keras_rtrl.export.updates import Update, path_of, value_of
+from keras_rtrl.export.updates import Update, loss_of, optimizer_of, path_of, value_of
 from keras_rtrl.layers.recurrent import of_size
 
 COUNTERS = ("steps", "updates", "skipped", "held")
@@ -283,6 +283,9 @@ def learner(
     jit_compile = flag("jit_compile", jit_compile)
     if max_gradient_norm is not None:
         max_gradient_norm = number("max_gradient_norm", max_gradient_norm, above=0)
+    if not (targets is None or isinstance(targets, tf.TensorSpec)):
+        raise TypeError(f"targets must be a tf.TensorSpec or None, got {shown(targets)}.")
+    optimizer, loss = optimizer_of(optimizer), loss_of(loss)
     named = NamedModel(model, batch_size=batch_size, steps=steps, traces=True)
     update = Update(model, named, optimizer=optimizer, loss=loss, targets=targets, max_gradient_norm=max_gradient_norm)
     return Learner(named, update, jit_compile=jit_compile)

@@ -27,16 +27,17 @@ class Update:
         model: keras.Model,
         named: NamedModel,
         *,
-        optimizer: Any,
-        loss: Any,
+        optimizer: keras.optimizers.Optimizer,
+        loss: keras.losses.Loss,
         targets: tf.TensorSpec | None,
         max_gradient_norm: float | None,
     ):
         self.model, self.max_gradient_norm = model, max_gradient_norm
         _check_model(model, named)
         self._trained = model.trainable_variables
-        self.optimizer = _optimizer(optimizer, self._trained)
-        self._loss = _loss(loss)
+        self.optimizer, self._loss = optimizer, loss
+        if not getattr(optimizer, "_built" if LEGACY else "built", False):
+            optimizer.build(self._trained)
         (prediction,) = named.outputs.values()
         self.inputs = {
             "targets": _targets(targets, prediction),
@@ -108,7 +109,8 @@ def _check_model(model, named):
         raise ValueError(f"model must have trainable weights, {model.name} has none: inference_model serves it.")
 
 
-def _optimizer(optimizer, variables):
+def optimizer_of(optimizer: Any) -> keras.optimizers.Optimizer:
+    """The keras optimizer that `optimizer` is or names."""
     try:
         found = keras.optimizers.get(optimizer) if isinstance(optimizer, str) else optimizer
     except ValueError as error:
@@ -118,19 +120,18 @@ def _optimizer(optimizer, variables):
         raise TypeError(f"optimizer must be an optimizer of {line} or its name, got {shown(optimizer)}.")
     if "LossScale" in type(found).__name__:
         raise ValueError("optimizer must scale no loss: the learner itself skips updates that are not finite.")
-    if not getattr(found, "_built" if LEGACY else "built", False):
-        found.build(variables)
     return found
 
 
-def _loss(loss):
+def loss_of(loss: Any) -> keras.losses.Loss:
+    """The keras loss that `loss` is or names, or of the function that it is."""
     try:
         found = keras.losses.get(loss) if isinstance(loss, str) else loss
     except ValueError as error:
         raise ValueError(f"loss must be a keras loss, its name or a function, got {shown(loss)}.") from error
     if isinstance(found, keras.losses.Loss):
         return found
-    if not callable(found):
+    if not callable(found) or isinstance(found, type):
         raise TypeError(f"loss must be a keras loss, its name or a function, got {shown(loss)}.")
     return _Loss(found)
 
@@ -156,8 +157,6 @@ def _targets(targets, prediction):
     dtype = tf.float32 if prediction.dtype.is_floating else prediction.dtype
     if targets is None:
         return tf.TensorSpec(prediction.shape, dtype)
-    if not isinstance(targets, tf.TensorSpec):
-        raise TypeError(f"targets must be a tf.TensorSpec or None, got {shown(targets)}.")
     axes = min(2, prediction.shape.rank - 1) or 1
     common = prediction.shape[:axes]
     if targets.shape.rank is None or targets.shape.rank < axes or not common.is_compatible_with(targets.shape[:axes]):
