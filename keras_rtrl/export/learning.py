@@ -113,7 +113,7 @@ class Learner(tf.Module):
     def _predicted(self, named, given):
         outputs, carries, length = named({**given, **_read(self._carries)})
         with tf.control_dependencies([*outputs.values(), *carries.values()]):
-            self._move(carries, length, given.get("reset"))
+            self._move(carries, length, given)
         return outputs
 
     def _learned(self, named, update, given):
@@ -133,11 +133,15 @@ class Learner(tf.Module):
             tf.cond(applied, lambda: update.apply(gradients), lambda: False)
             self._counters["updates"].assign_add(tf.cast(applied, tf.int64))
             self._counters["skipped"].assign_add(tf.cast(skipped, tf.int64))
-            self._move(carries, length, given.get("reset"))
-        return {"loss": loss, "gradient_norm": norm, "applied": applied, name: prediction}
+            self._move(carries, length, given)
+        said = {"loss": loss, "gradient_norm": norm, "applied": applied}
+        return {**said, unique(name, said): prediction}
 
-    def _move(self, carries, length, reset):
+    def _move(self, carries, length, given):
         """Assigns the new carries, those of a stream if they are finite."""
+        reset = given.get("reset")
+        if reset is not None and not (reset.dtype.is_bool and reset.shape.rank == 2):
+            reset = None  # an input of the model that is only called so
         # A sum is finite only if its terms are: one pass, and no tensor of flags.
         sums = [tf.reduce_sum(value, range(1, value.shape.rank)) for value in carries.values()]
         sound = tf.reduce_all(tf.math.is_finite(tf.stack([tf.cast(value, tf.float32) for value in sums])), 0)
@@ -216,17 +220,14 @@ class Learner(tf.Module):
             return self._changed({state[name].ref(): tf.identity(value) for name, value in checked.items()})
 
     def _zeroed(self, streams):
-        streams = tf.ensure_shape(streams, self._carries_rows(), name="streams_checked")
         first = next(iter(self._carries.values()))
+        streams = tf.ensure_shape(streams, first.shape[:1], name="streams_checked")
         streams = of_size(streams, first, 1, "streams must have one flag a stream")
         for variable in self._carries.values():
             value = variable.read_value()
             anew = tf.reshape(streams, [-1] + [1] * (value.shape.rank - 1))
             variable.assign(tf.where(anew, tf.zeros_like(value), value))
         return self._told()
-
-    def _carries_rows(self):
-        return next(iter(self._carries.values())).shape[:1]
 
     def _started(self, batch_size):
         enough = tf.debugging.Assert(batch_size > 0, ["batch_size must be at least 1, got", batch_size])
@@ -276,9 +277,10 @@ def learner(
 
     Raises:
       TypeError: `model`, `optimizer`, `loss` or `targets` is of another kind.
-      ValueError: another argument, or the model, does not fit: as of `inference_model`; or the model has a recurrent
-        layer of Keras, weights that change while it runs (BatchNormalization), trainable weights without a gradient or
-        none at all, several outputs, or an input called as one of `learn`'s own.
+      ValueError: another argument, or the model, does not fit: as of `inference_model`; or the model gives each RTRL
+        layer its initial_state, or has a recurrent layer of Keras, weights that change while it runs
+        (BatchNormalization), trainable weights without a gradient or none at all, several outputs, or an input called
+        as one of `learn`'s own.
     """
     jit_compile = flag("jit_compile", jit_compile)
     if max_gradient_norm is not None:

@@ -102,6 +102,10 @@ def _check_model(model, named):
             )
     if len(named.outputs) != 1:
         raise ValueError(f"model must have one output, {model.name} has {sorted(named.outputs)}.")
+    if not named.states:
+        raise ValueError(
+            f"model: {model.name} gives each RTRL layer its initial_state: the learner has no carry to keep."
+        )
     for name in OWN:
         if name in named.inputs:
             raise ValueError(f"model: its input {name} is called as one of `learn`'s own: give it another name.")

@@ -268,6 +268,11 @@ def called_targets():
     return keras.Model(x, layers.ELSTM(N)(x))
 
 
+def own_state():
+    x, state = keras.Input((None, D), name="x"), keras.Input((N, 1), name="state")
+    return keras.Model([x, state], layers.ELSTM(N)(x, initial_state=state), name="own")
+
+
 def frozen():
     model = model_of()
     model.trainable = False
@@ -287,6 +292,7 @@ class Unused(keras.layers.Dense):
         (lambda: model_of(Unused(N, name="unused")), {}, "no gradient of .*unused/kernel"),
         (two_outputs, {}, "model must have one output, two has"),
         (called_targets, {}, "model: its input targets is called as one of `learn`'s own"),
+        (own_state, {}, "model: own gives each RTRL layer its initial_state"),
         (frozen, {}, "model must have trainable weights, model has none"),
         (model_of, {"loss": lambda y, p: tf.reduce_mean(y - p)}, "loss must give one value a sample"),
         (model_of, {"loss": keras.losses.MeanSquaredError(reduction="none")}, r"loss must reduce to one number"),
