@@ -5,6 +5,7 @@ The arguments are found in the signatures, so that one without a wrong value her
 """
 
 import inspect
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -98,7 +99,18 @@ TOOLS = {
         "batch_size": (0, "must be a whole number of at least 1, got 0"),
         "steps": ("1", "must be a whole number of at least 1, got '1'"),
     },
+    export.learner: {
+        "model": (None, "must be a model of .*, got builtins.NoneType"),
+        "optimizer": (3, "must be an optimizer of .* or its name, got 3"),
+        "loss": ("nothing", "must be a keras loss, its name or a function, got 'nothing'"),
+        "targets": (X, "must be a tf.TensorSpec or None, got an array"),
+        "batch_size": (0, "must be a whole number of at least 1, got 0"),
+        "steps": ("1", "must be a whole number of at least 1, got '1'"),
+        "max_gradient_norm": (0, "must be a finite number above 0.*, got 0"),
+        "jit_compile": FLAG,
+    },
     export.StatefulModule.save: {"path": ("served.keras", "must be that of a folder, .* got 'served.keras'")},
+    export.Learner.save: {"path": ("served.keras", "must be that of a folder, .* got 'served.keras'")},
     testing.check_rtrl_cell: {
         "cell": (cells.ELSTMCell, "must be an instance of keras_rtrl.cells.RTRLCell, got <class"),
         "seed": (-1, "must be a whole number of at least 0, got -1"),
@@ -125,7 +137,7 @@ WRONG = {
     **TOOLS,
 }
 # Made by our own functions, from what these checked; and declarations, which RTRLCell.check reads.
-INNER = {export.StatefulModule, export.stock_ops, cells.Parameter, cells.Local}
+INNER = {export.Learner, export.StatefulModule, export.stock_ops, cells.Parameter, cells.Local}
 
 
 def arguments(function):
@@ -142,12 +154,12 @@ def own(holder, module):
 
 
 def public():
-    for module in (cells, layers, testing):
+    for module in (cells, export, layers, testing):
         yield from (getattr(module, name) for name in module.__all__)
-    for module in (data, diagnostics.callback, export):
+    for module in (data, diagnostics.callback):
         yield from own(module, module.__name__)
     yield layers.RTRL.call
-    for holder in (KeepsCarry, export.StatefulModule, testing.TwoLayerRTRL):
+    for holder in (KeepsCarry, export.Learner, export.StatefulModule, testing.TwoLayerRTRL):
         yield from own(holder, holder.__module__)
 
 
@@ -189,7 +201,13 @@ def sound(tmp_path_factory):
         data.stream_chunks: {"sequences": X, "targets": X, "batch_size": B, "chunk": T},
         diagnostics.RTRLDiagnostics: {"log_dir": str(folder)},
         export.inference_model: {"model": keras.Sequential([keras.Input((None, D)), layers.ELSTM(N)])},
-        export.StatefulModule.save: {"self": None},
+        export.learner: {
+            "model": keras.Sequential([keras.Input((None, D)), layers.ELSTM(N)]),
+            "optimizer": "sgd",
+            "loss": "mse",
+        },
+        export.StatefulModule.save: {"self": MagicMock()},
+        export.Learner.save: {"self": MagicMock()},
         testing.check_rtrl_cell: {"cell": cells.ELSTMCell(2)},
         testing.TwoLayerRTRL: {"stack": exact._stack, "batch_size": B},
         testing.TwoLayerRTRL.gradients: {"self": exact},
@@ -226,9 +244,10 @@ OBJECTS = (3, "x", {}, object(), LONG, type, X, [None], ["x"])
 # What is wrong as any argument of a kind, by the arguments' names; and what some of them may be for all that.
 WRONG_BY_KIND = {
     **dict.fromkeys(("units", "batch_size", "steps", "chunk", "chunks", "every", "seed", "index"), SIZES),
-    **dict.fromkeys(("forget_bias", "r_min", "r_max", "max_phase"), NUMBERS),
+    **dict.fromkeys(("forget_bias", "r_min", "r_max", "max_phase", "max_gradient_norm"), NUMBERS),
     **dict.fromkeys(
-        (*COMMON, "zero_output_for_mask", "residual", "norm", "gate", "go_backwards", "traces", "worth"), FLAGS
+        (*COMMON, "zero_output_for_mask", "residual", "norm", "gate", "go_backwards", "traces", "worth", "jit_compile"),
+        FLAGS,
     ),
     **dict.fromkeys(("recurrence", "activation", "gradient", "implementation", "trace_dtype"), CHOICES),
     **dict.fromkeys((name for name in RTRL if name.split("_")[0] in ("kernel", "recurrent", "bias")), FUNCTIONS),
@@ -236,13 +255,19 @@ WRONG_BY_KIND = {
     **dict.fromkeys(
         ("cell", "layers", "model", "stack", "data", "sequences", "x", "cotangent", "values", "states"), OBJECTS
     ),
-    **dict.fromkeys(("mask", "reset", "initial_state", "targets"), OBJECTS),
+    **dict.fromkeys(("mask", "reset", "initial_state", "targets", "optimizer", "loss"), OBJECTS),
     "training": (2, -1, 0.0, "yes", [], [True], {}, object(), LONG, X > 0),
     "streams": (1.5, "x", {}, object(), LONG, [True], [[0]], -1, B),
 }
 RIGHT = {
-    "batch_size": {KeepsCarry.get_initial_state: 0, KeepsCarry.initial_carries: 0, export.inference_model: None},
-    "steps": {export.inference_model: None},
+    "batch_size": {
+        KeepsCarry.get_initial_state: 0,
+        KeepsCarry.initial_carries: 0,
+        export.inference_model: None,
+        export.learner: None,
+    },
+    "steps": {export.inference_model: None, export.learner: None},
+    "max_gradient_norm": {export.learner: None},
     "seed": {testing.check_rtrl_cell: 0},
     "index": {testing.TwoLayerRTRL.traces: 0},
 }

@@ -1,4 +1,4 @@
-"""The code of the pages on starting and on agents runs as it stands."""
+"""The code of the pages on starting, on learners and on agents runs as it stands."""
 
 import re
 from pathlib import Path
@@ -51,6 +51,19 @@ def test_start_with_the_truncated_gradient():
     exec(training.replace("stateful=True", 'stateful=True, gradient="tbptt"'), names)
     assert names["memory"].gradient == "tbptt"
     assert min(names["history"].history["loss"]) > 0.09
+
+
+@pytest.mark.skipif(LEGACY, reason="the page is written for Keras 3")
+def test_learn_where_you_serve(tmp_path, monkeypatch):
+    import keras
+
+    keras.utils.set_random_seed(0)
+    monkeypatch.chdir(tmp_path)
+    names = run("learn_where_you_serve.md")
+    assert names["taught"] < 0.2 < 0.5 < names["untaught"]
+    assert names["recovered"] < 0.1 < 2.0 < names["frozen"]
+    info = {name: value.numpy() for name, value in names["again"]["info"]().items()}
+    assert info == {"steps": 1_998, "updates": 1_898, "skipped": 0, "held": 0, "frozen": False}
 
 
 @pytest.mark.skipif(not LEGACY, reason="TF-Agents runs on tf-keras only")

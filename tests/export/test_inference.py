@@ -365,7 +365,7 @@ def test_models_it_cannot_serve(model, error, message):
 @pytest.mark.skipif(LEGACY, reason="the page is written for Keras 3")
 def test_documentation(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    page = Path(__file__).resolve().parent.parent / "docs" / "export.md"
+    page = Path(__file__).resolve().parents[2] / "docs" / "export.md"
     names = {}
     for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
         if "ale_py" not in block:  # tests/train/test_export.py plays that one
