@@ -218,6 +218,7 @@ class RTRL(Recurrent):
         reset: tf.Tensor | None,
         mask: tf.Tensor | None,
         traces: bool,
+        *,
         gradient: str | None = None,
     ) -> tuple[tuple[tf.Tensor, ...], Carry]:
         """States of a chunk, m tensors [B, T, N] in `trace_dtype`, and the `Carry` after it, its traces if `traces`.
