@@ -95,7 +95,7 @@ class Learner(tf.Module):
     # What is traced.
 
     def _checked(self, body, specs, jit_compile):
-        """The concrete function, which checks shapes outside of XLA: that drops assertions."""
+        """The concrete function, which checks shapes outside of what XLA compiles: that drops assertions."""
         run = tf.function(body, autograph=False, jit_compile=True) if jit_compile else body
         first = next(iter(self._carries.values()))
 
@@ -269,7 +269,7 @@ def learner(
       batch_size: B, the number of streams; None: free: one stream at first, and `start` makes another number.
       steps: T; None: free.
       max_gradient_norm: updates by a gradient of a larger global norm are skipped; None: no bound.
-      jit_compile: whether `predict` and `learn` are compiled by XLA, anew for each number of streams and steps.
+      jit_compile: whether `predict` and `learn` are compiled by XLA, which needs `batch_size` and `steps`.
 
     Returns:
       A `Learner`. `sample_weight` float32 has the prediction's shape without the last axis; it weighs the loss as in
@@ -283,6 +283,8 @@ def learner(
         as one of `learn`'s own.
     """
     jit_compile = flag("jit_compile", jit_compile)
+    if jit_compile and None in (batch_size, steps):
+        raise ValueError("jit_compile must be False unless batch_size and steps are given: XLA compiles for one shape.")
     if max_gradient_norm is not None:
         max_gradient_norm = number("max_gradient_norm", max_gradient_norm, above=0)
     if not (targets is None or isinstance(targets, tf.TensorSpec)):

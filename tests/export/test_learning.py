@@ -23,7 +23,7 @@ SIGNATURES = ["freeze", "get", "info", "learn", "predict", "reset", "rollback", 
 # Of plain TensorFlow, which a learner is made of: the native op rounds otherwise, and training enlarges that.
 CORES = {
     "elstm": lambda **given: layers.ELSTM(N, implementation="tf", **given),
-    "rtu": lambda **given: layers.RTU(N, implementation="tf", **given),
+    "rtu": lambda **given: layers.RTU(N, r_max=0.9, activation="tanh", implementation="tf", **given),
     "lru": lambda **given: layers.LRU(N, implementation="tf", **given),
     "stack": lambda **given: layers.RTRLStack(
         [
@@ -165,9 +165,9 @@ def test_other_cells_and_optimizers(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cases", [[("elstm", "Adam"), ("rtu", "SGD")], [("lru", "SGD"), ("stack", "RMSprop")]])
+@pytest.mark.parametrize("cases", [[("elstm", "Adam"), ("rtu", "RMSprop")], [("lru", "SGD"), ("stack", "RMSprop")]])
 def test_ten_thousand_steps(cases, tmp_path):
-    """Not of an RTU by Adam, which enlarges rounding: one weight's last bit changes Keras' own losses by 0.08 then."""
+    """Of an RTU with tanh: at relu's kinks the last bit of one weight changes Keras' own losses by 0.08 after all."""
     check_equal(*teach_both(tmp_path, cases, 10_000), atol=1e-5)
 
 

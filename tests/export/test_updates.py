@@ -242,11 +242,11 @@ def is_kernel(name):
 @(pytest.mark.full if LEGACY else lambda test: test)
 def test_under_xla(made):
     module, state, _ = made
-    compiled = learner(model_of(), optimizer=keras.optimizers.SGD(RATE, momentum=0.9), loss="mse", jit_compile=True)
-    call(compiled.start, batch_size=B)
+    optimizer = keras.optimizers.SGD(RATE, momentum=0.9)
+    compiled = learner(model_of(), optimizer=optimizer, loss="mse", batch_size=B, steps=1, jit_compile=True)
     call(module.set, **state)
-    for seed in range(3):
-        given = lesson(seed)
+    for seed in range(5):
+        given = lesson(seed, steps=1)
         want, got = call(module.learn, **given), call(compiled.learn, **given)
         np.testing.assert_allclose(got["loss"], want["loss"], rtol=1e-5)
         np.testing.assert_allclose(got["y"], want["y"], atol=1e-5)
@@ -254,8 +254,8 @@ def test_under_xla(made):
     before = call(compiled.get)
     assert not call(compiled.learn, **given)["applied"]
     assert same(of("weight", before), call(compiled.get))
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"Shape of tensor targets \[2,3,1\] is not"):
-        call(compiled.learn, **{**lesson(), "targets": np.zeros((B, T, 1), "float32")})
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"Shape of tensor targets \[2,3,2\] is not .* \[2,1,2\]"):
+        call(compiled.learn, **{**given, "targets": np.zeros((B, T, W), "float32")})
 
 
 def two_outputs():
@@ -296,6 +296,11 @@ class Unused(keras.layers.Dense):
         (frozen, {}, "model must have trainable weights, model has none"),
         (model_of, {"loss": lambda y, p: tf.reduce_mean(y - p)}, "loss must give one value a sample"),
         (model_of, {"loss": keras.losses.MeanSquaredError(reduction="none")}, r"loss must reduce to one number"),
+        (
+            model_of,
+            {"jit_compile": True, "steps": 1},
+            "jit_compile must be False unless batch_size and steps are given",
+        ),
         (model_of, {"targets": tf.TensorSpec([3])}, r"targets must begin with the sizes \(None, None\)"),
     ],
 )
