@@ -30,6 +30,7 @@ DEFAULTS = {
         "chunk": 16,
         "stale_gradient": True,
         "stale_target": True,
+        "reward_clipping": None,
         "normalize_rewards": True,
     },
     StreamACConfig: {

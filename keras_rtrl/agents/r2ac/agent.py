@@ -5,12 +5,14 @@ import collections
 import tensorflow as tf
 from tf_agents.agents import tf_agent
 from tf_agents.trajectories import time_step as ts
+from tf_agents.trajectories import trajectory
 
 from keras_rtrl.agents.base import RolloutAgent
 from keras_rtrl.agents.experience import is_finite, only_if, played
 from keras_rtrl.agents.r2ac import losses
 from keras_rtrl.agents.r2ac.config import R2ACConfig
 from keras_rtrl.distributed.replicas import all_sum
+from keras_rtrl.engine import Carry
 from keras_rtrl.networks.normalizer import clipped
 
 R2ACExtra = collections.namedtuple("R2ACExtra", ["policy_loss", "value_loss", "entropy", "gradient_norm"])
@@ -60,7 +62,7 @@ class R2ACAgent(RolloutAgent):
         total = terms.policy_loss + config.value_pred_loss_coef * terms.value_loss
         return total - config.entropy_regularization * terms.entropy, terms
 
-    def core_cotangents(self, experience, carry):
+    def core_cotangents(self, experience: trajectory.Trajectory, carry: tuple[Carry, ...]) -> tf.Tensor:
         y, last_y, _ = self._unroll(experience, carry)
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(y)
