@@ -268,9 +268,8 @@ class RTRLDiagnostics(keras.callbacks.Callback):
         def recur(name, child, x, carry, reset, mask, traces):
             states, new = child.recur(x, carry, reset, mask, traces)
             ratios[name], inputs[name] = _decay(child, x, carry, reset, mask, states), _inputs(x, reset, mask)
-            nothing[name] = tuple(
-                tf.zeros_like(s) for s in states
-            )  # what the loss's gradient at the states is asked of
+            # The loss's gradient with respect to these zeros is that at the states.
+            nothing[name] = tuple(tf.zeros_like(s) for s in states)
             tape.watch(nothing[name])
             return tuple(s + zero for s, zero in zip(states, nothing[name], strict=True)), new
 

@@ -28,7 +28,7 @@ class Learner(tf.Module):
     """A model, its optimiser, and the carries of a batch of streams, as functions that any process can call.
 
     `learner` makes it. Every function takes and returns flat tensors by name; `save` writes them as signatures of the
-    same names. Of none is an input optional, since TensorFlow Serving and the C API know no defaults.
+    same names. No input is optional, since TensorFlow Serving and the C API know no defaults.
 
       predict(inputs, reset bool [B, T]) -> the prediction under the name of the model's output.
       learn(inputs, targets, sample_weight, reset bool [B, T]) -> loss float32 [], gradient_norm float32 [], applied

@@ -167,7 +167,7 @@ def test_other_cells_and_optimizers(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("cases", [[("elstm", "Adam"), ("rtu", "RMSprop")], [("lru", "SGD"), ("stack", "RMSprop")]])
 def test_ten_thousand_steps(cases, tmp_path):
-    """Of an RTU with tanh: at relu's kinks the last bit of one weight changes Keras' own losses by 0.08 after all."""
+    """Of an RTU with tanh: with relu one last bit of the kernel changes Keras' own losses by 0.08 or more."""
     check_equal(*teach_both(tmp_path, cases, 10_000), atol=1e-5)
 
 
