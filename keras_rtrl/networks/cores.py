@@ -17,6 +17,7 @@ from keras_rtrl._keras import keras
 from keras_rtrl.cells import RTRLCell
 from keras_rtrl.engine import Carry, native
 from keras_rtrl.layers.recurrent import Recurrent, build
+from keras_rtrl.networks import bptt
 from keras_rtrl.networks.parts import copy_of, is_named, made_by_name
 
 _RTRL_LAYERS = {
@@ -87,6 +88,7 @@ class KerasCore(tf.Module):
     def __init__(self, cell):
         super().__init__()
         self.layer = dynamic_unroll_layer.DynamicUnroll(cell)
+        self._unroll = bptt.unroll_for(cell)
         sizes = [tf.TensorShape(size).as_list() for size in tf.nest.flatten(cell.state_size)]
         names = _STATE_NAMES.get(type(cell), [f"state_{i}" for i in range(1, len(sizes) + 1)])
         self._structure = cell.state_size
@@ -103,8 +105,14 @@ class KerasCore(tf.Module):
         return zeros(self.state_spec, batch_size)
 
     def __call__(self, features, reset, carry):
-        given = tf.nest.pack_sequence_as(self._structure, [tf.stop_gradient(part) for part in tf.nest.flatten(carry)])
-        y, new = self.layer(features, initial_state=given, reset_mask=reset)
+        states = [tf.stop_gradient(part) for part in tf.nest.flatten(carry)]
+        if self._unroll is not None and features.shape[1] not in (None, 1):
+            if not self.layer.built:
+                self.layer.build(features.shape)
+            y, new = self._unroll(self.layer.cell, features, reset, states)
+        else:
+            given = tf.nest.pack_sequence_as(self._structure, states)
+            y, new = self.layer(features, initial_state=given, reset_mask=reset)
         return y, tf.nest.pack_sequence_as(carry, tf.nest.flatten(new))
 
 

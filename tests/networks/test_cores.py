@@ -54,15 +54,59 @@ def test_stack_sees_the_last_features_of_its_own_episode():
         np.testing.assert_allclose(np.concatenate(parts, axis=1), expected, rtol=1e-5)
 
 
-def test_gru_core_is_keras_gru():
-    core = make_core("gru", 5, "tbptt", {}, 3)
-    x = tf.random.stateless_normal([2, 6, 3], [1, 2])
-    y, (carry,) = core(x, tf.zeros([2, 6], tf.bool), core.get_initial_carry(2))
-    layer = keras.layers.GRU(5, return_sequences=True)
-    layer(x)
-    layer.set_weights(core.layer.get_weights())
-    np.testing.assert_allclose(y, layer(x), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(carry.state, y[:, -1], rtol=1e-6)
+@pytest.fixture
+def float64():
+    keras.backend.set_floatx("float64")
+    yield
+    keras.backend.set_floatx("float32")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("lstm", {}),
+        ("gru", {}),
+        ("gru", {"use_bias": False}),
+        ("gru", {"reset_after": False}),
+        ("lstm", {"recurrent_activation": "hard_sigmoid"}),
+    ],
+)
+def test_core_of_keras_is_its_cell_step_by_step(float64, name, options):
+    core = make_core(name, 5, "tbptt", options, 3)
+    batch, steps = 2, 6
+    draw = np.random.default_rng(0).normal
+    x, dy = tf.constant(draw(size=(batch, steps, 3))), tf.constant(draw(size=(batch, steps, 5)))
+    reset = np.zeros((batch, steps), bool)
+    reset[0, 3] = reset[1, 0] = True
+    start = [tf.constant(draw(size=(batch, 5))) for _ in core.state_spec]
+    carry = tuple(part._replace(state=state) for part, state in zip(core.state_spec, start, strict=True))
+    core(x, tf.constant(reset), carry)
+    cell = core.layer.cell
+    for weight in cell.weights:
+        weight.assign(draw(size=weight.shape))
+
+    def by_core():
+        y, new = core(x, tf.constant(reset), carry)
+        return y, [part.state for part in new]
+
+    def by_cell():
+        states, ys = start, []
+        for t in range(steps):
+            states = [tf.where(reset[:, t, None], tf.zeros_like(state), state) for state in states]
+            y, states = cell(x[:, t], states)
+            ys.append(y)
+        return tf.stack(ys, axis=1), states
+
+    results = []
+    for function in (by_core, by_cell):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y, states = function()
+            loss = tf.reduce_sum(y * dy) + sum(tf.reduce_sum(state**2) for state in states)
+        results.append([y, *states, *tape.gradient(loss, [x, *cell.trainable_variables])])
+    assert len(results[0]) == len(results[1]) >= 5
+    for ours, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=1e-13)
 
 
 def stack():
