@@ -12,10 +12,16 @@ from keras_rtrl._keras import keras
 
 def unroll_for(cell):
     """The function (cell, x [B, T, D], reset [B, T], states) -> (y [B, T, N], states) of a cell of Keras, else None."""
-    if type(cell) not in _UNROLLS or cell.dropout or cell.recurrent_dropout or not getattr(cell, "reset_after", True):
+    if (
+        type(cell) not in _UNROLLS
+        or cell.dropout
+        or cell.recurrent_dropout
+        or cell.compute_dtype != cell.variable_dtype
+    ):
         return None
-    usual = keras.activations.tanh, keras.activations.sigmoid
-    return _UNROLLS[type(cell)] if (cell.activation, cell.recurrent_activation) == usual else None
+    usual = keras.activations.tanh, keras.activations.sigmoid, True
+    own = cell.activation, cell.recurrent_activation, getattr(cell, "reset_after", True)
+    return _UNROLLS[type(cell)] if own == usual else None
 
 
 def _unroll_lstm(cell, x, reset, states):
