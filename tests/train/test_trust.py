@@ -159,6 +159,7 @@ def test_settings_by_macros_are_written_as_their_values(tmp_path):
         '{"frames": -1}',
         '{"frames": "many"}',
         '{"seconds": "a"}',
+        '{"processor_seconds": -1}',
         '{"recent_returns": 3}',
         '{"recent_returns": ["a"]}',
         '{"unscored": [[1], [1, 2]]}',
