@@ -31,8 +31,8 @@ class Metrics:
 
     `frames` are environment frames; `mean_return` is over the last whole games (empty before the first ends), and
     `human_normalized` is 0 for the return of random play and 1 for a human's. `seconds` counts training, all sessions
-    of the run together; `processor_seconds` what cores spent on it in that time, which other programs on them do not
-    lengthen. An agent that predicts plays no games: both columns of returns are empty.
+    of the run together; `processor_seconds` what cores spent on it in that time, without waits for cores that others
+    used. An agent that predicts plays no games: both columns of returns are empty.
 
     Args:
       run: the RunFolder.
@@ -74,8 +74,8 @@ class Metrics:
 def processor_seconds():
     """Seconds that cores have spent on this process and on all that it has started, since each began.
 
-    Wall time holds what other programs take of the machine too; this does not. Ray's actors are no children of this
-    process and are not counted.
+    Wall time holds waits for cores that other programs use; this does not. Ray's actors are not counted: Ray starts
+    them, not this process.
     """
     ticks, processes = 0, [os.getpid()]
     while processes:
