@@ -21,8 +21,8 @@ class Estimate(NamedTuple):
     Attributes:
       name: "exact", "tbptt_8", ...
       steps: k of TBPTT(k); None for all others.
-      cosine: with the exact gradient.
-      norm_ratio: its norm over the exact one's.
+      cosine: with the exact gradient. NaN if either is zero.
+      norm_ratio: its norm over the exact one's. NaN or infinite if that is zero.
       noise: its standard error over streams, as a norm, over its own norm. NaN for one stream.
       difference: norm of its difference from the exact gradient, over the exact one's standard error. Below 1 the
         difference is less than the noise of this number of streams. NaN for one stream.
@@ -231,7 +231,8 @@ def _compared(gradients, exact, sizes):
 
 
 def _cosine(one, other):
-    return float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
+    norms = np.linalg.norm(one) * np.linalg.norm(other)
+    return float(one @ other / norms) if norms else math.nan
 
 
 def _standard_error(gradients):

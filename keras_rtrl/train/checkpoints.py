@@ -14,7 +14,16 @@ from keras_rtrl._checks import number, shown, whole_number
 from keras_rtrl._errors import UsageError, one_line
 from keras_rtrl.train.run_folder import read_text, sync, write_text, writing
 
-_COUNTED = ("frames", "updates", "games", "seconds", "recent_returns", "running_returns", "unscored")
+_COUNTED = (
+    "frames",
+    "updates",
+    "games",
+    "seconds",
+    "processor_seconds",
+    "recent_returns",
+    "running_returns",
+    "unscored",
+)
 
 
 class Counters(tf.train.experimental.PythonState):
@@ -25,6 +34,8 @@ class Counters(tf.train.experimental.PythonState):
       updates: calls of the agent's train().
       games: whole games finished.
       seconds: of training, over all sessions.
+      processor_seconds: what cores spent on it, over all sessions; None if an earlier version, which did not count it,
+        made a part of it.
       recent_returns: list of the returns of the last whole games.
       running_returns: list of the return so far of each stream's game, if the loop itself adds up the rewards.
       unscored: list of (prediction, best prediction, cumulant) of the last steps, if the agent predicts.
@@ -33,7 +44,7 @@ class Counters(tf.train.experimental.PythonState):
     def __init__(self):
         super().__init__()
         self.frames = self.updates = self.games = 0
-        self.seconds = 0.0
+        self.seconds = self.processor_seconds = 0.0
         self.recent_returns, self.running_returns, self.unscored = [], [], []
 
     def serialize(self):
@@ -47,11 +58,13 @@ class Counters(tf.train.experimental.PythonState):
         for name, value in counted.items():
             if name in ("frames", "updates", "games"):
                 value = whole_number(name, value, 0)
-            elif name == "seconds":
-                value = number(name, value, low=0)
+            elif name in ("seconds", "processor_seconds"):
+                value = None if value is None and name != "seconds" else number(name, value, low=0)
             elif not isinstance(value, list) or not np.isfinite(np.asarray(value, float)).all():
                 raise ValueError(f"{name} must be a list of numbers, got {shown(value)}")
             setattr(self, name, value)
+        if "processor_seconds" not in counted:
+            self.processor_seconds = None
 
 
 class Checkpoints:

@@ -56,11 +56,11 @@ def train(run, options, resume=False, minutes=None, facts=None):
       ActorFailure: actors that sent nothing for longer than their time-out; a checkpoint was made first.
       ProcessLost: another learning process that has died, or that TensorFlow has not heard of for some seconds.
     """
-    started = time.monotonic()
+    started = time.monotonic(), metrics.processor_seconds()
     with contextlib.closing(run), _other_processes(options.strategy):
         parts = setup.make(run, options, resume)
         with contextlib.closing(parts.runner):
-            loop = Loop(parts, options, started, None if minutes is None else started + 60 * minutes)
+            loop = Loop(parts, options, started, None if minutes is None else started[0] + 60 * minutes)
             loop.begin(resume, facts or {})
             loop.run()
             return loop.end()
@@ -83,7 +83,7 @@ class Loop:
     Args:
       parts: setup.Parts.
       options: TrainingOptions.
-      started: time.monotonic() at which this call's seconds begin.
+      started: (time.monotonic(), metrics.processor_seconds()) at which this call's seconds begin.
       deadline: time.monotonic() after which no update begins, None for no limit.
     """
 
@@ -123,7 +123,7 @@ class Loop:
             recurrent_parameters=sum(v.shape.num_elements() for v in self._agent.network.core_variables),
         )  # fmt: skip
         self._log = metrics.Metrics(run, self._columns, counters.updates)
-        self._earlier = counters.seconds
+        self._earlier = counters.seconds, counters.processor_seconds
         self._last_saved, self._row_started = time.monotonic(), (time.monotonic(), counters.frames)
 
     def run(self):
@@ -187,7 +187,7 @@ class Loop:
         counters.frames += updates * self._frames_per_update
         counters.games += len(outcome.returns)
         counters.recent_returns = (counters.recent_returns + outcome.returns)[-self._options.return_window :]
-        counters.seconds = self._earlier + time.monotonic() - self._started
+        counters.seconds = self._earlier[0] + time.monotonic() - self._started[0]
         self._losses.extend(outcome.losses)
         self._errors.extend(outcome.errors)
 
@@ -198,7 +198,12 @@ class Loop:
         bar.update(updates * self._frames_per_update)
         bar.set_postfix({name: "-" if score is None else f"{score:.4g}"}, refresh=False)
 
+    def _count_processor(self):
+        if self._earlier[1] is not None:
+            self._counters.processor_seconds = self._earlier[1] + metrics.processor_seconds() - self._started[1]
+
     def _write_row(self):
+        self._count_processor()
         counters, now = self._counters, time.monotonic()
         began, frames = self._row_started
         mean_return = _mean(counters.recent_returns)
@@ -209,6 +214,7 @@ class Loop:
             games=None if self._runner.error_names else counters.games,
             mean_return=mean_return,
             seconds=counters.seconds,
+            processor_seconds=counters.processor_seconds,
             frames_per_second=(counters.frames - frames) / (now - began),
             learning_rate=float(self._schedule(self._agent.optimizer.iterations)),
             **{name: self._normalized(mean_return) for name in self._score_names},
@@ -228,6 +234,7 @@ class Loop:
 
     def _save_checkpoint(self):
         self._log.sync()
+        self._count_processor()
         try:
             self._saver.save()
         except ArithmeticError as error:

@@ -1,5 +1,6 @@
 """metrics.csv, TensorBoard events and the learning curve."""
 
+import contextlib
 import csv
 import os
 
@@ -15,6 +16,7 @@ COLUMNS = (
     "games",
     "mean_return",
     "seconds",
+    "processor_seconds",
     "frames_per_second",
     "learning_rate",
 )  # then human_normalized if scores are known, errors of predictions if an agent predicts, the agent's losses
@@ -29,7 +31,8 @@ class Metrics:
 
     `frames` are environment frames; `mean_return` is over the last whole games (empty before the first ends), and
     `human_normalized` is 0 for the return of random play and 1 for a human's. `seconds` counts training, all sessions
-    of the run together. An agent that predicts plays no games: both columns of returns are empty.
+    of the run together; `processor_seconds` what cores spent on it in that time, without waits for cores that others
+    used. An agent that predicts plays no games: both columns of returns are empty.
 
     Args:
       run: the RunFolder.
@@ -66,6 +69,25 @@ class Metrics:
         self._file.close()
         with writing(self._run.events):
             self._writer.close()
+
+
+def processor_seconds():
+    """Seconds that cores have spent on this process and on all that it has started, since each began.
+
+    Wall time holds waits for cores that other programs use; this does not. Ray's actors are not counted: Ray starts
+    them, not this process.
+    """
+    ticks, processes = 0, [os.getpid()]
+    while processes:
+        folder = f"/proc/{processes.pop()}"
+        with contextlib.suppress(OSError):  # it may have ended
+            with open(f"{folder}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()  # proc_pid_stat(5) from its third field on
+            ticks += sum(map(int, fields[11:15]))  # its own, and those of its children that have ended
+            for task in os.listdir(f"{folder}/task"):
+                with open(f"{folder}/task/{task}/children", "rb") as file:
+                    processes += map(int, file.read().split())
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def trim(run, columns, updates):

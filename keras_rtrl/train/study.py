@@ -44,7 +44,8 @@ class Study:
     settings.json    a list of dicts: task, condition, seeds, version, preset and settings (lines of a gin file without
                      train.seed). Runs that differ in the seed alone share one
     table.md         the report
-    curves.png       its figure
+    curves.png       its figure, against environment frames
+    curves_time.png  the same against time
     .runs/           the folders of runs that are not finished, and locks
     """
 
@@ -54,6 +55,7 @@ class Study:
         self.settings = os.path.join(self.path, "settings.json")
         self.table = os.path.join(self.path, "table.md")
         self.curves = os.path.join(self.path, "curves.png")
+        self.curves_time = os.path.join(self.path, "curves_time.png")
         self.unfinished = os.path.join(self.path, ".runs")
 
     def read(self):

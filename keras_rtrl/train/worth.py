@@ -176,6 +176,11 @@ def label(estimate):
 
 def sentence(worth):
     """One sentence: how far back the gradient reaches."""
+    if np.isnan(worth.estimates[0].cosine):  # the exact one's with itself
+        return (
+            f"How far back the gradient reaches cannot be said: in at least one of {worth.shape[0]} rollouts the exact "
+            "gradient is zero, and nothing has a cosine with it."
+        )
     cosines = {e.steps: f"{e.cosine:.3f}" for e in worth.estimates if e.steps is not None}
     reached, longest = reach(worth.estimates), max(cosines)
     if reached is None:
@@ -194,7 +199,11 @@ def sentence(worth):
 def by_weight(worth):
     """How far back the gradient of each weight alone reaches, in one line."""
     longest = max(e.steps for e in worth.estimates if e.steps is not None)
-    parts = [f"{name} {reach(worth.estimates, i) or f'more than {longest}'}" for i, name in enumerate(worth.weights)]
+    none = [np.isnan(cosine) for cosine in worth.estimates[0].cosines]
+    parts = [
+        f"{name} {'unknown (zero gradient)' if none[i] else reach(worth.estimates, i) or f'more than {longest}'}"
+        for i, name in enumerate(worth.weights)
+    ]
     return f"Of each weight alone, in steps: {', '.join(parts)}."
 
 

@@ -21,7 +21,7 @@ from keras_rtrl.train.run_folder import RunFolder
 def rows(run, *names):
     """Columns of metrics.csv; by default all that do not depend on the clock."""
     kept = metrics.read(RunFolder(run).metrics)
-    names = names or [name for name in (kept[0] if kept else ()) if name not in ("seconds", "frames_per_second")]
+    names = names or [name for name in (kept[0] if kept else ()) if "second" not in name]
     return [tuple(row[name] for name in names) for row in kept]
 
 
@@ -71,6 +71,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(tiny_tmaze, tmaze_run, tmp
     assert tiny_tmaze("--frames", "400", "--seed", "3", "--out", parts, bindings=constant) == 0
     assert cli.main(["train", "--resume", parts, "--frames", "800"]) == 0
     assert rows(parts) == rows(whole)
+    spent = np.array(rows(parts, "processor_seconds"), float)[:, 0]
+    assert 0 < spent[0] < spent[-1]
+    assert (np.diff(spent) >= 0).all()  # the second session goes on with the first one's
     assert rows(whole, "loss")[0] != rows(tmaze_run, "loss")[0]  # another seed
     one, two = saved(whole), saved(parts)
     assert one.keys() == two.keys()

@@ -9,10 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from keras_rtrl.train import cli, metrics, report
+from keras_rtrl.train import cli, metrics
 from keras_rtrl.train.study import Study
 
 PRESET = """
@@ -32,7 +31,7 @@ sweep.conditions = {
     "eLSTM, instant": ["ActorCriticNetwork.gradient = 'instant'"],
 }
 """
-FILES = {"runs.csv.gz", "settings.json", "table.md", "curves.png"}
+FILES = {"runs.csv.gz", "settings.json", "table.md", "curves.png", "curves_time.png"}
 
 
 def write_preset(folder, *lines):
@@ -63,6 +62,7 @@ def test_sweep_leaves_one_table_of_all_runs_their_settings_and_a_report(swept):
         assert run.recurrent_parameters > 100
         assert [int(row["updates"]) for row in run.rows] == [5, 10, 15, 20]
         assert list(run.rows[0])[: len(metrics.COLUMNS)] == list(metrics.COLUMNS)
+        assert 0 < float(run.rows[0]["processor_seconds"]) < float(run.rows[-1]["processor_seconds"])
     instant, rtrl = json.loads((out / "settings.json").read_text())
     assert (rtrl["task"], rtrl["condition"], rtrl["seeds"]) == ("poles-4", "elstm-rtrl", [1, 2])
     assert rtrl["preset"] == "tiny"
@@ -73,8 +73,9 @@ def test_sweep_leaves_one_table_of_all_runs_their_settings_and_a_report(swept):
     table = (out / "table.md").read_text().splitlines()
     assert len(table) == 4
     assert "| poles 4 | eLSTM, RTRL | 2 | 400 |" in table[2]
-    assert "±" in table[2]
-    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert "| wall time | processor time |" in table[0]
+    for name in ("curves.png", "curves_time.png"):
+        assert (out / name).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
@@ -84,7 +85,7 @@ def test_settings_repeat_a_run(swept, tmp_path):
     assert cli.main(["train", str(tmp_path / "again.gin"), "--seed", "2", "--out", str(tmp_path / "run")]) == 0
     before = Study(swept / "out").read()["poles-4", "elstm-rtrl", 2].rows
     after = metrics.read(tmp_path / "run" / "metrics.csv")
-    timed = {"seconds", "frames_per_second"}
+    timed = {"seconds", "processor_seconds", "frames_per_second"}
     assert [{k: v for k, v in row.items() if k not in timed} for row in after] == [
         {k: v for k, v in row.items() if k not in timed} for row in before
     ]
@@ -243,21 +244,8 @@ def test_two_sweeps_of_one_folder_share_their_runs(tmp_path):
 
 
 def test_two_reports_are_written_at_once(swept):
-    code = "from keras_rtrl.train import cli\nfor _ in range(4): assert cli.main(%r) == 0"
+    code = "from keras_rtrl.train import cli\nfor _ in range(2): assert cli.main(%r) == 0"
     words = ["sweep", str(swept / "tiny.gin"), "--report-only", "--out", str(swept / "out")]
     both = [subprocess.Popen([sys.executable, "-c", code % words], stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait(300) for process in both] == [0, 0]
     assert {path.name for path in (swept / "out").iterdir()} == {".runs", *FILES}
-
-
-def test_interval_is_students():
-    mean, half = report.interval([1.0, 2.0, 4.0])
-    assert mean == pytest.approx(7 / 3)
-    assert half == pytest.approx(4.302653 * np.std([1, 2, 4], ddof=1) / 3**0.5, rel=1e-6)
-    assert np.isnan(report.interval([1.0])[1])
-
-
-def test_score_is_of_the_last_tenth():
-    rows = [{"frames": str(10 * i), "mean_return": "" if i < 3 else str(i)} for i in range(1, 41)]
-    assert report.score(rows, "mean_return") == np.mean([37, 38, 39, 40])
-    assert np.isnan(report.score(rows[:2], "mean_return"))

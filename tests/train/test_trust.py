@@ -159,6 +159,7 @@ def test_settings_by_macros_are_written_as_their_values(tmp_path):
         '{"frames": -1}',
         '{"frames": "many"}',
         '{"seconds": "a"}',
+        '{"processor_seconds": -1}',
         '{"recent_returns": 3}',
         '{"recent_returns": ["a"]}',
         '{"unscored": [[1], [1, 2]]}',
@@ -170,3 +171,11 @@ def test_counters_take_what_they_wrote_alone(text):
     with pytest.raises(ValueError, match=r"must be|inhomogeneous|could not convert"):
         counters.deserialize(text)
     assert counters.serialize() == Counters().serialize()
+
+
+def test_counters_of_an_earlier_version_have_no_processor_time():
+    counters = Counters()
+    counters.deserialize('{"seconds": 3.5}')
+    assert (counters.seconds, counters.processor_seconds) == (3.5, None)
+    counters.deserialize(counters.serialize())
+    assert counters.processor_seconds is None

@@ -5,8 +5,11 @@ import hashlib
 import shutil
 
 import pytest
+import tensorflow as tf
 
+from keras_rtrl.diagnostics import GradientWorth
 from keras_rtrl.train import cli
+from keras_rtrl.train import worth as told
 
 PPO = (
     'agent.name = "ppo"',
@@ -74,6 +77,22 @@ def test_run_is_measured_and_not_changed(tmp_path, tmaze_run, capsys):
     reached = int(out[-2].split()[6])
     assert found[f"tbptt_{reached}"]["cosine"] >= 0.99
     assert reached == 1 or found[f"tbptt_{reached // 2}"]["cosine"] < 0.99
+
+
+@pytest.mark.parametrize(("weight", "sentence", "line"), [
+    (0.0, "How far back the gradient reaches cannot be said: in at least one of 3 rollouts the exact gradient is zero",
+     "idle unknown (zero gradient), w unknown (zero gradient)."),
+    (1.0, "This task's gradient reaches back about 1 step: cut off after 1 it has cosine 1.000",
+     "idle unknown (zero gradient), w 1."),
+])  # fmt: skip
+def test_a_zero_gradient_has_no_reach(weight, sentence, line):
+    weights = {"idle": tf.Variable([1.0]), "w": tf.Variable([2.0])}
+    meter = GradientWorth(lambda inputs, carry: (inputs * weights["w"], carry), weights)
+    inputs = tf.ones([2, 4, 1])
+    estimates = meter.measure(inputs, tf.zeros([2, 4, 1]), weight * tf.ones([2, 2, 1]), steps=2)
+    found = told.Worth(estimates, [0.0] * len(estimates), meter.names, 2, (3, 2, 2, 2), 1.0)
+    assert told.sentence(found).startswith(sentence)
+    assert told.by_weight(found).endswith(line)
 
 
 @pytest.mark.full
