@@ -46,8 +46,7 @@ def live(learn, args, *, seed, steps, change):
             echo = x[AFTER + i - (BEFORE if first + i < change else AFTER), :, :, :1]
             error += float(learn(tf.constant(x[AFTER + i]), tf.constant(echo)))
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        with open("/proc/self/statm", encoding="ascii") as file:
-            resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
         means = [round(value / args.window, 6) for value in (error, 1e6 * cpu, 1e6 * wall)]
         yield dict(zip(COLUMNS[1:], (first + args.window, *means, round(resident / 2**20, 3)), strict=True))
 
@@ -137,13 +136,12 @@ def plot(rows, args):
 def report(rows, args):
     """Says what became of the errors, of the time and of the memory."""
     for name in SERVERS:
-        before = [row["error"] for row in rows[name] if row["step"] <= args.change]
-        print(f"{name}: error {before[-1]:.4f} before the change, {rows[name][-1]['error']:.4f} at the end")
+        before = [row["error"] for row in rows[name] if row["step"] <= args.change][-1]
+        print(f"{name}: error {before:.4f} before the change, {rows[name][-1]['error']:.4f} at the end")
     times = [statistics.median(row["cpu_us"] for row in rows[name]) for name in ("python", "learning")]
     print(f"CPU µs a step, median of windows: {times[0]:.0f} in Python, {times[1]:.0f} served")
     resident = [row["resident_mib"] for row in rows["learning"]]
-    early = resident[len(resident) // 10]
-    print(f"resident MiB: {early} after a tenth, {max(resident)} at most, {resident[-1]} at the end")
+    print(f"resident MiB: {resident[len(resident) // 10]} after a tenth of the steps, {max(resident)} at most")
 
 
 def parse(words):
@@ -197,4 +195,6 @@ def main(words=None):
 
 
 if __name__ == "__main__":
+    tf.config.threading.set_inter_op_parallelism_threads(1)  # a step is too small for more
+    tf.config.threading.set_intra_op_parallelism_threads(1)
     main()

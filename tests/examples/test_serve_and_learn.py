@@ -51,7 +51,7 @@ def test_the_learner_alone_recovers(tmp_path):
     serve_and_learn.main(["--steps", "15000", "--out", str(out)])
     by = rows(out)
     for name in ("frozen", "cut", "learning"):
-        assert [row["error"] for row in by[name] if row["step"] == 3000][0] < 0.01
+        assert next(row["error"] for row in by[name] if row["step"] == 3000) < 0.01
     assert min(row["error"] for row in by["frozen"] if row["step"] > 3000) > 1.5
     assert by["cut"][-1]["error"] > 0.2
     assert by["learning"][-1]["error"] < 0.02
