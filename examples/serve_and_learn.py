@@ -10,7 +10,7 @@ the same weights:
 - learning: an update a step by RTRL. It recovers, and then goes on to --steps, at constant memory and time a step.
 
     python examples/serve_and_learn.py --out runs/serve_and_learn
-    python examples/serve_and_learn.py --steps 15000 --out runs/serve_and_learn     # without the long run
+    python examples/serve_and_learn.py --steps 5000 --out runs/serve_and_learn     # without the long run
 
 --out gets config.json, the exported models, metrics.csv and served.png. Ctrl-C ends the long run early with a figure.
 """
@@ -152,10 +152,10 @@ def parse(words):
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--train", type=whole, default=5_000, help="steps in Python")
+    add("--train", type=whole, default=2_000, help="steps in Python")
     add("--steps", type=whole, default=1_000_000, help="steps of the server that learns by RTRL")
-    add("--change", type=whole, default=3_000, help="step at which the echo moves; the other two stop at five times it")
-    add("--window", type=whole, default=500, help="steps of a row of metrics.csv; runs are rounded up to whole windows")
+    add("--change", type=whole, default=1_000, help="step at which the echo moves; the other two stop at five times it")
+    add("--window", type=whole, default=250, help="steps of a row of metrics.csv; runs are rounded up to whole windows")
     add("--seed", type=whole, default=1, help="seed of weights and streams")
     add("--out", type=Path, default=Path("runs/serve_and_learn"), help="new folder for the results")
     add("--serve", choices=SERVERS, help=argparse.SUPPRESS)
