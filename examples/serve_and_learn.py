@@ -124,7 +124,7 @@ def plot(rows, args):
     axes["error"].axvline(args.change, color="k", linewidth=0.8, linestyle=":")
     axes["error"].set(xlabel="steps served", ylabel="mean squared error", yscale="log")
     axes["error"].set_title(f"served; the echo moves from {BEFORE} to {AFTER} steps")
-    axes["error"].legend(loc="right", fontsize="small")
+    axes["error"].legend(loc="upper right", bbox_to_anchor=(1, 0.77), fontsize="small")
     for place, column, label in (("memory", "resident_mib", "resident, MiB"), ("time", "cpu_us", "CPU a step, µs")):
         values = [row[column] for row in rows["learning"]]
         axes[place].plot([row["step"] for row in rows["learning"]], values, color="C2", linewidth=0.8)
