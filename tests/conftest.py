@@ -29,6 +29,7 @@ ON_KERAS_3 = (
     "tests/diagnostics/test_callback.py::test_staleness_against_bptt_under_the_present_weights",
     "tests/docs/test_write_your_own_cell.py",
     "tests/examples/test_own_cell.py",
+    "tests/export/test_elsewhere.py",
     "tests/export/test_inference.py::test_other_wirings",
     "tests/export/test_inference.py::test_sizes_given",
     "tests/testing/test_two_layer.py",

@@ -190,7 +190,7 @@ class _Twin:
         batch = tf.shape(x)[0]
         shapes = carry_shapes(cell, x.shape[-1])
         driven = stack([a[gate] for gate in cell.stored_gates])
-        if self._k is not None:  # the steps before the last reset are cut off
+        if self._k is not None and x.shape[1] != 1:  # the steps before the last reset are cut off (LiteRT: no cumprod)
             x = kept(_swap(tf.math.cumprod(self._k, exclusive=True, reverse=True)), x)
         driven = tf.reshape(driven, (tf.shape(driven)[0], batch, -1))
         S = tf.reshape(tf.matmul(x, _swap(driven), transpose_a=True), (batch, *shapes.S))

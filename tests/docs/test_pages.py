@@ -62,6 +62,7 @@ def test_learn_where_you_serve(tmp_path, monkeypatch):
     names = run("learn_where_you_serve.md")
     assert names["taught"] < 0.2 < 0.5 < names["untaught"]
     assert names["recovered"] < 0.1 < 2.0 < names["frozen"]
+    assert names["on_device"]["applied"]
     info = {name: value.numpy() for name, value in names["again"]["info"]().items()}
     assert info == {"steps": 1_998, "updates": 1_898, "skipped": 0, "held": 0, "frozen": False}
 

@@ -65,6 +65,33 @@ def test_fresh_process_acts_as_the_policy(tmaze_run, tmp_path, command):
     np.testing.assert_array_equal(out["action"], np.argmax(logits.numpy(), -1).T)
 
 
+def test_policy_in_lite_rt_acts_as_the_policy(tmaze_run):
+    """Over 1,000 steps, by built-in operations alone."""
+    path, steps = str(tmaze_run / "policy"), 1_000
+    converter = tf.lite.TFLiteConverter.from_saved_model(path, signature_keys=["action"])
+    run = tf.lite.Interpreter(model_content=converter.convert()).get_signature_runner()
+    random = np.random.default_rng(0)
+    data = {
+        "observation": random.normal(size=(steps, 1, 12)).astype(np.float32),
+        "last_reward": random.normal(size=(steps, 1)).astype(np.float32),
+        "last_action": random.integers(0, 4, (steps, 1)),
+        "step_type": (random.random((steps, 1)) > 0.02).astype(np.int32),
+    }
+    state, got = {"state_0": np.zeros((1, 8, 1), np.float32)}, []
+    for t in range(steps):
+        got.append(run(**{name: value[t] for name, value in data.items()}, **state))
+        state = {"state_0": got[-1]["state_0"]}
+
+    config.load(RunFolder(tmaze_run).config)
+    network = evaluate.load_network(RunFolder(tmaze_run), building.environment(seed=0, streams=1))
+    whole = {name: tf.constant(np.moveaxis(value, 0, 1)) for name, value in data.items()}
+    step_type = whole.pop("step_type")
+    (logits, value), _ = network(whole, step_type=step_type)
+    np.testing.assert_allclose([out["logits"][0] for out in got], logits[0], atol=1e-5)
+    np.testing.assert_allclose([out["value"][0] for out in got], value[0], atol=1e-5)
+    np.testing.assert_array_equal([out["action"][0] for out in got], np.argmax(logits[0], -1))
+
+
 def test_state_has_no_traces(tmaze_run):
     policy = tf.saved_model.load(str(tmaze_run / "policy"))
     state = policy.signatures["initial_state"](batch_size=tf.constant(2))
