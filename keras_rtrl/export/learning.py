@@ -8,23 +8,22 @@ out = learns["learn"](x=x, targets=targets, sample_weight=weights, reset=reset)
 ```
 """
 
-import os
 from collections.abc import Callable
-from typing import Any
 
 import tensorflow as tf
 
 from keras_rtrl._checks import flag, number, shown
 from keras_rtrl._keras import keras
-from keras_rtrl.export.module import concrete, save, stock_ops
+from keras_rtrl.export.controls import Controlled, by_name, read
+from keras_rtrl.export.module import concrete, stock_ops
 from keras_rtrl.export.reading import NamedModel, unique
-from keras_rtrl.export.updates import Update, loss_of, optimizer_of, path_of, value_of
+from keras_rtrl.export.updates import Update, loss_of, optimizer_of
 from keras_rtrl.layers.recurrent import of_size
 
 COUNTERS = ("steps", "updates", "skipped", "held")
 
 
-class Learner(tf.Module):
+class Learner(Controlled):
     """A model, its optimiser, and the carries of a batch of streams, as functions that any process can call.
 
     `learner` makes it. Every function takes and returns flat tensors by name; `save` writes them as signatures of the
@@ -57,40 +56,33 @@ class Learner(tf.Module):
       start: concrete function, or None if the batch size is fixed.
     """
 
+    functions = ("predict", "learn", "reset", "start")
+
     def __init__(self, named: NamedModel, update: Update, *, jit_compile: bool):
         """Makes the variables and traces; `learner` checks the arguments."""
-        super().__init__()
-        self._counters = {name: tf.Variable(0, dtype=tf.int64, trainable=False, name=name) for name in COUNTERS}
-        self._frozen = tf.Variable(False, trainable=False, name="frozen")
         rows = named.batch_size or 1
-        self._carries = {
+        carries = {
             name: tf.Variable(
                 tf.zeros((rows, *spec.shape[1:]), spec.dtype), trainable=False, name=name, shape=spec.shape
             )
             for name, spec in named.states.items()
         }
-        self._kept = {**_named("weight", update.model.weights), **_named("optimizer", update.optimizer.variables)}
-        self._snapshot = {name: tf.Variable(value, trainable=False, name=name) for name, value in self._kept.items()}
+        super().__init__(
+            COUNTERS,
+            kept={**by_name("weight", update.model.weights), **by_name("optimizer", update.optimizer.variables)},
+            carried={f"carry_{name}": variable for name, variable in carries.items()},
+        )
+        self._carries = carries
         inputs = {**named.inputs, **named.reset}
         with stock_ops(named.layers):
             self.predict = self._checked(lambda **given: self._predicted(named, given), inputs, jit_compile)
             self.learn = self._checked(
                 lambda **given: self._learned(named, update, given), {**inputs, **update.inputs}, jit_compile
             )
-        self._others = self._found()
-        self._make_controls(named.batch_size)
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes a SavedModel, a folder, with the functions as signatures; all variables have their present values.
-
-        Raises:
-          TypeError: `path` is no path.
-          ValueError: `path` ends as one of Keras' files does, or is a file.
-          OSError: it cannot be written.
-        """
-        names = ("predict", "learn", "reset", "get", "set", "freeze", "thaw", "snapshot", "rollback", "info", "start")
-        functions = {name: getattr(self, name) for name in names}
-        save(self, path, {name: function for name, function in functions.items() if function is not None})
+        self._control(self.predict, self.learn)
+        self.reset = concrete(self._zeroed, {"streams": tf.TensorSpec([named.batch_size], tf.bool)})
+        free = {"batch_size": tf.TensorSpec([], tf.int32)}
+        self.start = concrete(self._started, free) if named.batch_size is None else None
 
     # What is traced.
 
@@ -111,14 +103,14 @@ class Learner(tf.Module):
         return concrete(checked, specs)
 
     def _predicted(self, named, given):
-        outputs, carries, length = named({**given, **_read(self._carries)})
+        outputs, carries, length = named({**given, **read(self._carries)})
         with tf.control_dependencies([*outputs.values(), *carries.values()]):
             self._move(carries, length, given)
         return outputs
 
     def _learned(self, named, update, given):
         with tf.GradientTape() as tape:
-            outputs, carries, length = named({**given, **_read(self._carries)}, training=True)
+            outputs, carries, length = named({**given, **read(self._carries)}, training=True)
             ((name, prediction),) = outputs.items()
             loss = update.loss(given, prediction)
         gradients = update.gradients(tape, loss)
@@ -161,63 +153,6 @@ class Learner(tf.Module):
             self._carries[name].assign(value)
         self._counters["steps"].assign_add(tf.cast(length, tf.int64))
         self._counters["held"].assign_add(tf.reduce_sum(tf.cast(~sound, tf.int64)))
-
-    def _found(self):
-        """Variables by name that the functions use besides: of Dropout's random numbers, for example."""
-        known = {variable.ref() for variable in (*self._state().values(), *self._snapshot.values())}
-        used = [variable for function in (self.predict, self.learn) for variable in function.graph.variables]
-        return _named("other", [variable for variable in used if variable.ref() not in known])
-
-    def _state(self):
-        """All variables by name."""
-        return {
-            **self._kept,
-            **{f"carry_{name}": variable for name, variable in self._carries.items()},
-            **getattr(self, "_others", {}),
-            **{f"count_{name}": variable for name, variable in self._counters.items()},
-            "frozen": self._frozen,
-            **{f"snapshot_{name}": variable for name, variable in self._snapshot.items()},
-        }
-
-    def _make_controls(self, batch_size):
-        state = self._state()
-        specs = {name: tf.TensorSpec(variable.shape, variable.dtype) for name, variable in state.items()}
-        self.info = concrete(self._told, {})
-        self.get = concrete(lambda: _read(state), {})
-        self.set = concrete(lambda **given: self._replaced(state, given), specs)
-        self.reset = concrete(self._zeroed, {"streams": tf.TensorSpec([batch_size], tf.bool)})
-        self.freeze = concrete(lambda: self._changed({self._frozen.ref(): True}), {})
-        self.thaw = concrete(lambda: self._changed({self._frozen.ref(): False}), {})
-        kept, copies = self._kept, self._snapshot
-        self.snapshot = concrete(lambda: self._changed({copies[name].ref(): kept[name] for name in kept}), {})
-        self.rollback = concrete(lambda: self._changed({kept[name].ref(): copies[name] for name in kept}), {})
-        free = {"batch_size": tf.TensorSpec([], tf.int32)}
-        self.start = concrete(self._started, free) if batch_size is None else None
-
-    def _told(self):
-        return {**_read(self._counters), "frozen": self._frozen.read_value()}
-
-    def _changed(self, values):
-        for variable, value in values.items():
-            variable.deref().assign(value)
-        return self._told()
-
-    def _replaced(self, state, given):
-        checked, first = {}, next(f"carry_{name}" for name in self._carries)
-        for name, value in given.items():
-            value = tf.ensure_shape(value, state[name].shape, name=f"{name}_checked")
-            if name.startswith("carry_"):
-                value = of_size(value, given[first], 1, f"{name} must have as many rows as {first}")
-            checked[name] = value
-        finite = [
-            tf.debugging.Assert(
-                tf.reduce_all(tf.math.is_finite(value)), [f"{name} must be finite, and is not everywhere."]
-            )
-            for name, value in checked.items()
-            if value.dtype.is_floating
-        ]
-        with tf.control_dependencies([*finite, *checked.values()]):
-            return self._changed({state[name].ref(): tf.identity(value) for name, value in checked.items()})
 
     def _zeroed(self, streams):
         first = next(iter(self._carries.values()))
@@ -293,15 +228,3 @@ def learner(
     named = NamedModel(model, batch_size=batch_size, steps=steps, traces=True)
     update = Update(model, named, optimizer=optimizer, loss=loss, targets=targets, max_gradient_norm=max_gradient_norm)
     return Learner(named, update, jit_compile=jit_compile)
-
-
-def _read(variables):
-    return {name: variable.read_value() for name, variable in variables.items()}
-
-
-def _named(kind: str, variables: Any) -> dict[str, tf.Variable]:
-    """TensorFlow's variables by names that are identifiers: `kind` and Keras' path."""
-    found = {}
-    for variable in variables:
-        found[unique(f"{kind}_{path_of(variable)}", found)] = value_of(variable)
-    return found
