@@ -6,12 +6,13 @@ from typing import Any
 import tensorflow as tf
 from tf_agents.agents import tf_agent
 from tf_agents.trajectories import time_step as ts
+from tf_agents.trajectories import trajectory
 from tf_agents.typing import types
 
 from keras_rtrl._checks import whole_number
 from keras_rtrl._keras import keras
 from keras_rtrl.agents.base import ActorCriticAgent
-from keras_rtrl.agents.experience import is_finite, keep_if, played
+from keras_rtrl.agents.experience import is_finite, keep_if, only_if, played
 from keras_rtrl.engine import Carry, streaming
 from keras_rtrl.networks import ActorCriticNetwork
 from keras_rtrl.networks.cores import RTRLCore
@@ -114,28 +115,52 @@ class StreamingAgent(ActorCriticAgent):
     # One transition.
 
     def _train(self, experience, weights=None):
-        experience = self._checked(experience, weights)
+        info, finite = self.transition(self._checked(experience, weights))
+        self.train_step_counter.assign_add(1)
+        return info._replace(loss=tf.where(finite, info.loss, float("nan")))
+
+    def transition(
+        self, experience: trajectory.Trajectory, *, frozen: tf.Tensor | None = None
+    ) -> tuple[tf_agent.LossInfo, tf.Tensor]:
+        """Learns one transition as train() does, without its checks and its counter.
+
+        Args:
+          experience: Trajectory of tensors [1, 2], as train() takes it; its policy info may be ().
+          frozen: bool []: if true, the carry and the eligibility traces move, and weights, optimiser and running
+            statistics stay. None: false.
+
+        Returns:
+          (LossInfo, bool []: whether the update was finite. If not, nothing has changed.)
+        """
         step, boundary = played(experience)
         step, boundary = tf.nest.map_structure(lambda x: x[:, 0], (step, boundary))
         before = [(variable, variable.value()) for variable in self._statistics()]
-        self._take_in(step.observation, self._reward(step), boundary)
+
+        def take_in():
+            self._take_in(step.observation, self._reward(step), boundary)
+
+        learns = ~boundary[0]
+        if frozen is None:
+            take_in()
+        else:
+            learns &= ~frozen
+            only_if(~frozen, take_in)
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
             forward, td_error = self._forward(experience, step, boundary, tape)
             scores = self._objectives(forward, step.action, td_error)
         gradients = self._learner.tape_gradients(tape, scores, forward)
         info = self._loss_info(forward, td_error)
         finite = is_finite((info, forward.state, gradients))
-        self.train_step_counter.assign_add(1)
 
         def update():
             advanced = self._learner.advance(gradients, forward)
             traces = self._accumulate(advanced, tf.equal(step.step_type[0], ts.StepType.FIRST), finite)
             direction = zip(self._direction(td_error, traces), self._trained, strict=True)
             weights = (*self._trained, *self._optimizer.variables)
-            keep_if(finite & ~boundary[0], lambda: self._optimizer.apply_gradients(direction), weights)
+            keep_if(finite & learns, lambda: self._optimizer.apply_gradients(direction), weights)
 
         keep_if(finite, update, tf.nest.flatten(self.carry), before)
-        return info._replace(loss=tf.where(finite, info.loss, float("nan")))
+        return info, finite
 
     def _loss(self, experience, weights=None, training=False):
         del training

@@ -202,6 +202,19 @@ def restore_network(run, network, reward_scaler=None):
     return _of_newest(run, restore)
 
 
+def restore_agent(run, agent):
+    """Restores an agent of one replica, its network and optimiser too, from the newest checkpoint of a run.
+
+    Raises UsageError if they do not fit.
+    """
+
+    def restore(path):
+        checkpoint = tf.train.Checkpoint(network=agent.network, agent=agent)
+        checkpoint.restore(path).expect_partial().assert_existing_objects_matched()
+
+    _of_newest(run, restore)
+
+
 def restore_encoder(run, network):
     """Restores a network's encoder, with the normalisation before it, from the newest checkpoint of a run.
 

@@ -308,21 +308,24 @@ def _worth(args):
 def _export(args):
     run = open_run(args.folder)
     if os.path.realpath(args.target) in map(os.path.realpath, (run.path, run.checkpoints, run.events)):
-        raise UsageError(f"{args.target}: holds what the run needs; choose another folder for the policy")
+        raise UsageError(f"{args.target}: holds what the run needs; choose another folder for the export")
     check_writable(args.target)
     held = os.listdir(args.target) if os.path.isdir(args.target) else ()
     if held and "saved_model.pb" not in held:
-        raise UsageError(f"{args.target}: holds other things than a policy; choose another folder for it")
-    from keras_rtrl.train import building, checkpoints, evaluate, export
+        raise UsageError(f"{args.target}: holds other things than an export; choose another folder for it")
+    from keras_rtrl.train import building, checkpoints, evaluate, export, learner
 
     checkpoints.newest(run)  # finds a broken one at once
     with contextlib.closing(run_around(args.target)) as written:
         written.lock()
         config.load_run(run, _ALONE, args.trust, args.modules)
-        scaler = building.reward_scaler()
-        network = evaluate.load_network(run, building.environment(seed=0, streams=1), scaler)
-        export.save(network, args.target, scaler)
-    print(f"policy: {args.target}")
+        if args.learner:
+            learner.save(run, args.target)
+        else:
+            scaler = building.reward_scaler()
+            network = evaluate.load_network(run, building.environment(seed=0, streams=1), scaler)
+            export.save(network, args.target, scaler)
+    print(f"{'learner' if args.learner else 'policy'}: {args.target}")
     return 0
 
 

@@ -24,7 +24,7 @@ def make_parser(train, sweep, evaluate, worth, export, info, bench_env):
     _evaluate(commands.add_parser("evaluate", help="play whole games greedily"), evaluate)
     text = "measure how far back a run's gradient reaches, and how stale its traces are"
     _worth(commands.add_parser("worth", help=text), worth)
-    text = "write the policy as a SavedModel that needs TensorFlow alone"
+    text = "write the policy, or an agent that learns on, as a SavedModel that needs TensorFlow alone"
     _export(commands.add_parser("export", help=text), export)
     text = "print versions, devices and the state of the native op"
     commands.add_parser("info", help=text).set_defaults(run=info)
@@ -102,6 +102,9 @@ def _export(command, run):
     command.set_defaults(run=run)
     command.add_argument("folder", type=_name, metavar="RUN")
     command.add_argument("target", type=_name, metavar="DIR")
+    command.add_argument(
+        "--learner", action="store_true", help="what acts and learns on, of a run of stream_ac or td_lambda"
+    )
     _add_module(command)
     _add_trust(command)
 

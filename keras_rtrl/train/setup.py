@@ -18,6 +18,8 @@ from keras_rtrl.train.runners import make_actors, make_runner
 Parts = collections.namedtuple(
     "Parts", ["run", "streams", "schedule", "agent", "runner", "frames_per_update", "updates"]
 )
+Made = collections.namedtuple("Made", ["agent", "schedule", "frames_per_update", "updates"])
+Made.__doc__ = "An agent, the schedule of its learning rate, and the sizes of its run, as of Parts."
 Parts.__doc__ = """The parts of a training run.
 
 run: RunFolder that this process writes to; in processes after the first a temporary one.
@@ -54,18 +56,9 @@ def make(run, options, resume):
     building.check_memory(streams.worker, options.rollout_length, min(options.log_updates, options.frames))
     game_seed = _game_seed(options.seed, streams, checkpoints.saved_updates(run) if resume else None)
     env = _environment(game_seed, options, streams, strategy, actors)
-    frames_per_update = streams.count * options.rollout_length * getattr(env, "frames_per_step", 1)
-    updates = -(-options.frames // frames_per_update)
-    agent_config = building.agent_config()
-    schedule = tf_keras.optimizers.schedules.PolynomialDecay(
-        options.learning_rate, float(updates) * agent_config.optimizer_steps, options.final_learning_rate
-    )
     with scope():
-        optimizer = building.optimizer(options.optimizer, schedule)
-        network = building.network(env)
-        if options.encoder_from is not None and not resume:
-            _load_encoder(options.encoder_from, network)
-        agent = building.agent(env, network, optimizer, agent_config, streams.count)
+        made = make_agent(env, options, streams.count, None if resume else options.encoder_from)
+    agent, schedule, frames_per_update, updates = made
     if strategy and not isinstance(agent, RolloutAgent):
         raise UsageError(f"train.strategy must be None for a {type(agent).__name__}, got {options.strategy!r}")
     with building.named("environment"):
@@ -76,6 +69,35 @@ def make(run, options, resume):
             runner = make_runner(env, agent, options.rollout_length, min(options.log_updates, updates))
     run = run if streams.is_chief else run.scratch()
     return Parts(run, streams, schedule, agent, runner, frames_per_update, updates)
+
+
+def make_agent(env, options, streams, encoder_from=None):
+    """Makes the configured agent, in the strategy's scope.
+
+    Args:
+      env: environment, also of other streams.
+      options: TrainingOptions.
+      streams: number of streams of an update.
+      encoder_from: folder of the run whose encoder the network begins with, None for none.
+
+    Returns:
+      Made.
+
+    Raises:
+      UsageError: settings that do not fit.
+    """
+    frames_per_update = streams * options.rollout_length * getattr(env, "frames_per_step", 1)
+    updates = -(-options.frames // frames_per_update)
+    agent_config = building.agent_config()
+    schedule = tf_keras.optimizers.schedules.PolynomialDecay(
+        options.learning_rate, float(updates) * agent_config.optimizer_steps, options.final_learning_rate
+    )
+    optimizer = building.optimizer(options.optimizer, schedule)
+    network = building.network(env)
+    if encoder_from is not None:
+        _load_encoder(encoder_from, network)
+    agent = building.agent(env, network, optimizer, agent_config, streams)
+    return Made(agent, schedule, frames_per_update, updates)
 
 
 def _streams(scope):

@@ -17,11 +17,15 @@ def python(page):
     return blocks
 
 
-def run(page):
+def run(page, which=lambda block: True):
     names = {"__name__": page}
-    for block in python(page):
+    for block in filter(which, python(page)):
         exec(block, names)
     return names
+
+
+def is_of_agents(block):
+    return "step_type" in block
 
 
 @pytest.mark.skipif(LEGACY, reason="the page is written for Keras 3")
@@ -59,12 +63,27 @@ def test_learn_where_you_serve(tmp_path, monkeypatch):
 
     keras.utils.set_random_seed(0)
     monkeypatch.chdir(tmp_path)
-    names = run("learn_where_you_serve.md")
+    names = run("learn_where_you_serve.md", lambda block: not is_of_agents(block))
     assert names["taught"] < 0.2 < 0.5 < names["untaught"]
     assert names["recovered"] < 0.1 < 2.0 < names["frozen"]
     assert names["on_device"]["applied"]
     info = {name: value.numpy() for name, value in names["again"]["info"]().items()}
     assert info == {"steps": 1_998, "updates": 1_898, "skipped": 0, "held": 0, "frozen": False}
+
+
+@pytest.mark.skipif(not LEGACY, reason="TF-Agents runs on tf-keras only")
+def test_agents_learn_where_they_act(tmp_path, monkeypatch):
+    from keras_rtrl.train import cli
+
+    monkeypatch.chdir(tmp_path)
+    page = DOCS.joinpath("learn_where_you_serve.md").read_text()
+    train, export = re.findall(r"^    keras-rtrl (.*)$", page, re.MULTILINE)
+    assert cli.main([*train.replace("1000000", "11").split(), "--gin", "train.log_updates = 1"]) == 0
+    assert cli.main(export.split()) == 0
+    names = run("learn_where_you_serve.md", is_of_agents)
+    info = {name: value.numpy() for name, value in names["agent"]["info"]().items()}
+    assert info == {"steps": 1_100, "updates": 1_000, "skipped": 0, "held": 0, "frozen": False}
+    assert set(names["returns"]) == {-1.0, 1.0}
 
 
 @pytest.mark.skipif(not LEGACY, reason="TF-Agents runs on tf-keras only")

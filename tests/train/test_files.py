@@ -209,7 +209,7 @@ def test_a_film_on_a_full_disk_loses_no_result(breakout_run, tmp_path):
 
 def test_an_export_goes_into_no_folder_of_other_things(run, capsys):
     (run.parent / "notes.txt").write_text("mine")
-    assert "holds other things than a policy" in refused(capsys, "export", run, run.parent)
+    assert "holds other things than an export" in refused(capsys, "export", run, run.parent)
     assert sorted(path.name for path in run.parent.iterdir()) == ["notes.txt", "run"]
 
 

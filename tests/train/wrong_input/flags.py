@@ -251,6 +251,7 @@ SWEEP --conditions nonsense
 sweep tiny.gin --report-only
 sweep tmaze_r2ac
 sweep sweep.gin --seeds 1000000000000
+export run target --learner
 export run run
 export run run/checkpoints
 export run run/config.gin

@@ -39,7 +39,7 @@ with keras_rtrl_cli.quiet():
     import settings
     from case import Made
 
-    from keras_rtrl.train import cli, evaluate, export, loop, report, sweep, throughput, worth  # noqa: F401
+    from keras_rtrl.train import cli, evaluate, export, learner, loop, report, sweep, throughput, worth  # noqa: F401
 
 WALL, PROCESSOR, MEMORY = 240, 60, 10 * 2**30  # seconds, seconds, bytes of address space
 LONGEST = 1500  # letters of a message
