@@ -1,5 +1,6 @@
 """The actor-critic network with a recurrent core."""
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -64,8 +65,14 @@ def _core(core, units, parameters, gradient, options, width):
     return make_core(core, units, gradient, options, width)
 
 
-def _hidden(head_units):
-    return [keras.layers.Dense(units, activation="tanh") for units in head_units]
+def _hidden(head_units, orthogonal):
+    return [_dense(units, orthogonal, math.sqrt(2.0), activation="tanh") for units in head_units]
+
+
+def _dense(units, orthogonal, gain, **arguments):
+    """A dense layer of the heads; its weights are orthogonal with `gain`, or as Keras starts them."""
+    initializer = keras.initializers.Orthogonal(gain) if orthogonal else "glorot_uniform"
+    return keras.layers.Dense(units, kernel_initializer=initializer, **arguments)
 
 
 @gin.configurable(module="keras_rtrl")
@@ -97,6 +104,7 @@ class ActorCriticNetwork(network.Network):
         use_last_action: bool = True,
         use_last_reward: bool = True,
         shared_heads: bool = True,
+        orthogonal_heads: bool = False,
         normalize_observation: bool = False,
         recurrent_parameters: int | None = None,
         train_encoder: bool = True,
@@ -126,6 +134,10 @@ class ActorCriticNetwork(network.Network):
             episode starts.
           use_last_reward: whether the network also sees the last reward, zero if an episode starts.
           shared_heads: whether the layers of `head_units` serve both heads, or each head has its own.
+          orthogonal_heads: whether the heads start with orthogonal weights: gain sqrt(2) in the layers of `head_units`,
+            0.01 in the policy's last layer, so that at first all actions are about equally likely, and 1 in the value's
+            (Huang et al. 2022, "The 37 Implementation Details of Proximal Policy Optimization"). False: as Keras starts
+            dense layers.
           normalize_observation: whether each feature of the observation is normalised by its running mean and standard
             deviation (`update_normalizer`) before the encoder.
           recurrent_parameters: choose `units` so that the core has about so many trainable weights.
@@ -145,6 +157,7 @@ class ActorCriticNetwork(network.Network):
         flag("use_last_action", use_last_action)
         flag("use_last_reward", use_last_reward)
         flag("shared_heads", shared_heads)
+        flag("orthogonal_heads", orthogonal_heads)
         flag("normalize_observation", normalize_observation)
         flag("train_encoder", train_encoder)
         one_of("history", history, ("after_encoder", "before_encoder"))
@@ -170,10 +183,10 @@ class ActorCriticNetwork(network.Network):
         self._normalizer = RunningNormalizer(observation_spec.shape) if normalize_observation else None
         self._encoder = dense
         self._encoder.trainable = train_encoder
-        self._policy_head = _hidden(head_units)
-        self._value_head = self._policy_head if shared_heads else _hidden(head_units)
-        self._policy = keras.layers.Dense(actions.width, name="policy")
-        self._value = keras.layers.Dense(1, name="value")
+        self._policy_head = _hidden(head_units, orthogonal_heads)
+        self._value_head = self._policy_head if shared_heads else _hidden(head_units, orthogonal_heads)
+        self._policy = _dense(actions.width, orthogonal_heads, 0.01, name="policy")
+        self._value = _dense(1, orthogonal_heads, 1.0, name="value")
 
     @property
     def core_variables(self) -> Sequence[tf.Variable]:

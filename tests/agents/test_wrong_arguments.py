@@ -289,7 +289,9 @@ def test_settings(kind, name, value):
         kind(**{name: value})
 
 
-FLAGS = ("use_last_action", "use_last_reward", "shared_heads", "normalize_observation", "train_encoder")
+FLAGS = (
+    "use_last_action", "use_last_reward", "shared_heads", "orthogonal_heads", "normalize_observation", "train_encoder",
+)  # fmt: skip
 NETWORKS = {
     **{name: ({name: "no"}, f"^{name} {FLAG}, got 'no'") for name in FLAGS},
     "head_units number": (

@@ -171,6 +171,19 @@ def test_carry_takes_no_gradient():
         assert all(np.abs(part).max() == 0 for part in tf.nest.flatten(gradients))
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_orthogonal_heads(shared):
+    network = make_network(head_units=(6,), shared_heads=shared, orthogonal_heads=True)
+    network.create_variables()
+    heads = network.trainable_variables[-8 + 2 * shared :]
+    kernels = [variable.numpy() for variable in heads if variable.shape.rank == 2]
+    hidden, outputs = kernels[: 2 - shared], {kernel.shape: kernel for kernel in kernels[-2:]}
+    for kernel in hidden:
+        np.testing.assert_allclose(kernel.T @ kernel, 2 * np.eye(6), atol=1e-5)
+    np.testing.assert_allclose(outputs[6, 3].T @ outputs[6, 3], 1e-4 * np.eye(3), atol=1e-9)
+    np.testing.assert_allclose(outputs[6, 1].T @ outputs[6, 1], [[1]], rtol=1e-5)
+
+
 @pytest.mark.parametrize("step_type", [ts.StepType.FIRST, ts.StepType.MID])
 def test_gin_configures_it(step_type):
     import gin

@@ -177,7 +177,12 @@ def test_what_does_not_fit_is_refused(tmp_path, capsys, agent, binding, names):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("preset", ["ppo_rtu_mujoco_p", "ppo_rtu_popgym", "stream_ac_memory", "td_trace_conditioning"])
+PAPERS = [pytest.param(f"ppo_rtu_{family}_paper", marks=pytest.mark.full) for family in ("mujoco", "popgym")]
+
+
+@pytest.mark.parametrize(
+    "preset", ["ppo_rtu_mujoco_p", "ppo_rtu_popgym", *PAPERS, "stream_ac_memory", "td_trace_conditioning"]
+)
 def test_runs_of_a_preset_can_be_set_up(preset):
     for family in ("mujoco", "popgym"):
         if family in preset:
