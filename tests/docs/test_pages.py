@@ -73,6 +73,8 @@ def test_learn_where_you_serve(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not LEGACY, reason="TF-Agents runs on tf-keras only")
 def test_agents_learn_where_they_act(tmp_path, monkeypatch):
+    import gin
+
     from keras_rtrl.train import cli
 
     monkeypatch.chdir(tmp_path)
@@ -80,6 +82,7 @@ def test_agents_learn_where_they_act(tmp_path, monkeypatch):
     train, export = re.findall(r"^    keras-rtrl (.*)$", page, re.MULTILINE)
     assert cli.main([*train.replace("1000000", "11").split(), "--gin", "train.log_updates = 1"]) == 0
     assert cli.main(export.split()) == 0
+    gin.clear_config()  # of that run; the next test makes a network
     names = run("learn_where_you_serve.md", is_of_agents)
     info = {name: value.numpy() for name, value in names["agent"]["info"]().items()}
     assert info == {"steps": 1_100, "updates": 1_000, "skipped": 0, "held": 0, "frozen": False}
