@@ -121,6 +121,7 @@ test-all:  ## the same with --full: every case of every test
 
 test-slow: $(STAMP) $(NATIVE)  ## run the learning tests, and what repeats fast tests many times (minutes)
 	TF_USE_LEGACY_KERAS=1 $(BIN)/python -m pytest -m slow
+	TF_USE_LEGACY_KERAS=0 $(BIN)/python -m pytest -m slow tests/docs tests/examples
 
 test-kernels: test-kernels-plain test-kernels-sanitized  ## run the kernels' C++ test, then again with ASan and UBSan
 
