@@ -18,8 +18,6 @@ from keras_rtrl.train.runners import make_actors, make_runner
 Parts = collections.namedtuple(
     "Parts", ["run", "streams", "schedule", "agent", "runner", "frames_per_update", "updates"]
 )
-Made = collections.namedtuple("Made", ["agent", "schedule", "frames_per_update", "updates"])
-Made.__doc__ = "An agent, the schedule of its learning rate, and the sizes of its run, as of Parts."
 Parts.__doc__ = """The parts of a training run.
 
 run: RunFolder that this process writes to; in processes after the first a temporary one.
@@ -30,6 +28,8 @@ runner: the runner, which collects rollouts and lets the agent learn.
 frames_per_update: environment frames of an update.
 updates: number of updates of the whole run.
 """
+Made = collections.namedtuple("Made", ["agent", "schedule", "frames_per_update", "updates"])
+Made.__doc__ = "An agent, the schedule of its learning rate, and the sizes of its run, as of Parts."
 
 
 def make(run, options, resume):
