@@ -1,5 +1,8 @@
 """What a step costs where a model is served: SavedModel's signature in Python, LiteRT, ONNX Runtime, and the C program.
 
+Beside `learn` the same update as a tf.function of the layer, the loss and the optimiser, on plain TensorFlow as in the
+file, and with the layer's native op.
+
     python -m benchmarks.serving [UNITS]
 
 Prints a table: bytes of the files, and the median time of a step of one stream. Those in Python take turns, step by
@@ -29,9 +32,7 @@ NAMES = {"serving_default": ("y", "elstm_state"), "learn": ("loss",)}
 
 def main():
     units = int(sys.argv[1]) if len(sys.argv) > 1 else 64
-    core = layers.ELSTM(units, return_sequences=True, name="elstm")
-    model = keras.Sequential([keras.Input((None, WIDTH), name="x"), core, keras.layers.Dense(WIDTH, name="y")])
-    rows = []
+    model, rows = model_of(units), []
     with tempfile.TemporaryDirectory() as folder:
         for signature in NAMES:
             path = Path(folder) / signature
@@ -41,6 +42,27 @@ def main():
                 export.inference_model(model, batch_size=1, steps=1).save(path)
             rows += measured(path, signature, units)
     print("\n".join(table(["call", "runs in", "bytes", "microseconds a step"], rows)))
+
+
+def model_of(units, **given):
+    core = layers.ELSTM(units, return_sequences=True, name="elstm", **given)
+    return keras.Sequential([keras.Input((1, WIDTH), 1, name="x"), core, keras.layers.Dense(WIDTH, name="y")])
+
+
+def python_loop(units, given, implementation):
+    """A function that makes the update of `learn` as a user of Keras writes it."""
+    model, optimizer = model_of(units, stateful=True, implementation=implementation), keras.optimizers.Adam()
+    core, head, loss_of = *model.layers, keras.losses.MeanSquaredError()
+
+    @tf.function
+    def step(x, targets, sample_weight, reset):
+        with tf.GradientTape() as tape:
+            loss = loss_of(targets, head(core(x, training=True, reset=reset)), sample_weight=sample_weight)
+        weights = model.trainable_variables
+        optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+        return loss
+
+    return lambda: step(**{name: tf.constant(value) for name, value in given.items()})
 
 
 def measured(path, signature, units):
@@ -65,7 +87,10 @@ def measured(path, signature, units):
         "SavedModel": sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         "LiteRT": lite.stat().st_size,
     }
-    if signature != "learn":
+    if signature == "learn":
+        runners["Python, plain TensorFlow"] = python_loop(units, given, "tf")
+        runners["Python, native op"] = python_loop(units, given, "auto")
+    else:
         add_onnx(runners, sizes, lite, {f"{signature}_{name}:0": value for name, value in given.items()})
     c_times = [run_c(path, signature)]
     times = {name: [] for name in runners}
@@ -74,7 +99,7 @@ def measured(path, signature, units):
             start = time.perf_counter()
             call()
             times[name].append((time.perf_counter() - start) * 1e6)
-    rows = [[signature, name, sizes[name], round(statistics.median(times[name]))] for name in runners]
+    rows = [[signature, name, sizes.get(name, ""), round(statistics.median(times[name]))] for name in runners]
     c_times.append(run_c(path, signature))
     return [*rows, [signature, "C", sizes["SavedModel"], " and ".join(c_times)]] if all(c_times) else rows
 

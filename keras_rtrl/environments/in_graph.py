@@ -156,6 +156,17 @@ def engine_of(engine):
     return one_of("engine", engine, ENGINES)
 
 
+def runs_in_graph(name, engine, names):
+    """Whether `engine` makes the task `name` in the graph, if those in `names` have that form.
+
+    Raises:
+      ValueError: `engine` is none of `ENGINES`, or "graph" for a task that lacks the form.
+    """
+    if engine_of(engine) == "graph" and name not in names:
+        raise ValueError(f"engine must be 'auto' or 'gymnasium' for {name}, which has no form in the graph.")
+    return engine != "gymnasium" and name in names
+
+
 def new_seed():
     """A seed never used before, from 0 to 2**63 - 1."""
     return int(np.random.SeedSequence().generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,16 +1,26 @@
-"""MiniGrid (Chevalier-Boisvert et al., arXiv 2306.13831): "MiniGrid-MemoryS13Random-v0" and its other tasks."""
+"""MiniGrid (Chevalier-Boisvert et al., arXiv 2306.13831): "MiniGrid-MemoryS13Random-v0" and its other tasks.
+
+The memory tasks also run inside TensorFlow's graph (memory_maze.py).
+"""
 
 import gymnasium
 from gymnasium.wrappers import FilterObservation
 
 from keras_rtrl.environments import gymnasium_vector
+from keras_rtrl.environments.in_graph import runs_in_graph
+from keras_rtrl.environments.memory_maze import MemoryMaze
 from keras_rtrl.environments.registry import needing, unknown_name
 
 STREAM_BYTES = 5 * 2**10  # at least
+_IN_GRAPH = [f"MiniGrid-Memory{size}-v0" for size in ("S7", "S9", "S11", "S13", "S13Random", "S17Random")]
 
 
-def make(name, num_envs, seed):
-    """The MiniGrid task `name`.
+def in_graph(name, engine):
+    return runs_in_graph(name, engine, _IN_GRAPH)
+
+
+def make(name, num_envs, seed, *, engine="auto"):
+    """The MiniGrid task `name`; in the graph if it has that form, unless `engine` is "gymnasium".
 
     An observation is one float32 vector: the agent's direction, one-hot of 4, then each cell of its view in turn, its
     object, colour and state one-hot. The mission's text is left out; a task that says there what is wanted is refused.
@@ -34,4 +44,6 @@ def make(name, num_envs, seed):
             )
         return FilterObservation(OneHotPartialObsWrapper(env), ["direction", "image"])
 
+    if in_graph(name, engine):
+        return MemoryMaze(num_envs, seed, build())
     return gymnasium_vector.vector(build, num_envs, seed)

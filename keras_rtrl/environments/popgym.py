@@ -8,7 +8,7 @@ import gymnasium
 from keras_rtrl.environments import gymnasium_vector
 from keras_rtrl.environments.cards import GAMES
 from keras_rtrl.environments.cartpole import CartPole
-from keras_rtrl.environments.in_graph import engine_of
+from keras_rtrl.environments.in_graph import runs_in_graph
 from keras_rtrl.environments.registry import needing, unknown_name
 
 STREAM_BYTES = 3 * 2**10  # at least
@@ -20,10 +20,7 @@ _IN_GRAPH |= {
 
 
 def in_graph(name, engine):
-    """Whether `make` makes the task inside TensorFlow's graph. Raises ValueError for "graph" and a task that is not."""
-    if engine_of(engine) == "graph" and name not in _IN_GRAPH:
-        raise ValueError(f"engine must be 'auto' or 'gymnasium' for {name}, which has no form in the graph.")
-    return engine != "gymnasium" and name in _IN_GRAPH
+    return runs_in_graph(name, engine, _IN_GRAPH)
 
 
 def make(name, num_envs, seed, *, engine="auto"):

@@ -26,7 +26,7 @@ def test_a_package_that_a_task_lacks_is_named(monkeypatch):
 def test_streams_are_minigrids_own():
     """Each stream equals a plain environment with its seed, direction and view one-hot; through several episodes."""
     streams, steps = 3, 300
-    env = environments.make(MEMORY, num_envs=streams, seed=5)
+    env = environments.make(MEMORY, num_envs=streams, seed=5, engine="gymnasium")
     spec = env.observation_spec()
     assert (spec.shape, spec.dtype) == ((4 + 7 * 7 * 20,), np.float32)
     actions = np.random.default_rng(0).choice([0, 1, 2, 2], (steps, streams))  # left, right, forward
@@ -65,12 +65,12 @@ def test_fresh_instances_agree_and_streams_differ():
 
 
 def test_validates():
-    utils.validate_py_environment(environments.make(MEMORY, num_envs=2, seed=0), episodes=3)
+    utils.validate_py_environment(environments.make(MEMORY, num_envs=2, seed=0, engine="gymnasium"), episodes=3)
 
 
 @pytest.mark.parametrize("action", [np.array([0, 7]), np.array([-1, 0]), np.array([0])])
 def test_bad_actions(action):
-    env = environments.make(MEMORY, num_envs=2, seed=0)
+    env = environments.make(MEMORY, num_envs=2, seed=0, engine="gymnasium")
     env.reset()
     with pytest.raises(ValueError, match="action must"):
         env.step(action)
@@ -81,10 +81,21 @@ def test_bad_actions(action):
     [
         ("MiniGrid-MemoryS8-v0", {}, "no environment is called 'MiniGrid-MemoryS8-v0'; did you mean MiniGrid-Memory"),
         ("MiniGrid-Fetch-5x5-N2-v0", {}, "must have one mission for all its episodes, .* got one that varies"),
-        (MEMORY, {"size": 9}, "has no option 'size'; it has none"),
+        (MEMORY, {"size": 9}, "has no option 'size'; its options are engine"),
+        (MEMORY, {"engine": "envpool"}, "engine must be one of"),
+        ("MiniGrid-FourRooms-v0", {"engine": "graph"}, "engine must be 'auto' or 'gymnasium' for MiniGrid-FourRooms"),
         (MEMORY, {"num_envs": True}, "num_envs must be a whole number of at least 1, got True"),
         (MEMORY, {"seed": "0"}, "seed must be a whole number of at least 0"),
-        (MEMORY, {"workers": 2}, "workers must be a whole number of at least 0 and at most 1, got 2"),
+        (
+            MEMORY,
+            {"num_envs": 2, "workers": 2},
+            "workers must be None or 0 for MiniGrid-MemoryS7-v0",
+        ),
+        (
+            MEMORY,
+            {"workers": 2, "engine": "gymnasium"},
+            "at least 0 and at most 1, got 2",
+        ),
     ],
 )
 def test_bad_arguments(name, option, message):
