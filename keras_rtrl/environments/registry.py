@@ -58,11 +58,11 @@ def make(
         under `if __name__ == "__main__":`.
       **options: options of the family. Atari: `training=True`, `max_frames=108_000`, `sticky_actions=False`. T-maze:
         `corridor=40`. Memory chain: `length=32`. POPGym, MiniGrid and CartPole-P: `engine="auto"`, which is "graph" (a
-        twin inside TensorFlow's graph) if there is one, else "gymnasium". MuJoCo's v5 tasks, masked or not: `engine="auto"`,
-        which is "envpool" (C++ threads) if EnvPool is installed, else "gymnasium". DMLab: `height=72`, `width=96`,
-        `frames_per_step=4`, `level_cache=None`, `renderer="software"`, `dataset_path=None`. ProcGen: `engine="auto"`,
-        which is "procgen" (procgen2) if that is installed, else "envpool"; `distribution="hard"`, `num_levels=500`,
-        `start_level=0`. gymnasium: those of `gymnasium.make`.
+        twin inside TensorFlow's graph) if there is one, else "gymnasium". MuJoCo's v5 tasks, masked or not:
+        `engine="auto"`, which is "envpool" (C++ threads) if EnvPool is installed, else "gymnasium". DMLab: `height=72`,
+        `width=96`, `frames_per_step=4`, `level_cache=None`, `renderer="software"`, `dataset_path=None`. ProcGen:
+        `engine="auto"`, which is "procgen" (procgen2) if that is installed, else "envpool"; `distribution="hard"`,
+        `num_levels=500`, `start_level=0`. gymnasium: those of `gymnasium.make`.
 
     Returns:
       A PyEnvironment for simulators (wrap it in TFPyEnvironment for stock drivers), a TFEnvironment for in-graph tasks.

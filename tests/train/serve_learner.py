@@ -1,7 +1,8 @@
 """The server of test_learner.py: TensorFlow alone. It lets an exported agent play memory chains, and learn from them.
 
-serve_learner.py FOLDER STEPS CUT   so many steps, bits and length being in FOLDER/in.npz; if CUT is above 0 once more,
-                                    but after so many steps the file is loaded again, and the state put into it
+serve_learner.py FOLDER STEPS CUT   so many steps, bits and length being in FOLDER/in.npz, or what is to be seen; if CUT
+                                    is above 0 once more, but after so many steps the file is loaded again, and the
+                                    state put into it
 """
 
 import pathlib
@@ -27,13 +28,23 @@ def chain(bits, length):
         yield (0.0, 0.0), 1.0 if action == bit else -1.0, 0.0, LAST
 
 
-def drive(step, world, steps, action=None):
+def recorded():
+    """Time steps as they were seen elsewhere, whatever the action."""
+    for t in range(steps):
+        yield data["observation"][t], data["reward"][t], data["discount"][t], data["step_type"][t]
+
+
+def world():
+    return chain(data["bits"].tolist(), int(data["length"])) if "bits" in data else recorded()
+
+
+def drive(step, seen, steps, action=None):
     """What `step` returned in so many steps, by name; `action`: the last one, if the world is under way."""
-    said = []
+    said, kind = [], tf.as_dtype(data["observation"].dtype) if "observation" in data else tf.float32
     for _ in range(steps):
-        observation, reward, discount, step_type = world.send(action)
+        observation, reward, discount, step_type = seen.send(action)
         out = step(
-            observation=tf.constant([observation], tf.float32),
+            observation=tf.constant([observation], kind),
             reward=tf.constant([reward], tf.float32),
             discount=tf.constant([discount], tf.float32),
             step_type=tf.constant([step_type]),
@@ -49,12 +60,12 @@ def state(signatures):
 
 def play(cut):
     """What `step` returned, and the state after all steps, by name."""
-    signatures, world = tf.saved_model.load(path).signatures, chain(data["bits"].tolist(), int(data["length"]))
-    said = drive(signatures["step"], world, cut)
+    signatures, seen = tf.saved_model.load(path).signatures, world()
+    said = drive(signatures["step"], seen, cut)
     if cut < steps:
         kept, signatures = state(signatures), tf.saved_model.load(path).signatures
         signatures["set"](**{key: tf.constant(value) for key, value in kept.items()})
-        rest = drive(signatures["step"], world, steps - cut, said["action"][-1][0])
+        rest = drive(signatures["step"], seen, steps - cut, said["action"][-1][0])
         said = {name: np.concatenate([said[name], rest[name]]) for name in said}
     return {**said, **state(signatures)}
 

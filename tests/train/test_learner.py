@@ -49,10 +49,15 @@ def exported(agent, folder):
     return module
 
 
-def serve(folder, steps, cut, observations, length):
-    """What a fresh process said that plays the same chains."""
+def chains(observations, length):
+    """What a fresh process needs to play the same chains."""
     bits = observations[np.abs(observations[:, 0]) == 1, 0] > 0
-    np.savez(folder / "in.npz", bits=bits.astype(int), length=length)
+    return {"bits": bits.astype(int), "length": length}
+
+
+def serve(folder, steps, cut, **given):
+    """What a fresh process said."""
+    np.savez(folder / "in.npz", **given)
     words = [sys.executable, str(PROGRAM), str(folder), str(steps), str(cut)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -76,7 +81,7 @@ def learned(kind, folder):
         driver.run()
     actions, values, errors, observations = (np.array(column) for column in zip(*rows, strict=True))
     state = {name: value.numpy() for name, value in module.get().items()}
-    return serve(folder, STEPS, CUT, observations, LENGTH), state, (actions, values, errors)
+    return serve(folder, STEPS, CUT, **chains(observations, LENGTH)), state, (actions, values, errors)
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +153,8 @@ def test_ten_thousand_steps_of_the_preset(tmp_path, monkeypatch):
     with contextlib.closing(parts.run):
         module = exported(parts.agent, tmp_path)
         outcome = parts.runner.run(steps, checkpoints.Counters())
-    out = serve(tmp_path, steps, 0, np.concatenate([parts.runner.observations[:, 0], [[1, 0]]]), 8)
+    observations = np.concatenate([parts.runner.observations[:, 0], [[1, 0]]])
+    out = serve(tmp_path, steps, 0, **chains(observations, 8))
     np.testing.assert_array_equal(out["action"], parts.runner.actions)
     assert out["reward"][10::11].tolist()[: len(outcome.returns)] == outcome.returns
     for name, value in module.get().items():
@@ -160,6 +166,52 @@ def test_ten_thousand_steps_of_the_preset(tmp_path, monkeypatch):
 def test_predicts_as_the_trainer_does(tmp_path):
     out, *expected = learned("td", tmp_path)
     check_equal(out, *expected)
+
+
+def anything(kind):
+    """An environment of another kind, and an agent whose encoder is fixed, or sees images."""
+    keras.utils.set_random_seed(3)
+    name, options = {"continuous": ("Pendulum-v1", {}), "images": ("ALE/Breakout-v5", {"stack_num": 1})}[kind]
+    env = environments.with_history(environments.make(name, num_envs=1, seed=3, **options))
+    spec, actions = (tensor_spec.from_spec(spec) for spec in (env.time_step_spec(), env.action_spec()))
+    given = {"encoder": "nature_cnn"} if kind == "images" else {"encoder_units": (4,), "train_encoder": False}
+    network = ActorCriticNetwork(
+        spec.observation, actions, core="rtu", units=4, normalize_observation=kind == "continuous", **given
+    )
+    counter = tf.Variable(0, dtype=tf.int64)
+    made = StreamACAgent(spec, actions, network, ObGD(0.5), num_streams=1, train_step_counter=counter)
+    return env, made
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["continuous", "images"])
+def test_other_observations_and_actions(kind, tmp_path):
+    """What the trainer saw is played again to the file: it acts as the agent did."""
+    env, agent = anything(kind)
+    module = exported(agent, tmp_path)
+    seen, before = [], (np.zeros(1, "float32"), np.ones(1, "float32"))
+
+    def record(rollout):
+        nonlocal before
+        agent.train(rollout)
+        observation, kind = rollout.observation["observation"][:, 0].numpy(), rollout.step_type[:, 0].numpy()
+        seen.append((observation, *before, kind, rollout.action[:, 0].numpy()))
+        before = rollout.reward[:, 0].numpy(), rollout.discount[:, 0].numpy()
+
+    driver = RolloutDriver(env, agent.collect_policy, [record], num_steps=1)
+    for _ in range(249):  # an episode of Pendulum has 200 steps
+        driver.run()
+    state = {name: value.numpy() for name, value in module.get().items()}
+    driver.run()  # the file has not learnt from this one
+    names = ("observation", "reward", "discount", "step_type", "action")
+    columns = dict(zip(names, zip(*seen, strict=True), strict=True))
+    out = serve(tmp_path, len(seen), 0, **{name: np.concatenate(column) for name, column in columns.items()})
+    np.testing.assert_allclose(out["action"], np.stack(columns["action"]), atol=1e-4)
+    assert len(np.unique(out["action"])) > 2
+    weights = [name for name in state if name.startswith("weight")]
+    assert weights
+    for name in weights:
+        np.testing.assert_allclose(out[name], state[name], atol=1e-4, err_msg=name)
 
 
 # Its rules, in this process.
