@@ -97,8 +97,9 @@ class _Tables:
         numbers = {pose: len(self.ends) + i for i, pose in enumerate(poses)}
         starts = list(numbers.values())
         for pose in poses:  # grows on the way
-            still, end = self._tried(pose, self._task.actions.done)[1:]
-            self.shown.append(still)
+            turned = (pose[0], (pose[1] + 1) % 4)
+            _, shown, end = self._tried(turned, self._task.actions.left)  # back to the pose
+            self.shown.append(shown)
             self.ends.append(end)
             after = []
             for action in range(self._actions):

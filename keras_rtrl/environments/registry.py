@@ -58,7 +58,8 @@ def make(
         under `if __name__ == "__main__":`.
       **options: options of the family. Atari: `training=True`, `max_frames=108_000`, `sticky_actions=False`. T-maze:
         `corridor=40`. Memory chain: `length=32`. POPGym, MiniGrid and CartPole-P: `engine="auto"`, which is "graph" (a
-        twin inside TensorFlow's graph) if there is one, else "gymnasium". MuJoCo's v5 tasks, masked or not:
+        twin inside TensorFlow's graph) if there is one, else "gymnasium". MiniGrid: `moves_only=False`, True for turn
+        left, turn right and forward as the only actions. MuJoCo's v5 tasks, masked or not:
         `engine="auto"`, which is "envpool" (C++ threads) if EnvPool is installed, else "gymnasium". DMLab: `height=72`,
         `width=96`, `frames_per_step=4`, `level_cache=None`, `renderer="software"`, `dataset_path=None`. ProcGen:
         `engine="auto"`, which is "procgen" (procgen2) if that is installed, else "envpool"; `distribution="hard"`,

@@ -76,6 +76,23 @@ def plays(start, episode):
     return True
 
 
+@pytest.mark.parametrize("engine", ["graph", "gymnasium"])
+def test_moves_only(engine):
+    """The same mazes and starts, the three actions that move, and no others."""
+    whole, moves = (
+        environments.make(MEMORY.format("S7"), num_envs=5, seed=2, engine=engine, moves_only=moves_only)
+        for moves_only in (False, True)
+    )
+    assert (whole.action_spec().maximum, moves.action_spec().maximum) == (6, 2)
+    steps = [(whole.reset(), moves.reset())]
+    for action in np.random.default_rng(1).integers(0, 3, (100, 5)):
+        steps.append((whole.step(action), moves.step(action)))
+    for one, other in steps:
+        tf.nest.map_structure(np.testing.assert_array_equal, one, other)
+    with pytest.raises(ValueError, match="action must"):
+        moves.step(np.full(5, 3))
+
+
 def test_time_runs_out():
     """Who only turns around gets nothing, and after MiniGrid's limit a truncation."""
     env = environments.make(MEMORY.format("S7"), num_envs=2, seed=0)

@@ -81,7 +81,8 @@ def test_bad_actions(action):
     [
         ("MiniGrid-MemoryS8-v0", {}, "no environment is called 'MiniGrid-MemoryS8-v0'; did you mean MiniGrid-Memory"),
         ("MiniGrid-Fetch-5x5-N2-v0", {}, "must have one mission for all its episodes, .* got one that varies"),
-        (MEMORY, {"size": 9}, "has no option 'size'; its options are engine"),
+        (MEMORY, {"size": 9}, "has no option 'size'; its options are engine, moves_only"),
+        (MEMORY, {"moves_only": 1}, "moves_only must be True or False, got 1"),
         (MEMORY, {"engine": "envpool"}, "engine must be one of"),
         ("MiniGrid-FourRooms-v0", {"engine": "graph"}, "engine must be 'auto' or 'gymnasium' for MiniGrid-FourRooms"),
         (MEMORY, {"num_envs": True}, "num_envs must be a whole number of at least 1, got True"),
