@@ -38,7 +38,6 @@ def test_the_command_prints_the_four_rates(capsys):
     ("words", "message"),
     [
         (["TMaze-v0"], "in-graph"),
-        (["MiniGrid-MemoryS7-v0"], "--preset"),
         (["NoSuch-v0", "--preset", "tmaze_r2ac"], "NoSuch-v0"),
     ],
 )
@@ -47,3 +46,10 @@ def test_bad_input_is_one_line(capsys, words, message):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_an_environment_of_no_preset(capsys, monkeypatch):
+    """As one of a new family is, until it has a preset."""
+    monkeypatch.setattr(config, "presets", lambda: ["tmaze_r2ac"])
+    assert cli.main(["bench", "env", "CartPole-v1"]) == 2
+    assert capsys.readouterr().err == "keras-rtrl: error: no preset has such an environment: name one with --preset\n"
