@@ -67,7 +67,7 @@ class RolloutDriver(driver.Driver):
         else:
             if not env.batched:
                 raise ValueError("env must be batched: wrap it in tf_agents.environments.BatchedPyEnvironment")
-            self._action_fns = {}  # concrete functions, by the number of streams
+            self._actions = {}  # the policy's action as one operation, by the number of streams
             if isinstance(env, HalvedEnvironment):
                 self._parts = tuple(zip(env.halves, env.rows, strict=True))
             else:
@@ -178,41 +178,59 @@ class RolloutDriver(driver.Driver):
         except ValueError:  # a PyEnvironment that was never reset has none
             return self.env.reset()
 
-    def _act(self, time_step, state):
-        # the choice that tf.function makes at each call takes longer than a small network
-        arguments = [tf.convert_to_tensor(x) for x in tf.nest.flatten((time_step, state))]
-        size = arguments[0].shape[0]
-        if size not in self._action_fns:
-            # AutoGraph would convert the policy and its network for seconds, and change nothing
-            action = tf.function(
-                lambda *x: self.policy.action(*tf.nest.pack_sequence_as((time_step, state), x)), autograph=False
-            )
-            self._action_fns[size] = action.get_concrete_function(*arguments)
-        return self._action_fns[size](*arguments)
-
     def _rollout_py(self, time_step, policy_state):
-        buffers = self._buffers
+        buffers, spec = self._buffers, self.policy.policy_step_spec
+        seen = tf.nest.flatten((buffers.step_type, buffers.observation))
+        chosen = tf.nest.flatten((buffers.action, buffers.policy_info))
+        followed = tf.nest.flatten((buffers.next_step_type, buffers.reward, buffers.discount))
+        states = [tf.nest.flatten(_rows(policy_state, rows)) for _, rows in self._parts]
         time_steps = [_rows(time_step, rows) for _, rows in self._parts]
-        states = [_rows(policy_state, rows) for _, rows in self._parts]
+        num_actions, num_states = len(tf.nest.flatten(spec.action)), len(states[0])
         for t in range(self._num_steps + 1):
             for i, (env, rows) in enumerate(self._parts):
                 if t:
                     time_steps[i] = env.step_wait()
-                    _write(buffers.next_step_type, rows, t - 1, time_steps[i].step_type)
-                    _write(buffers.reward, rows, t - 1, time_steps[i].reward)
-                    _write(buffers.discount, rows, t - 1, time_steps[i].discount)
-                _write(buffers.step_type, rows, t, time_steps[i].step_type)
-                _write(buffers.observation, rows, t, time_steps[i].observation)
+                step_type, reward, discount, *observation = tf.nest.flatten(time_steps[i])
+                if t:
+                    _write(followed, rows, t - 1, [step_type, reward, discount])
+                _write(seen, rows, t, [step_type, *observation])
                 if t < self._num_steps:
-                    action_step = self._act(time_steps[i], states[i])
-                    action, states[i] = _arrays(action_step.action), action_step.state
-                    env.step_async(action)
-                    _write(buffers.action, rows, t, action)
-                    _write(buffers.policy_info, rows, t, action_step.info)
+                    outputs = self._act([step_type, reward, discount, *observation, *states[i]])
+                    action = [np.asarray(x) for x in outputs[:num_actions]]
+                    env.step_async(tf.nest.pack_sequence_as(spec.action, action))
+                    states[i] = outputs[num_actions : num_actions + num_states]
+                    _write(chosen, rows, t, [*action, *outputs[num_actions + num_states :]])
         _check_frames(buffers)
-        time_step, policy_state = joined(time_steps), joined(states)
+        time_step = joined(time_steps)
+        policy_state = joined([tf.nest.pack_sequence_as(spec.state, state) for state in states])
         # tf.constant copies: the tensors stay as they are when the next call writes the buffers
         return tf.nest.map_structure(tf.constant, buffers), time_step, policy_state
+
+    def _act(self, arguments):
+        """Flat action, state and info from a flat time step and state."""
+        size = len(arguments[0])
+        if size not in self._actions:
+            structure = (self.policy.time_step_spec, self.policy.policy_state_spec)
+            self._actions[size] = operation(
+                lambda *x: self.policy.action(*tf.nest.pack_sequence_as(structure, x)), arguments
+            )
+        return self._actions[size](arguments)
+
+
+def operation(function, arguments):
+    """`function` as one operation: what a tf.function checks at each call takes longer than a small network.
+
+    Args:
+      function: of tensors, gives a nest of tensors.
+      arguments: list of arrays or tensors, with the dtypes and shapes of those that it will be called with.
+
+    Returns:
+      A function of such a list that gives the flat list of what `function` gives.
+    """
+    # AutoGraph would convert a policy and its network for seconds, and change nothing
+    concrete = tf.function(function, autograph=False).get_concrete_function(*map(tf.convert_to_tensor, arguments))
+    captured, dtypes = concrete.captured_inputs, [output.dtype for output in concrete.outputs]
+    return lambda given: tf.raw_ops.StatefulPartitionedCall(args=[*given, *captured], Tout=dtypes, f=concrete)
 
 
 def _check_frames(frames):
@@ -241,15 +259,11 @@ def _batch_major(x):
     return tf.transpose(x, [1, 0, *range(2, x.shape.rank)])
 
 
-def _arrays(nest):
-    return tf.nest.map_structure(np.asarray, nest)
-
-
 def _rows(nest, rows):
     return tf.nest.map_structure(lambda x: x[rows], nest)
 
 
 def _write(buffers, rows, t, values):
-    """buffers[rows, t] = values, for nests of arrays."""
-    for buffer, value in zip(tf.nest.flatten(buffers), tf.nest.flatten(values), strict=True):
+    """buffers[rows, t] = values, for lists of arrays."""
+    for buffer, value in zip(buffers, values, strict=True):
         buffer[rows, t] = value

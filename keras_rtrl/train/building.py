@@ -274,6 +274,13 @@ def training():
         raise UsageError(one_line(error)) from error
 
 
+def limit_threads(intra_op_threads):
+    """Sets the threads of one of TensorFlow's operations; None leaves them. Has no effect once TensorFlow computes."""
+    if intra_op_threads is not None:
+        with contextlib.suppress(RuntimeError):
+            tf.config.threading.set_intra_op_parallelism_threads(intra_op_threads)
+
+
 def agent(env, network, optimizer, config, num_streams=None):
     """Makes the configured agent, of the environment's streams or of `num_streams`.
 

@@ -35,6 +35,8 @@ class TrainingOptions:
         "multi_worker_mirrored" spreads them over the processes that TF_CONFIG describes. Each process runs this with
         the same settings on its part of the streams. Only the chief writes files; it counts only its own games. All
         processes must be able to read the checkpoints. None for one device.
+      intra_op_threads: threads that one of TensorFlow's operations may use; None: as TensorFlow has it, one a core.
+        With 1 small networks are faster, since to wake a second thread takes longer than their operations.
 
     Raises:
       ValueError: a number out of its range.
@@ -51,10 +53,13 @@ class TrainingOptions:
     return_window: int = 100
     encoder_from: str | None = None
     strategy: str | None = None
+    intra_op_threads: int | None = None
 
     def __post_init__(self):
         for name in ("frames", "rollout_length", "log_updates", "return_window"):
             _keep(self, name, whole_number(f"train.{name}", getattr(self, name)))
+        if self.intra_op_threads is not None:
+            _keep(self, "intra_op_threads", whole_number("train.intra_op_threads", self.intra_op_threads))
         _keep(self, "seed", whole_number("train.seed", self.seed, 0, 2**32 - 1))
         for name in ("learning_rate", "final_learning_rate"):
             _keep(self, name, number(f"train.{name}", getattr(self, name), low=0))

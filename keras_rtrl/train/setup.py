@@ -47,6 +47,7 @@ def make(run, options, resume):
       UsageError: settings that do not fit, before anything is written.
     """
     building.check_optimizer(options.optimizer)
+    building.limit_threads(options.intra_op_threads)
     strategy = building.strategy(options.strategy)
     scope = strategy.scope if strategy else contextlib.nullcontext
     tf_keras.utils.set_random_seed(options.seed)

@@ -10,7 +10,7 @@ from tf_agents.environments import tf_environment
 
 from keras_rtrl._checks import whole_number
 from keras_rtrl._errors import UsageError
-from keras_rtrl.drivers import RolloutDriver
+from keras_rtrl.drivers.rollout_driver import RolloutDriver, operation
 from keras_rtrl.train import building, config
 
 WARM_UP = 3  # rounds that are not counted: functions are traced, caches filled
@@ -40,6 +40,8 @@ def measure(rounds):
     """
     try:
         length = whole_number("train.rollout_length", config.value("train.rollout_length", 20))
+        threads = config.value("train.intra_op_threads", None)
+        building.limit_threads(None if threads is None else whole_number("train.intra_op_threads", threads))
     except ValueError as error:
         raise UsageError(str(error)) from error
     building.check_memory(building.num_envs(), length)
@@ -55,9 +57,9 @@ def measure(rounds):
     driver.run()
     rollout = rollouts.pop()
     policy, generator = agent.collect_policy, np.random.default_rng(0)
-    act = tf.function(policy.action, autograph=False)
-    time_step = tf.nest.map_structure(np.array, env.current_time_step())
-    state = policy.get_initial_state(env.batch_size)
+    given = (env.current_time_step(), policy.get_initial_state(env.batch_size))
+    arguments = [np.array(x) for x in tf.nest.flatten(given)]
+    act = operation(lambda *x: policy.action(*tf.nest.pack_sequence_as(given, x)), arguments)
     train = tf.function(agent.train, autograph=False)
     spec = env.action_spec()
     actions = [_random_actions(spec, env.batch_size, generator) for _ in range(length)]
@@ -68,7 +70,7 @@ def measure(rounds):
 
     def acting():
         for _ in range(length):
-            tf.nest.map_structure(np.asarray, act(time_step, state).action)
+            act(arguments)[0].numpy()
 
     def learning(rollout=rollout):
         float(train(rollout).loss)

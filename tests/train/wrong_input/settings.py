@@ -117,6 +117,7 @@ KINDS = {
     "train.checkpoint_minutes": number(above=0),
     "train.encoder_from": optional(choice),
     "train.strategy": optional(choice),
+    "train.intra_op_threads": optional(whole(1)),
     "environment.name": choice,
     "environment.workers": optional(lambda value: False if isinstance(value, bool) else value == 0),
     "environment.options": optional(mapping),
