@@ -36,7 +36,7 @@ class TrainingOptions:
         the same settings on its part of the streams. Only the chief writes files; it counts only its own games. All
         processes must be able to read the checkpoints. None for one device.
       intra_op_threads: threads that one of TensorFlow's operations may use; None: as TensorFlow has it, one a core.
-        With 1 small networks are faster, since to wake a second thread takes longer than their operations.
+        With 1 small networks are faster: a second thread costs them more than it gains.
 
     Raises:
       ValueError: a number out of its range.
