@@ -214,7 +214,13 @@ class RolloutDriver(driver.Driver):
             self._actions[size] = operation(
                 lambda *x: self.policy.action(*tf.nest.pack_sequence_as(structure, x)), arguments
             )
-        return self._actions[size](arguments)
+        try:
+            return self._actions[size](arguments)
+        except tf.errors.InvalidArgumentError:
+            for spec, value in zip(tf.nest.flatten(self.policy.time_step_spec), arguments, strict=False):
+                if value.dtype != spec.dtype:
+                    raise TypeError(f"env gave {spec.name} of {value.dtype}, its spec is {spec.dtype.name}") from None
+            raise
 
 
 def operation(function, arguments):

@@ -166,6 +166,30 @@ def test_a_policy_without_state():
     assert rollouts[0].action.shape == (3, 3)
 
 
+class LookingPolicy(CountingPolicy):
+    """As CountingPolicy, but one that reads the observation."""
+
+    def _action(self, time_step, policy_state, seed=None):
+        tf.debugging.assert_all_finite(time_step.observation["observation"] * 2, "observation")
+        return super()._action(time_step, policy_state, seed)
+
+
+def test_an_observation_that_changes_its_dtype(monkeypatch):
+    env = make_env("py")
+    driver = RolloutDriver(env, LookingPolicy(env), num_steps=2)
+    driver.run()
+    step = type(env)._step
+
+    def in_float64(self, action):
+        time_step = step(self, action)
+        observation = time_step.observation
+        return time_step._replace(observation={**observation, "observation": observation["observation"].astype(float)})
+
+    monkeypatch.setattr(type(env), "_step", in_float64)
+    with pytest.raises(TypeError, match="env gave observation of float64, its spec is float32"):
+        driver.run()
+
+
 def test_bad_arguments():
     env = make_env("py")
     policy = CountingPolicy(env)
