@@ -20,8 +20,10 @@ class ActorCriticPolicy(tf_policy.TFPolicy):
     checkpoint, and the same under XLA.
     """
 
-    def __init__(self, time_step_spec, action_spec, network, name=None):
+    def __init__(self, time_step_spec, action_spec, network, name=None, generator=None):
         """Creates the policy of `network`, an `ActorCriticNetwork`.
+
+        `generator`: a tf.random.Generator to draw from, None for one of its own.
 
         Raises:
           TypeError: no TimeStep of specs, or no such network.
@@ -38,8 +40,10 @@ class ActorCriticPolicy(tf_policy.TFPolicy):
             name=name,
         )
         self._network = network
-        seed = tf.random.uniform([], maxval=tf.int64.max, dtype=tf.int64)
-        self._generator = on_host(lambda: tf.random.Generator.from_seed(seed))
+        if generator is None:
+            seed = tf.random.uniform([], maxval=tf.int64.max, dtype=tf.int64)
+            generator = on_host(lambda: tf.random.Generator.from_seed(seed))
+        self._generator = generator
 
     @property
     def generator(self):

@@ -4,7 +4,7 @@ import dataclasses
 
 import gin
 
-from keras_rtrl._checks import number, renamed, whole_number
+from keras_rtrl._checks import flag, number, renamed, whole_number
 
 
 def _keep(options, name, value):
@@ -37,6 +37,9 @@ class TrainingOptions:
         processes must be able to read the checkpoints. None for one device.
       intra_op_threads: threads that one of TensorFlow's operations may use; None: as TensorFlow has it, one a core.
         With 1 small networks are faster: a second thread costs them more than it gains.
+      overlap: make the next rollout of a simulator while the agent learns from the last one. The weights that act are
+        then those before the last update; R2AC's and PPO's importance ratios correct for that. For cores that would
+        wait; without actors, `strategy`, and tasks inside the graph.
 
     Raises:
       ValueError: a number out of its range.
@@ -54,12 +57,14 @@ class TrainingOptions:
     encoder_from: str | None = None
     strategy: str | None = None
     intra_op_threads: int | None = None
+    overlap: bool = False
 
     def __post_init__(self):
         for name in ("frames", "rollout_length", "log_updates", "return_window"):
             _keep(self, name, whole_number(f"train.{name}", getattr(self, name)))
         if self.intra_op_threads is not None:
             _keep(self, "intra_op_threads", whole_number("train.intra_op_threads", self.intra_op_threads))
+        flag("train.overlap", self.overlap)
         _keep(self, "seed", whole_number("train.seed", self.seed, 0, 2**32 - 1))
         for name in ("learning_rate", "final_learning_rate"):
             _keep(self, name, number(f"train.{name}", getattr(self, name), low=0))

@@ -1,6 +1,7 @@
 """Ways to collect and to learn: with a simulator outside TensorFlow, or with a task inside its graph."""
 
 import collections
+import concurrent.futures
 
 import numpy as np
 import tensorflow as tf
@@ -9,6 +10,7 @@ from tf_agents.environments import tf_environment
 from keras_rtrl import distributed
 from keras_rtrl._errors import UsageError
 from keras_rtrl.agents.base import RolloutAgent
+from keras_rtrl.agents.policy import ActorCriticPolicy
 from keras_rtrl.drivers import RolloutDriver
 from keras_rtrl.environments import registry
 from keras_rtrl.environments.halves import joined
@@ -27,14 +29,23 @@ errors: float array [steps, E] in the order of the runner's error_names.
 """
 
 
-def make_runner(env, agent, rollout_length, max_updates):
+def make_runner(env, agent, rollout_length, max_updates, acting=None):
     """The runner that fits: Prediction for an agent that predicts, else InGraph for a TFEnvironment, else Simulator.
+
+    `acting`: a network like the agent's, to act while the agent learns: Overlapping instead of Simulator.
 
     Raises:
       UsageError: a rollout that the agent does not take, or, for an agent that predicts, an environment or settings
-        that it cannot be scored with.
+        that it cannot be scored with; an agent or an environment that `acting` is not for.
     """
     _check_length(agent, rollout_length)
+    if acting is not None:
+        if isinstance(env, tf_environment.TFEnvironment):
+            what = registry.described_in_graph(config.text("environment.name", ""))
+            raise UsageError(f"train.overlap must be False for {what}, got True")
+        if not isinstance(agent, RolloutAgent):
+            raise UsageError(f"train.overlap must be False for a {type(agent).__name__}, which learns at every step")
+        return Overlapping(env, agent, rollout_length, acting)
     if agent.predicts:
         return Prediction(env, agent, rollout_length, max_updates)
     if isinstance(env, tf_environment.TFEnvironment):
@@ -82,30 +93,78 @@ class Simulator:
     error_names = extra_names = ()
     carry = ()  # carries of streams that the agent does not hold
 
-    def __init__(self, env, agent, rollout_length):
+    def __init__(self, env, agent, rollout_length, policy=None):
         self._env = env
         self._train = tf.function(agent.train, autograph=False)
         self._rollouts = []
         observers = [self._rollouts.append]
-        self._driver = RolloutDriver(env, agent.collect_policy, observers=observers, num_steps=rollout_length)
+        self._driver = RolloutDriver(env, policy or agent.collect_policy, observers, num_steps=rollout_length)
         self.extra = {}
         self.state = ()  # nothing to checkpoint
 
     def collect(self):
         """The next rollout, not learnt from."""
-        self._driver.run()
-        return self._rollouts.pop()
+        return self._rollout()
 
     def run(self, updates, counters):
         """One update. Returns its Outcome."""
         del updates, counters
-        loss_info = self._train(self.collect())
-        losses = np.array([[loss_info.loss, *loss_info.extra]], np.float32)
-        returns = [game_return for game_return, _, _ in self._env.finished_games()]
-        return Outcome(losses, returns, np.zeros([0, 0]))
+        rollout, returns = self._made()
+        return Outcome(self._learned(rollout), returns, np.zeros([0, 0]))
 
     def close(self):
         self._env.close()
+
+    def _rollout(self):
+        self._driver.run()
+        return self._rollouts.pop()
+
+    def _made(self):
+        """The next rollout, and the returns of the games that ended in it."""
+        return self._rollout(), [game_return for game_return, _, _ in self._env.finished_games()]
+
+    def _learned(self, rollout):
+        loss_info = self._train(rollout)
+        return np.array([[loss_info.loss, *loss_info.extra]], np.float32)
+
+
+class Overlapping(Simulator):
+    """As Simulator, but makes the next rollout while the agent learns from the last one.
+
+    A network of its own acts, with the weights that the agent's had before the last update. So runs repeat exactly,
+    however fast either side is.
+    """
+
+    def __init__(self, env, agent, rollout_length, network):
+        specs, generator = (env.time_step_spec(), env.action_spec()), agent.collect_policy.generator
+        super().__init__(env, agent, rollout_length, ActorCriticPolicy(*specs, network, generator=generator))
+        self._weights = list(zip(network.variables, agent.network.variables, strict=True))
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)
+        self._next = None
+
+    def run(self, updates, counters):
+        """As Simulator.run."""
+        del updates, counters
+        self._act_by_newest()
+        rollout, returns = self._next or self._made()
+        making = self._thread.submit(self._made)
+        losses = self._learned(rollout)
+        self._next = making.result()
+        return Outcome(losses, returns, np.zeros([0, 0]))
+
+    def collect(self):
+        """As Simulator.collect."""
+        self._act_by_newest()
+        return super().collect()
+
+    def close(self):
+        """Waits for a rollout that is being made."""
+        self._thread.shutdown()
+        super().close()
+
+    def _act_by_newest(self):
+        for variable, newest in self._weights:
+            variable.assign(newest)
 
 
 class Actors:

@@ -62,12 +62,16 @@ def make(run, options, resume):
     agent, schedule, frames_per_update, updates = made
     if strategy and not isinstance(agent, RolloutAgent):
         raise UsageError(f"train.strategy must be None for a {type(agent).__name__}, got {options.strategy!r}")
+    if options.overlap and (strategy or actors):
+        other = "actors, which act meanwhile" if actors else f"train.strategy {options.strategy!r}"
+        raise UsageError(f"train.overlap must be False with {other}, got True")
     with building.named("environment"):
         if actors:
             same_actions = game_seed == options.seed
             runner = make_actors(env, agent, options.rollout_length, actors, game_seed, same_actions)
         else:
-            runner = make_runner(env, agent, options.rollout_length, min(options.log_updates, updates))
+            acting = building.network(env) if options.overlap else None
+            runner = make_runner(env, agent, options.rollout_length, min(options.log_updates, updates), acting)
     run = run if streams.is_chief else run.scratch()
     return Parts(run, streams, schedule, agent, runner, frames_per_update, updates)
 

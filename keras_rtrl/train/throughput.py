@@ -8,10 +8,11 @@ import tensorflow as tf
 import tf_keras
 from tf_agents.environments import tf_environment
 
-from keras_rtrl._checks import whole_number
+from keras_rtrl._checks import flag, whole_number
 from keras_rtrl._errors import UsageError
-from keras_rtrl.drivers.rollout_driver import RolloutDriver, operation
+from keras_rtrl.drivers.rollout_driver import operation
 from keras_rtrl.train import building, config
+from keras_rtrl.train.runners import make_runner
 
 WARM_UP = 3  # rounds that are not counted: functions are traced, caches filled
 
@@ -21,7 +22,7 @@ Throughput.__doc__ = """Agent steps a second, all streams together; medians over
 environment: the simulator alone, random actions.
 policy: inference alone, on one time step.
 learner: updates alone, on one rollout.
-end_to_end: training.
+end_to_end: training, as the loop does it.
 allowed: by the three costs one after the other, 1 / (1 / environment + 1 / policy + 1 / learner).
 """
 
@@ -41,6 +42,7 @@ def measure(rounds):
     try:
         length = whole_number("train.rollout_length", config.value("train.rollout_length", 20))
         threads = config.value("train.intra_op_threads", None)
+        overlap = flag("train.overlap", config.value("train.overlap", False))
         building.limit_threads(None if threads is None else whole_number("train.intra_op_threads", threads))
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -52,10 +54,9 @@ def measure(rounds):
     settings = building.agent_config()
     optimizer = building.optimizer(config.value("train.optimizer", None), 1e-4)
     agent = building.agent(env, building.network(env), optimizer, settings)
-    rollouts = []
-    driver = RolloutDriver(env, agent.collect_policy, [rollouts.append], num_steps=length)
-    driver.run()
-    rollout = rollouts.pop()
+    acting = building.network(env) if overlap else None
+    runner = make_runner(env, agent, length, 1, acting)
+    rollout = runner.collect()
     policy, generator = agent.collect_policy, np.random.default_rng(0)
     given = (env.current_time_step(), policy.get_initial_state(env.batch_size))
     arguments = [np.array(x) for x in tf.nest.flatten(given)]
@@ -72,16 +73,15 @@ def measure(rounds):
         for _ in range(length):
             act(arguments)[0].numpy()
 
-    def learning(rollout=rollout):
+    def learning():
         float(train(rollout).loss)
 
     def end_to_end():
-        driver.run()
-        learning(rollouts.pop())
+        runner.run(1, None)
 
     parts = {"environment": environment, "policy": acting, "learner": learning, "end_to_end": end_to_end}
     medians = _medians(parts, rounds)
-    env.close()
+    runner.close()
     steps = env.batch_size * length
     alone = sum(medians[name] for name in ("environment", "policy", "learner"))
     return Throughput(**{name: steps / value for name, value in medians.items()}, allowed=steps / alone)

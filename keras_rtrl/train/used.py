@@ -7,7 +7,11 @@ from keras_rtrl.train import building, config, settings
 _COMMANDS = {  # the settings of a command, and its name; train uses all but those of other agents
     "evaluate": (("environment.name", "environment.options", "environment.workers", "actors."), "evaluate"),
     "bench": (
-        ("environment.", "agent.", "train.rollout_length", "train.optimizer", "ActorCriticNetwork."), "bench env"
+        (
+            "environment.", "agent.", "train.rollout_length", "train.optimizer", "train.overlap",
+            "train.intra_op_threads", "ActorCriticNetwork.",
+        ),
+        "bench env",
     ),
 }  # fmt: skip
 _ACTORS_ELSEWHERE = ("actors.num_streams", "actors.queue")  # for training alone

@@ -91,6 +91,34 @@ def test_resumed_equals_uninterrupted(finished, tmp_path, agent, part, whole):
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
+def test_a_run_that_overlaps_repeats_and_goes_on(tmp_path):
+    words = ["--gin", "environment.name = 'CartPole-v1'", "--gin", "environment.options = None"]
+    words += ["--gin", "train.overlap = True"]
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        assert train(tmp_path / name, "ppo", 320, *words) == 0
+    first = rows(tmp_path / "one")
+    assert first == rows(tmp_path / "two")
+    assert int(first[-1]["games"]) > 5
+    assert cli.main(["train", "--resume", str(tmp_path / "one" / "run"), "--frames", "640"]) == 0
+    assert rows(tmp_path / "one")[: len(first)] == first
+    assert [row["frames"] for row in rows(tmp_path / "one")[-2:]] == ["608", "640"]
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (["train.strategy = 'mirrored'"], "train.overlap must be False with train.strategy 'mirrored', got True"),
+        (["actors.num_actors = 1"], "train.overlap must be False with actors, which act meanwhile, got True"),
+    ],
+)
+def test_what_does_not_overlap(tmp_path, capsys, words, names):
+    words = ["environment.name = 'CartPole-v1'", "environment.options = None", "train.overlap = True", *words]
+    assert train(tmp_path, "ppo", 320, *[word for binding in words for word in ("--gin", binding)]) == 2
+    assert names in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_checkpoint_holds_all_that_a_streaming_agent_learns(finished):
     names = " ".join(name for name, value in saved(finished("stream_ac", 900)).items() if np.any(value != 0))
     for part in ("_eligibility", "_normalizer", "carry", "_generator", "_optimizer", "_reward_scaler"):

@@ -106,6 +106,8 @@ def test_unknown_game_names_a_close_one(error, tmp_path):
         ("", "sets nothing"),
         ("# train.seed = 3", "sets nothing"),
         # what ended in a traceback
+        ("train.overlap = True", "train.overlap must be False for TMaze-v0, which runs inside TensorFlow's graph"),
+        ("train.overlap = 1", "train.overlap must be True or False, got 1"),
         ("train.rollout_length = [", "cannot parse"),
         ("train.rollout_length = '''", "cannot parse"),
         (f"train.rollout_length = {'[' * 5000}", "too many"),
@@ -222,6 +224,7 @@ def test_resuming_with_what_may_change(tmaze_run, tmp_path):
     [
         ("train.rollout_length = 'x'", "train.rollout_length must be"),
         ("train.optimizer = 3", "train.optimizer must be"),
+        ("train.overlap = 'x'", "train.overlap must be"),
         ("train.seed = 3", "no use for train.seed"),
         ("environment.num_envs = 1_000_000_000", "environment.num_envs = 1000000000"),
         ("environment.num_envs = 'x'", "environment.num_envs must be"),

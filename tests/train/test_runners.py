@@ -8,6 +8,8 @@ import pytest
 from keras_rtrl import environments
 from keras_rtrl._keras import keras
 from keras_rtrl.agents import PPOConfig, R2ACAgent, R2ACConfig, RTRLPPOAgent
+from keras_rtrl.agents.policy import ActorCriticPolicy
+from keras_rtrl.drivers import RolloutDriver
 from keras_rtrl.engine import native
 from keras_rtrl.networks import ActorCriticNetwork
 from keras_rtrl.train import runners
@@ -45,6 +47,45 @@ def test_learning_inside_and_outside_xla_in_one_call_and_in_two_is_the_same(kind
     assert returns == xla_returns
     np.testing.assert_allclose(losses, xla_losses, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(weights, xla_weights, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_overlapping_is_one_thread_that_acts_by_weights_one_update_old(kind):
+    def parts():
+        keras.utils.set_random_seed(0)
+        env = environments.with_history(environments.make("CartPole-v1", num_envs=4, seed=1))
+        networks = [
+            ActorCriticNetwork(env.observation_spec(), env.action_spec(), core="rtu", units=6, encoder_units=(5,))
+            for _ in range(2)
+        ]
+        arguments = (env.time_step_spec(), env.action_spec(), networks[0], keras.optimizers.Adam(1e-2))
+        agent = kind(*arguments, num_streams=4, config=CONFIGS[kind])
+        networks[1].create_variables()
+        return env, agent, networks[1]
+
+    env, agent, acting = parts()
+    runner = runners.make_runner(env, agent, 8, 1, acting)
+    outcomes = [runner.run(1, None) for _ in range(6)]
+    runner.close()
+
+    env, other, acting = parts()
+    kept = []
+    generator = other.collect_policy.generator
+    policy = ActorCriticPolicy(env.time_step_spec(), env.action_spec(), acting, generator=generator)
+    driver = RolloutDriver(env, policy, [kept.append], num_steps=8)
+    for update in range(6):
+        for mine, newest in zip(acting.variables, other.network.variables, strict=True):
+            mine.assign(newest)
+        for _ in range(2 if update == 0 else 1):
+            driver.run()
+        assert len(kept) == 2  # the older one is learnt from now
+        np.testing.assert_allclose(outcomes[update].losses[0, 0], other.train(kept.pop(0)).loss, rtol=1e-4, atol=1e-6)
+    returns = [value for outcome in outcomes for value in outcome.returns]
+    games = [game_return for game_return, _, _ in env.finished_games()]
+    assert len(returns) > 3
+    assert returns == games[: len(returns)]  # those of the last rollout belong to the next update
+    for a, b in zip(agent.network.trainable_variables, other.network.trainable_variables, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 @pytest.mark.skipif(not native.info()["built"], reason="no native op")

@@ -34,6 +34,12 @@ def test_the_command_prints_the_four_rates(capsys):
     ]
 
 
+def test_training_that_overlaps(capsys):
+    bindings = [word for binding in (*TINY, "train.overlap = True") for word in ("--gin", binding)]
+    assert cli.main(["bench", "env", "CartPole-v1", "--preset", "atari_r2ac_cpu", "--rounds", "2", *bindings]) == 0
+    assert re.search(r"^end to end +[\d,]+ ", capsys.readouterr().out, re.MULTILINE)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
