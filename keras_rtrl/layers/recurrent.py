@@ -111,7 +111,10 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
         shape = tuple(sequences_shape)
         if len(shape) != 3 or shape[-1] is None:
             raise ValueError(f"sequences must have shape [batch, time, features] with features known, got {shape}.")
-        return int(shape[-1])
+        dim = int(shape[-1])
+        if self.built and dim != self._input_dim:
+            raise ValueError(f"{self.name} was built for {self._input_dim} features and gets {dim}.")
+        return dim
 
     def __call__(self, sequences: Any, *args: Any, **kwargs: Any) -> Any:
         # Here and not in `call`: before Keras asks for shapes, and while tf-keras' symbols still have their history.
@@ -261,9 +264,15 @@ class Recurrent(KeepsCarry, keras.layers.Layer):
             raise ValueError("initial_state must be left out: a stateful layer carries its own; see reset_state().")
 
     def _check_makers(self, initial_state):
-        """Refuses traces that are known to be another layer's."""
+        """Refuses parts that are missing, and traces that are known to be another layer's."""
         layers = self._recurrent_layers()
-        if isinstance(initial_state, (list, tuple)) and len(initial_state) == 3 * len(layers):
+        if not isinstance(initial_state, (list, tuple)):
+            return
+        names = [field + suffix for suffix in self._suffixes for field in Carry._fields]
+        for name, value in zip(names[:: 1 if len(initial_state) == len(names) else 3], initial_state, strict=False):
+            if value is None:  # Keras before 3.13 fails on it by itself
+                _check_kind(f"initial_state: {name}", value)
+        if len(initial_state) == 3 * len(layers):
             for layer, suffix, *traces in zip(
                 layers, self._suffixes, initial_state[1::3], initial_state[2::3], strict=True
             ):

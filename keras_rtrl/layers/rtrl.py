@@ -154,7 +154,10 @@ class RTRL(Recurrent):
         initial_state_shape: Shape | Sequence[Shape] | None = None,
         reset_shape: Shape | None = None,
     ) -> None:
-        dim = self._input_dim = self._shape_of_features(sequences_shape)
+        dim = self._shape_of_features(sequences_shape)
+        if self.built:  # as Keras' recurrent layers, it keeps the weights that it has
+            return
+        self._input_dim = dim
         cell = self.cell
         kernel_shape = (dim, len(cell.gates) * cell.units)
         parameters = (*cell.unit_parameters(), *cell.output_parameters(dim))

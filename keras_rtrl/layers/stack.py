@@ -128,6 +128,8 @@ class RTRLStack(Recurrent):
         reset_shape: Shape | None = None,
     ) -> None:
         dim = self._shape_of_features(sequences_shape)
+        if self.built:
+            return
         widths = list(self._widths(dim))
         for i, (layer, width) in enumerate(widths[:-1]):
             if not isinstance(layer, RTRL):

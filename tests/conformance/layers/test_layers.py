@@ -202,6 +202,18 @@ def test_reset(case):
     assert far([fresh[0]], [through[0, 2:]])
 
 
+def test_built_twice_it_keeps_its_weights(case):
+    layer = case.make()
+    layer.build((B, None, D))
+    before = layer.get_weights()
+    layer.build((None, None, D))
+    assert len(layer.get_weights()) == len(before) > 0
+    for a, b in zip(layer.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match=rf"was built for {D} features and gets {D + 1}"):
+        layer.build((None, None, D + 1))
+
+
 def test_stateful_equals_explicit_carry(case):
     stateful = case.make(stateful=True, dtype="float64", return_sequences=True)
     x, reset = inputs(dtype="float64"), resets((0, 1))
