@@ -131,6 +131,7 @@ class Copier(tf.Module):
     def __call__(self, tokens, reset, carry):
         """Logits [B, T] of the bit being 1, and the carry after the last step."""
         y, *carry = self.core(tf.one_hot(tokens, 3), initial_state=carry, reset=reset)
+        y *= tf.math.rsqrt(tf.reduce_mean(tf.square(y), axis=-1, keepdims=True) + 1e-6)  # long memories add up much
         return self.head(self.value(y) * self.gate(self.hidden(y)))[..., 0], tuple(carry)
 
 
