@@ -38,8 +38,8 @@ class TrainingOptions:
       intra_op_threads: threads that one of TensorFlow's operations may use; None: as TensorFlow has it, one a core.
         With 1 small networks are faster: a second thread costs them more than it gains.
       overlap: make the next rollout of a simulator while the agent learns from the last one. The weights that act are
-        then those before the last update. R2AC corrects for that; PPO, whose ratios then do not begin at 1, learned less
-        on Ant-P. For cores that would wait; without actors, `strategy`, and tasks inside the graph.
+        then those before the last update. R2AC corrects for that; PPO, whose ratios then do not begin at 1, learned
+        less on Ant-P. For cores that would wait; without actors, `strategy`, and tasks inside the graph.
 
     Raises:
       ValueError: a number out of its range.
