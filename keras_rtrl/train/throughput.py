@@ -54,8 +54,7 @@ def measure(rounds):
     settings = building.agent_config()
     optimizer = building.optimizer(config.value("train.optimizer", None), 1e-4)
     agent = building.agent(env, building.network(env), optimizer, settings)
-    acting = building.network(env) if overlap else None
-    runner = make_runner(env, agent, length, 1, acting)
+    runner = make_runner(env, agent, length, 1, building.network(env) if overlap else None)
     rollout = runner.collect()
     policy, generator = agent.collect_policy, np.random.default_rng(0)
     given = (env.current_time_step(), policy.get_initial_state(env.batch_size))
