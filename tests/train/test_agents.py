@@ -93,12 +93,12 @@ def test_resumed_equals_uninterrupted(finished, tmp_path, agent, part, whole):
 
 def test_a_run_that_overlaps_repeats_and_goes_on(tmp_path):
     words = ["--gin", "environment.name = 'CartPole-v1'", "--gin", "environment.options = None"]
-    words += ["--gin", "train.overlap = True"]
-    for name in ("one", "two"):
+    for name, overlap in {"one": True, "two": True, "in turn": False}.items():
         (tmp_path / name).mkdir()
-        assert train(tmp_path / name, "ppo", 320, *words) == 0
+        assert train(tmp_path / name, "ppo", 320, *words, "--gin", f"train.overlap = {overlap}") == 0
     first = rows(tmp_path / "one")
     assert first == rows(tmp_path / "two")
+    assert first != rows(tmp_path / "in turn")
     assert int(first[-1]["games"]) > 5
     assert cli.main(["train", "--resume", str(tmp_path / "one" / "run"), "--frames", "640"]) == 0
     assert rows(tmp_path / "one")[: len(first)] == first

@@ -105,9 +105,9 @@ def test_unknown_game_names_a_close_one(error, tmp_path):
         ("actors.queue = 1", "nothing uses actors.queue without --actors"),
         ("", "sets nothing"),
         ("# train.seed = 3", "sets nothing"),
-        # what ended in a traceback
         ("train.overlap = True", "train.overlap must be False for TMaze-v0, which runs inside TensorFlow's graph"),
         ("train.overlap = 1", "train.overlap must be True or False, got 1"),
+        # what ended in a traceback
         ("train.rollout_length = [", "cannot parse"),
         ("train.rollout_length = '''", "cannot parse"),
         (f"train.rollout_length = {'[' * 5000}", "too many"),

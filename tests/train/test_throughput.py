@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from keras_rtrl.train import cli, config, loop, throughput  # noqa: F401  loop: its settings are in the preset
+from keras_rtrl.train import cli, config, loop, runners, throughput  # noqa: F401  loop: its settings are in the preset
 
 TINY = (
     "environment.num_envs = 2",
@@ -34,10 +34,13 @@ def test_the_command_prints_the_four_rates(capsys):
     ]
 
 
-def test_training_that_overlaps(capsys):
+def test_training_that_overlaps(capsys, monkeypatch):
+    runs, run = [], runners.Overlapping.run
+    monkeypatch.setattr(runners.Overlapping, "run", lambda *given: runs.append(given) or run(*given))
     bindings = [word for binding in (*TINY, "train.overlap = True") for word in ("--gin", binding)]
     assert cli.main(["bench", "env", "CartPole-v1", "--preset", "atari_r2ac_cpu", "--rounds", "2", *bindings]) == 0
     assert re.search(r"^end to end +[\d,]+ ", capsys.readouterr().out, re.MULTILINE)
+    assert len(runs) == throughput.WARM_UP + 2
 
 
 @pytest.mark.parametrize(
