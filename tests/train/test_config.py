@@ -14,8 +14,11 @@ def test_every_run_of_a_presets_sweep_is_a_configuration(preset):
         return
     tasks, conditions = config.sweep()
     for task in tasks.values():
-        for condition in conditions.values():
+        for label, condition in conditions.items():
             config.load(path, [*task, *condition])
+            if config.value("ActorCriticNetwork.core", None) == "stack":
+                options = config.value("ActorCriticNetwork.core_options", None)
+                assert label == {1: "feed-forward", 4: "last 4 frames"}[options["frames"]]
 
 
 def test_all_of_atari_in_a_file_that_includes_a_preset(tmp_path):
