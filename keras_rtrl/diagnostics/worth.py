@@ -27,7 +27,8 @@ class Estimate(NamedTuple):
       difference: norm of its difference from the exact gradient, over the exact one's standard error. Below 1 the
         difference is less than the noise of this number of streams. NaN for one stream.
       cosines: as `cosine`, of each weight's part alone, in the meter's order. Weights whose gradients are large hide
-        the others in `cosine`; optimisers such as Adam scale each by itself.
+        the others in `cosine`; optimisers such as Adam scale each by itself. The last is that of the layers below, if
+        they are measured; no other figure counts them.
     """
 
     name: str
@@ -91,6 +92,7 @@ class GradientWorth:
         steps: int,
         carried: dict[str, tuple[Any, tf.Tensor]] | None = None,
         chunk: int | None = None,
+        below: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> list[Estimate]:
         """Compares gradients of the last T steps, of the first `STREAMS` streams.
 
@@ -101,6 +103,9 @@ class GradientWorth:
           steps: the largest k, at most H + 1. TBPTT(k) is computed for k = 1, 2, 4, ... up to it.
           carried: by name, a carry [B, ...] before the last T steps, and the cotangents with it.
           chunk: also TBPTT as it is trained: in chunks of so many steps, a divisor of T; step i of one reaches back i.
+          below: measures the weights of the layers below the recurrence too. A function of dL / d inputs[0], by E
+            estimates [E, B, H + T, ...], to those weights' gradients by stream, [E, B, Q]. Traces do not reach below,
+            so carried ones have no such cosine: NaN.
 
         Returns:
           Estimates: exact; carried ones; tbptt_chunks_<chunk>; tbptt_1, tbptt_2, ...
@@ -117,40 +122,51 @@ class GradientWorth:
             lambda x: x[:STREAMS], (inputs, states, cotangents, carried or {})
         )
         last = tf.nest.map_structure(lambda x: x[:, past:], inputs)
-        gradients = {"exact": (None, self._cut(inputs, states, cotangents, [0], length))}
+        cuts = {"exact": (None, [0], length)}
+        if chunk is not None:
+            cuts[f"tbptt_chunks_{chunk}"] = (None, np.arange(past, length, chunk), chunk)
+        for k in (2**i for i in range(steps.bit_length())):
+            cuts[f"tbptt_{k}"] = (k, np.arange(past, length) - (k - 1), k)
+        found = {name: self._cut(inputs, states, cotangents, *cut) for name, (_, *cut) in cuts.items()}
+        exact = found["exact"][0]
+        under = [()] * len(found)
+        if below is not None:
+            parts = below(np.stack([at_inputs for _, at_inputs in found.values()])).sum(1)
+            under = [(_cosine(part, parts[0]),) for part in parts]
+        first, *cut_off = (
+            Estimate(name, cuts[name][0], *_compared(gradient, exact, self._sizes, cosine))
+            for (name, (gradient, _)), cosine in zip(found.items(), under, strict=True)
+        )
+        traced = []
         for name, (carry, own) in carried.items():
             at_start = tf.nest.map_structure(lambda x: x[:, tf.newaxis], carry)
-            gradients[name] = (None, self._cut(last, at_start, own, [0], loss_steps))
-        if chunk is not None:
-            starts = np.arange(past, length, chunk)
-            gradients[f"tbptt_chunks_{chunk}"] = (None, self._cut(inputs, states, cotangents, starts, chunk))
-        for k in (2**i for i in range(steps.bit_length())):
-            starts = np.arange(past, length) - (k - 1)
-            gradients[f"tbptt_{k}"] = (k, self._cut(inputs, states, cotangents, starts, k))
-        exact = gradients["exact"][1]
-        return [
-            Estimate(name, k, *_compared(gradient, exact, self._sizes)) for name, (k, gradient) in gradients.items()
-        ]
+            gradient, _ = self._cut(last, at_start, own, [0], loss_steps)
+            traced.append(Estimate(name, None, *_compared(gradient, exact, self._sizes, [math.nan for _ in under[0]])))
+        return [first, *traced, *cut_off]
 
     def _cut(self, inputs, states, cotangents, starts, size):
-        """Gradients [B, P] of each stream, from calls on `size` steps each, with the states there at `starts`.
+        """Gradients [B, P] of each stream, and dL / d inputs[0], from calls on `size` steps each.
 
-        Each call takes the last cotangents that belong to its steps: T / len(starts) of them.
+        They begin at `starts`, with the states there. Each takes the last cotangents that belong to its steps: T /
+        len(starts) of them.
         """
         streams, loss_steps = cotangents.shape[:2]
         parts = tf.reshape(cotangents, [streams, len(starts), loss_steps // len(starts), -1])
         starts, at_once = np.asarray(starts), max(1, _STEPS_AT_ONCE // size)
         gradients = np.zeros([streams, sum(self._sizes)])
+        at_inputs = np.zeros_like(tf.nest.flatten(inputs)[0])
         for stream, first in itertools.product(range(streams), range(0, len(starts), at_once)):
             begins = starts[first : first + at_once]
             steps = begins[:, np.newaxis] + np.arange(size)
             taken = tf.nest.map_structure(lambda x, at=stream, steps=steps: tf.gather(x[at], steps), inputs)
             carry = tf.nest.map_structure(lambda x, at=stream, begins=begins: tf.gather(x[at], begins), states)
-            gradients[stream] += self._gradient(taken, carry, parts[stream, first : first + at_once])
-        return gradients
+            gradient, each = self._gradient(taken, carry, parts[stream, first : first + at_once])
+            gradients[stream] += gradient
+            np.add.at(at_inputs[stream], steps, each)
+        return gradients, at_inputs
 
     def _gradient(self, inputs, carry, cotangents):
-        """sum e . dy / d theta, [P] float64, over rows [R, L, ...] and their last steps [R, n, W]."""
+        """sum e . dy / d theta, [P] float64, over rows [R, L, ...] and their last n [R, n, W]; also by inputs[0]."""
         structure = (inputs, carry, cotangents)
         key = str(tf.nest.map_structure(lambda x: x.dtype.name, structure))
         if key not in self._functions:
@@ -163,15 +179,16 @@ class GradientWorth:
 
             def differentiate(*flat):
                 inputs, carry, cotangents = tf.nest.pack_sequence_as(structure, flat)
+                sources = [*self._weights, flat[0]]
                 with tf.GradientTape(watch_accessed_variables=False) as tape:
-                    tape.watch(self._weights)
+                    tape.watch(sources)
                     y, _ = self._unroll(inputs, carry)
                     product = tf.reduce_sum(y[:, tf.shape(y)[1] - tf.shape(cotangents)[1] :] * cotangents)
-                parts = tape.gradient(product, self._weights, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-                return tf.concat([tf.cast(tf.reshape(part, [-1]), tf.float64) for part in parts], 0)
+                *parts, each = tape.gradient(product, sources, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+                return tf.concat([tf.cast(tf.reshape(part, [-1]), tf.float64) for part in parts], 0), each
 
             self._functions[key] = tf.function(differentiate, input_signature=specs, autograph=False)
-        return self._functions[key](*tf.nest.flatten(structure)).numpy()
+        return [part.numpy() for part in self._functions[key](*tf.nest.flatten(structure))]
 
     def _states_before(self, inputs, start):
         length = tf.nest.flatten(inputs)[0].shape[1]
@@ -215,8 +232,11 @@ def mean_estimates(measurements: Sequence[Sequence[Estimate]]) -> list[Estimate]
     return [over(*same) for same in zip(*measurements, strict=True)]
 
 
-def _compared(gradients, exact, sizes):
-    """The figures of an `Estimate` of gradients [B, P] of streams, beside the exact ones; P is made of `sizes`."""
+def _compared(gradients, exact, sizes, below):
+    """The figures of an `Estimate` of gradients [B, P] of streams, beside the exact ones; P is made of `sizes`.
+
+    `below`: cosines that follow those of the parts.
+    """
     total, whole = gradients.sum(0), exact.sum(0)
     norm, whole_norm = np.linalg.norm(total), np.linalg.norm(whole)
     parts = (np.split(x, np.cumsum(sizes)[:-1]) for x in (total, whole))
@@ -226,7 +246,7 @@ def _compared(gradients, exact, sizes):
             float(norm / whole_norm),
             float(_standard_error(gradients) / norm),
             float(np.linalg.norm(total - whole) / _standard_error(exact)),
-            tuple(_cosine(one, other) for one, other in zip(*parts, strict=True)),
+            (*(_cosine(one, other) for one, other in zip(*parts, strict=True)), *below),
         )
 
 

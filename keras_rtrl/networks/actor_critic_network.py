@@ -193,6 +193,11 @@ class ActorCriticNetwork(network.Network):
         """Trainable variables of the recurrent core (its output gate included)."""
         return self.recurrent_core.trainable_variables
 
+    @property
+    def encoder_variables(self) -> Sequence[tf.Variable]:
+        """Trainable variables of the encoder; none with train_encoder=False."""
+        return self._encoder.trainable_variables
+
     def get_initial_carry(self, batch_size: int) -> tuple[Carry, ...]:
         """Zero carry of `batch_size` streams: state and traces if gradient="rtrl", else the state alone.
 

@@ -300,6 +300,8 @@ def _worth(args):
         print(worth.table(measured), end="")
         print(worth.sentence(measured))
         print(worth.by_weight(measured), flush=True)
+        if (encoder := worth.of_encoder(measured)) is not None:
+            print(encoder, flush=True)
         name = f"{run.read_record().get('preset') or 'run'}, {config.text('environment.name', '')}"
         worth.write(run, measured, name)
     return 0

@@ -3,6 +3,7 @@
 import collections
 import csv
 import dataclasses
+import functools
 import io
 
 import numpy as np
@@ -26,7 +27,7 @@ Worth.__doc__ = """What was measured.
 
 estimates: list of diagnostics.Estimate, means over rollouts.
 errors: standard errors of their cosines over rollouts, NaN for one rollout.
-weights: names of the weights, in the order of an Estimate's `cosines`.
+weights: names of the weights, in the order of an Estimate's `cosines`; the last is "encoder" if one is trained.
 streams: number of streams that were measured.
 shape: (rollouts, T, steps of history before each, B).
 known: share of the measured steps whose episode began within what is kept.
@@ -87,6 +88,7 @@ class _Measurement:
         self._train = tf.function(agent.train, autograph=False)
         self._encode = tf.function(self._encoded, autograph=False)
         self._cotangents = tf.function(agent.core_cotangents, autograph=False)
+        self._pull = tf.function(self._encoder_gradient, autograph=False)
         self._worth = GradientWorth(*_recurrence(agent.network))
         self._known = []
 
@@ -112,7 +114,7 @@ class _Measurement:
         return Worth(
             estimates=mean_estimates(found),
             errors=errors.tolist(),
-            weights=self._worth.names,
+            weights=(*self._worth.names, *(["encoder"] if agent.network.encoder_variables else [])),
             streams=min(streams, STREAMS),
             shape=(rollouts, self._length, self._kept.maxlen * self._length, streams),
             known=float(np.mean(self._known)),
@@ -133,7 +135,33 @@ class _Measurement:
             carried = {"rtrl": (traced, cotangents), "rtrl_carried_state": (carry, own)}
         begun = tf.math.cumsum(tf.cast(inputs[1], tf.int32), axis=1)[:, past:] > 0
         self._known.append(float(tf.reduce_mean(tf.cast(begun, tf.float32))))
-        return self._worth.measure(inputs, states, cotangents, steps=self._steps, carried=carried, chunk=self._chunk)
+        rollouts = [r for r, _ in self._kept] + [rollout]
+        below = functools.partial(self._encoder_gradients, rollouts) if self._agent.network.encoder_variables else None
+        return self._worth.measure(
+            inputs, states, cotangents, steps=self._steps, carried=carried, chunk=self._chunk, below=below
+        )
+
+    def _encoder_gradients(self, rollouts, at_features):
+        """Gradients [E, B, Q] of the encoder's weights, from dL / d features [E, B, H + T, D] of the rollouts."""
+        count, total = at_features.shape[1], 0
+        for rollout, part in zip(rollouts, np.split(at_features, len(rollouts), axis=2), strict=True):
+            streams = (
+                tf.nest.map_structure(lambda x, b=b: x[b : b + 1], (rollout.observation, rollout.step_type))
+                for b in range(count)
+            )
+            total += np.stack([self._pull(*stream, part[:, b]) for b, stream in enumerate(streams)], axis=1)
+        return total
+
+    def _encoder_gradient(self, observation, step_type, at_features):
+        """[E, Q] of one stream [1, T + 1, ...], from [E, T, D]."""
+        weights = self._agent.network.encoder_variables
+        with tf.GradientTape(persistent=True) as tape:
+            features, _ = self._encoded(observation, step_type)
+        rows = [
+            tape.gradient(features, weights, at[tf.newaxis], unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            for at in tf.unstack(at_features)
+        ]
+        return tf.stack([tf.concat([tf.reshape(part, [-1]) for part in row], 0) for row in rows])
 
     def _encoded(self, observation, step_type):
         reset = tf.equal(step_type, ts.StepType.FIRST)
@@ -207,6 +235,17 @@ def by_weight(worth):
     return f"Of each weight alone, in steps: {', '.join(parts)}."
 
 
+def of_encoder(worth):
+    """One sentence about the encoder's gradient; None if none is trained, or its gradient is zero."""
+    chunks = next(e for e in worth.estimates if e.name.startswith("tbptt_chunks_"))
+    if worth.weights[-1] != "encoder" or np.isnan(chunks.cosines[-1]):
+        return None
+    return (
+        f"Traces do not reach into the encoder: cut off at the run's chunks of {chunks.name.rpartition('_')[2]}, its "
+        f"gradient has cosine {chunks.cosines[-1]:.3f} with its exact one."
+    )
+
+
 def about(worth):
     """What was measured, in one line."""
     rollouts, length, past, streams = worth.shape
@@ -222,7 +261,8 @@ def table(worth):
     for estimate, error in zip(worth.estimates, worth.errors, strict=True):
         cosine = f"{estimate.cosine:.4f}" + ("" if np.isnan(error) else f" ± {error:.4f}")
         figures = [f"{x:.3g}" for x in (estimate.norm_ratio, estimate.noise, estimate.difference)]
-        rows.append((label(estimate), cosine, *figures, *(f"{x:.3f}" for x in estimate.cosines)))
+        cosines = ("-" if np.isnan(x) else f"{x:.3f}" for x in estimate.cosines)
+        rows.append((label(estimate), cosine, *figures, *cosines))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
     return "".join(f"{line.rstrip()}\n" for line in lines)

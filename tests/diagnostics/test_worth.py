@@ -90,6 +90,44 @@ def test_truncations_are_what_the_layers_own_modes_compute():
         assert found[name].norm_ratio == pytest.approx(norm(other) / norm(exact), rel=1e-10)
 
 
+def test_weights_below_the_recurrence_are_cut_off_by_chunks_and_have_no_traces():
+    layer, worth, (x, reset), cotangents = made()
+    below = tf.Variable(np.random.default_rng(2).normal(size=(D, D)))
+    below_of = lambda part: x[:, part] @ below  # noqa: E731
+    inputs = (below_of(slice(None)), reset)
+    states = worth.states(inputs, layer.initial_carries(B))
+
+    def pulled(at_inputs):
+        return np.einsum("btd,ebtk->ebdk", x, at_inputs).reshape(*at_inputs.shape[:2], -1)
+
+    def gradient(first, size):
+        """By the layer's own RTRL, from zero traces, in calls on `size` steps each from step `first` on."""
+        total = np.zeros(D * D)
+        for begin in range(first, H + T, size):
+            part = slice(begin, begin + size)
+            with tf.GradientTape() as tape:
+                carry = [carry._replace(state=carry.state[:, begin]) for carry in states]
+                y, _ = layer.unroll(below_of(part), carry, reset[:, part])
+                owned = min(T, size)
+                product = tf.reduce_sum(y[:, -owned:] * cotangents[:, max(begin - H, 0) :][:, :owned])
+            total += tape.gradient(product, below).numpy().ravel()
+        return total
+
+    rtrl = {"rtrl": (layer.initial_carries(B, traces=True), cotangents)}
+    found = worth.measure(inputs, states, cotangents, steps=H + 1, carried=rtrl, chunk=2, below=pulled)
+    alone = worth.measure(inputs, states, cotangents, steps=H + 1, carried=rtrl, chunk=2)
+    assert [estimate.name for estimate in found] == [estimate.name for estimate in alone]
+    for estimate, same in zip(found, alone, strict=True):  # nothing else depends on it
+        np.testing.assert_array_equal([*estimate[2:-1], *estimate.cosines[:-1]], [*same[2:-1], *same.cosines])
+    found = by_name(found)
+    exact, chunks = gradient(0, H + T), gradient(H, 2)
+    cosine = exact @ chunks / np.linalg.norm(exact) / np.linalg.norm(chunks)
+    assert found["exact"].cosines[-1] == pytest.approx(1, abs=1e-12)
+    assert found["tbptt_chunks_2"].cosines[-1] == pytest.approx(cosine, abs=1e-10)
+    assert cosine < 0.99
+    assert math.isnan(found["rtrl"].cosines[-1])
+
+
 def test_truncation_that_covers_everything_is_exact():
     layer, worth, (x, _), cotangents = made(past=3)
     reset = tf.constant(np.arange(3 + T) == 3)[None] | np.zeros([B, 1], bool)  # before the first step with a loss

@@ -73,7 +73,7 @@ def test_run_is_measured_and_not_changed(tmp_path, tmaze_run, capsys):
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("2 rollouts of 4 steps, 4 of 4 streams, 16 steps of history before each; 100 % of the")
     assert out[-2].startswith("This task's gradient reaches back about ")
-    assert out[-1].startswith("Of each weight alone, in steps: kernel ")
+    assert out[-1].startswith("Of each weight alone, in steps: kernel ")  # no encoder here
     reached = int(out[-2].split()[6])
     assert found[f"tbptt_{reached}"]["cosine"] >= 0.99
     assert reached == 1 or found[f"tbptt_{reached // 2}"]["cosine"] < 0.99
@@ -93,6 +93,29 @@ def test_a_zero_gradient_has_no_reach(weight, sentence, line):
     found = told.Worth(estimates, [0.0] * len(estimates), meter.names, 2, (3, 2, 2, 2), 1.0)
     assert told.sentence(found).startswith(sentence)
     assert told.by_weight(found).endswith(line)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_encoders_gradient_is_cut_off_by_chunks(tmp_path, tiny_tmaze, capsys, trained):
+    bindings = [
+        "ActorCriticNetwork.encoder_units = (4,)",
+        f"ActorCriticNetwork.train_encoder = {trained}",
+        "environment.options = {'corridor': 10}",
+        "train.learning_rate = 0.0",
+        "train.rollout_length = 4",
+    ]
+    assert tiny_tmaze("--frames", "32", "--out", str(tmp_path / "run"), bindings=bindings) == 0
+    capsys.readouterr()
+    found = worth(tmp_path / "run", "--steps", "16", "--rollouts", "1")
+    last = capsys.readouterr().out.splitlines()[-1]
+    if trained:
+        assert found["tbptt_chunks_4"]["cosine_encoder"] < 0.999
+        assert found["tbptt_16"]["cosine_encoder"] == pytest.approx(1, abs=1e-5)  # a game takes 12 steps
+        assert "cosine_encoder" not in found["rtrl"]  # its traces do not reach there
+        assert last.startswith("Traces do not reach into the encoder: cut off at the run's chunks of 4, its gradient")
+    else:
+        assert "cosine_encoder" not in found["exact"]
+        assert last.startswith("Of each weight alone, in steps: kernel ")
 
 
 @pytest.mark.full
