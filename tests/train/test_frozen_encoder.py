@@ -79,6 +79,7 @@ def test_frozen_encoder_is_left_out_of_what_is_trained():
         network = ActorCriticNetwork(history, actions, units=4, train_encoder=train_encoder, normalize_observation=True)
         network.create_variables()
         counts[train_encoder] = (len(network.trainable_variables), len(network.variables))
+        assert len(network.encoder_variables) == (2 if train_encoder else 0)
         observation = tf.nest.map_structure(lambda spec: tf.ones([1, 1, *spec.shape], spec.dtype), history)
         reset = tf.constant([[False]])
         with tf.GradientTape() as tape:
