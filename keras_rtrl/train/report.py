@@ -11,6 +11,7 @@ from keras_rtrl.train.config import slug
 from keras_rtrl.train.run_folder import replacing, write_text
 
 _REFERENCES = {"mean_predictor_error": "(predicting the mean)", "floor_error": "(noise floor)"}
+_LINES = ("-", "--", "-.", ":")
 _TIMES = {"wall time": "seconds", "processor time": "processor_seconds"}
 
 
@@ -167,11 +168,14 @@ def _plot(results, title, path, of_time=False):
     figure = Figure(figsize=(width, 3.4 * rows + 0.6 + 0.2 * legend_rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    colors = {condition: f"C{i}" for i, condition in enumerate(conditions)}
+    looks = {  # ten colours, then the same ones dashed, ...
+        condition: {"color": f"C{i % 10}", "linestyle": _LINES[i // 10 % len(_LINES)]}
+        for i, condition in enumerate(conditions)
+    }
     progress = time_column(results) if of_time else "frames"
     for axis, (task, by_condition) in zip(axes, results.items(), strict=False):
         axis.set(title=task)
-        _draw(axis, by_condition, progress, colors)
+        _draw(axis, by_condition, progress, looks)
     for axis in axes[len(results) :]:
         axis.remove()
     handles = {
@@ -192,19 +196,19 @@ def time_column(results):
     return next(name for name in names if all(row.get(name) for run in runs for row in run.rows) or name == names[-1])
 
 
-def _draw(axis, by_condition, progress, colors):
+def _draw(axis, by_condition, progress, looks):
     """A task's curves; `progress` names the column of the x axis."""
     from matplotlib.ticker import EngFormatter
 
     for condition, runs in by_condition.items():
         x, values = _curves(runs, progress, _score_name(runs))
-        color = colors[condition]
+        look = looks[condition]
         if len(runs) < statistics.FEWEST:  # an interval would hide both
-            axis.plot(x.T, values.T, color=color, label=[condition, *[None] * (len(runs) - 1)])
+            axis.plot(x.T, values.T, **look, label=[condition, *[None] * (len(runs) - 1)])
             continue
         x = np.median(x, axis=0)
-        axis.plot(x, statistics.interquartile_mean(values), color=color, label=condition)
-        axis.fill_between(x, *statistics.interval(values), color=color, alpha=0.2, linewidth=0)
+        axis.plot(x, statistics.interquartile_mean(values), **look, label=condition)
+        axis.fill_between(x, *statistics.interval(values), color=look["color"], alpha=0.2, linewidth=0)
     every = [run for runs in by_condition.values() for run in runs]
     predicts = _score_name(every) == "return_error"
     if predicts:

@@ -1,7 +1,10 @@
 """The report of runs whose figures are known."""
 
+import contextlib
 import math
 
+import matplotlib.colors
+import matplotlib.figure
 import numpy as np
 import pytest
 
@@ -92,3 +95,14 @@ def test_both_figures_are_drawn_and_times_are_processor_times_if_all_runs_have_t
             assert file.read(4) == b"\x89PNG"
     assert report.time_column(with_time) == "processor_seconds"
     assert report.time_column({"a": {**with_time["a"], "z": [made(1)]}}) == "seconds"
+
+
+def test_no_two_of_many_conditions_look_the_same(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", lambda self, *given, **named: figures.append(self))
+    results = {"a": {f"condition {i}": [made(i)] for i in range(27)}}
+    with contextlib.suppress(FileNotFoundError):  # nothing is saved
+        report.write(Study(tmp_path), results, report.table(results), "tiny")
+    lines = figures[0].axes[0].get_lines()
+    looks = {(matplotlib.colors.to_rgba(line.get_color()), line.get_linestyle()) for line in lines}
+    assert len(looks) == len(lines) == 27
