@@ -55,9 +55,9 @@ class GradientWorth:
     measures.
 
     Args:
-      unroll: function of inputs, a nest of tensors [R, L, ...], and of a carry, a nest [R, ...], to the outputs
-        [R, L, W] and the carry after them. Its gradient must be exact inside the call, and take in the traces of a
-        carry that has some. R and L are not known while it is traced.
+      unroll: function of inputs, a nest of tensors [R, L, ...], the first of floats, and of a carry, a nest [R, ...],
+        to the outputs [R, L, W] and the carry after them. Its gradient must be exact inside the call, and take in the
+        traces of a carry that has some. R and L are not known while it is traced.
       weights: by name, the variables or tensors whose gradient is measured.
     """
 
