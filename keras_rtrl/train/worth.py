@@ -22,7 +22,7 @@ from keras_rtrl.train.run_folder import replacing, write_text
 
 _LABELS = {"exact": "exact", "rtrl": "RTRL, carried traces", "rtrl_carried_state": "RTRL, carried traces and state"}
 
-Worth = collections.namedtuple("Worth", ["estimates", "errors", "weights", "streams", "shape", "known"])
+Worth = collections.namedtuple("Worth", ["estimates", "errors", "weights", "streams", "shape", "known", "below"])
 Worth.__doc__ = """What was measured.
 
 estimates: list of diagnostics.Estimate, means over rollouts.
@@ -31,6 +31,7 @@ weights: names of the weights, in the order of an Estimate's `cosines`; the last
 streams: number of streams that were measured.
 shape: (rollouts, T, steps of history before each, B).
 known: share of the measured steps whose episode began within what is kept.
+below: name of the Estimate that cuts off the encoder's gradient as the run does; None if none does.
 """
 
 
@@ -118,7 +119,15 @@ class _Measurement:
             streams=min(streams, STREAMS),
             shape=(rollouts, self._length, self._kept.maxlen * self._length, streams),
             known=float(np.mean(self._known)),
+            below=self._below(),
         )
+
+    def _below(self):
+        network = self._agent.network
+        gradients = set(getattr(network.recurrent_core, "gradients", ["tbptt"]))
+        if not network.encoder_variables or gradients > {"instant"}:  # layers that cut it off in two places
+            return None
+        return "tbptt_1" if gradients == {"instant"} else f"tbptt_chunks_{self._chunk}"
 
     def _measured(self, rollout, carry):
         """Estimates on a rollout, `carry` being the agent's before it."""
@@ -236,13 +245,14 @@ def by_weight(worth):
 
 
 def of_encoder(worth):
-    """One sentence about the encoder's gradient; None if none is trained, or its gradient is zero."""
-    chunks = next(e for e in worth.estimates if e.name.startswith("tbptt_chunks_"))
-    if worth.weights[-1] != "encoder" or np.isnan(chunks.cosines[-1]):
+    """One sentence about the encoder's gradient; None if no estimate is the run's, or its gradient is zero."""
+    own = next((estimate for estimate in worth.estimates if estimate.name == worth.below), None)
+    if own is None or np.isnan(own.cosines[-1]):
         return None
+    cut = "at each step" if own.steps == 1 else f"at the run's chunks of {own.name.rpartition('_')[2]}"
     return (
-        f"Traces do not reach into the encoder: cut off at the run's chunks of {chunks.name.rpartition('_')[2]}, its "
-        f"gradient has cosine {chunks.cosines[-1]:.3f} with its exact one."
+        f"Traces do not reach into the encoder: cut off {cut}, its gradient has cosine {own.cosines[-1]:.3f} with its "
+        "exact one."
     )
 
 

@@ -90,29 +90,35 @@ def test_a_zero_gradient_has_no_reach(weight, sentence, line):
     meter = GradientWorth(lambda inputs, carry: (inputs * weights["w"], carry), weights)
     inputs = tf.ones([2, 4, 1])
     estimates = meter.measure(inputs, tf.zeros([2, 4, 1]), weight * tf.ones([2, 2, 1]), steps=2)
-    found = told.Worth(estimates, [0.0] * len(estimates), meter.names, 2, (3, 2, 2, 2), 1.0)
+    found = told.Worth(estimates, [0.0] * len(estimates), meter.names, 2, (3, 2, 2, 2), 1.0, None)
     assert told.sentence(found).startswith(sentence)
     assert told.by_weight(found).endswith(line)
 
 
-@pytest.mark.parametrize("trained", [True, False])
-def test_the_encoders_gradient_is_cut_off_by_chunks(tmp_path, tiny_tmaze, capsys, trained):
+@pytest.mark.parametrize(("trained", "gradient"), [(True, "rtrl"), (True, "instant"), (False, "rtrl")])
+def test_the_encoders_gradient_is_cut_off_as_the_run_does(tmp_path, tiny_tmaze, capsys, trained, gradient):
     bindings = [
+        f"ActorCriticNetwork.gradient = '{gradient}'",
         "ActorCriticNetwork.encoder_units = (4,)",
         f"ActorCriticNetwork.train_encoder = {trained}",
         "environment.options = {'corridor': 10}",
         "train.learning_rate = 0.0",
-        "train.rollout_length = 4",
+        "train.rollout_length = 8",
     ]
-    assert tiny_tmaze("--frames", "32", "--out", str(tmp_path / "run"), bindings=bindings) == 0
+    assert tiny_tmaze("--frames", "64", "--out", str(tmp_path / "run"), bindings=bindings) == 0
     capsys.readouterr()
     found = worth(tmp_path / "run", "--steps", "16", "--rollouts", "1")
     last = capsys.readouterr().out.splitlines()[-1]
     if trained:
-        assert found["tbptt_chunks_4"]["cosine_encoder"] < 0.999
+        assert found["tbptt_chunks_8"]["cosine_encoder"] < 0.999
         assert found["tbptt_16"]["cosine_encoder"] == pytest.approx(1, abs=1e-5)  # a game takes 12 steps
-        assert "cosine_encoder" not in found["rtrl"]  # its traces do not reach there
-        assert last.startswith("Traces do not reach into the encoder: cut off at the run's chunks of 4, its gradient")
+        assert "cosine_encoder" not in found.get("rtrl", {})  # its traces do not reach there
+        own, cut = "tbptt_chunks_8", "at the run's chunks of 8"
+        if gradient == "instant":
+            own, cut = "tbptt_1", "at each step"
+        told = f"Traces do not reach into the encoder: cut off {cut}, its gradient has cosine "
+        assert last == f"{told}{found[own]['cosine_encoder']:.3f} with its exact one."
+        assert found["tbptt_1"]["cosine_encoder"] < found["tbptt_chunks_8"]["cosine_encoder"] - 0.001
     else:
         assert "cosine_encoder" not in found["exact"]
         assert last.startswith("Of each weight alone, in steps: kernel ")
