@@ -22,6 +22,7 @@ UNITS = {"units": (0, "must be a whole number of at least 1, got 0")}
 RING = {
     "r_min": ("a", "must be a finite number, got 'a'"),
     "r_max": (1.5, "must satisfy 0 <= r_min < r_max <= 1, got 0.0 and 1.5"),
+    "min_phase": (7.0, "must be below max_phase, 6.283185307179586, got 7.0"),
     "max_phase": (np.inf, "must be a finite number above 0, got inf"),
 }
 CELLS = {
@@ -244,7 +245,7 @@ OBJECTS = (3, "x", {}, object(), LONG, type, X, [None], ["x"])
 # What is wrong as any argument of a kind, by the arguments' names; and what some of them may be for all that.
 WRONG_BY_KIND = {
     **dict.fromkeys(("units", "batch_size", "steps", "chunk", "chunks", "every", "seed", "index"), SIZES),
-    **dict.fromkeys(("forget_bias", "r_min", "r_max", "max_phase", "max_gradient_norm"), NUMBERS),
+    **dict.fromkeys(("forget_bias", "r_min", "r_max", "min_phase", "max_phase", "max_gradient_norm"), NUMBERS),
     **dict.fromkeys(
         (*COMMON, "zero_output_for_mask", "residual", "norm", "gate", "go_backwards", "traces", "worth", "jit_compile"),
         FLAGS,

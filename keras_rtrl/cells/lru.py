@@ -23,16 +23,26 @@ class LRUCell(RTRLCell):
     Args:
       units: N.
       r_min, r_max: initial |lambda| are drawn on the ring between them, 0 <= r_min < r_max <= 1.
-      max_phase: initial phases are uniform on (0, max_phase).
+      min_phase, max_phase: initial phases are uniform on (0, max_phase) if min_phase is 0, else log-uniform between the
+        two: every octave has as many units. 0 <= min_phase < max_phase.
     """
 
     gates = ("u1", "u2")  # x Re B, x Im B
     components = 2
     trace_rotations = MappingProxyType({"u2": ("u1", ((0.0, -1.0), (1.0, 0.0)))})
 
-    def __init__(self, units: int, *, r_min: float = 0.0, r_max: float = 1.0, max_phase: float = 2 * math.pi):
+    def __init__(
+        self,
+        units: int,
+        *,
+        r_min: float = 0.0,
+        r_max: float = 1.0,
+        min_phase: float = 0.0,
+        max_phase: float = 2 * math.pi,
+    ):
         super().__init__(units)
-        self.r_min, self.r_max, self.max_phase = rotation.checked_ring(r_min, r_max, max_phase)
+        ring = rotation.checked_ring(r_min, r_max, min_phase, max_phase)
+        self.r_min, self.r_max, self.min_phase, self.max_phase = ring
 
     @staticmethod
     def kernel_initializer(shape: Sequence[int], dtype: tf.DType | str | None = None) -> tf.Tensor:
@@ -57,7 +67,7 @@ class LRUCell(RTRLCell):
         def gamma_log(shape, dtype=None):
             return 0.5 * tf.math.log(-tf.math.expm1(-2 * rate(shape, dtype)))
 
-        made = {"nu": nu, "vartheta": rotation.phase_initializer(self.max_phase), "gamma_log": gamma_log}
+        made = {"nu": nu, "vartheta": rotation.phase_initializer(self.min_phase, self.max_phase), "gamma_log": gamma_log}
         return tuple(Parameter(name, "recurrent", (self.units,), initial) for name, initial in made.items())
 
     def coefficients(self, rho: ByName) -> ByName:
@@ -99,4 +109,5 @@ class LRUCell(RTRLCell):
         return product(state[0], w["C_re"]) - product(state[1], w["C_im"]) + product(x, w["D"])
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "r_min": self.r_min, "r_max": self.r_max, "max_phase": self.max_phase}
+        ring = {name: getattr(self, name) for name in ("r_min", "r_max", "min_phase", "max_phase")}
+        return {**super().get_config(), **ring}

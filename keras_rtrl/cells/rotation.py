@@ -1,5 +1,7 @@
 """What RTU and LRU share: two components of state, turned by theta = exp(vartheta), shrunk by r = exp(-exp(nu))."""
 
+import math
+
 import tensorflow as tf
 
 from keras_rtrl._checks import number
@@ -9,12 +11,15 @@ EDGE = 1e-6  # keeps the draws of u off 0 and 1: there the logarithms are infini
 _BOUNDS = {"nu": 5.0, "vartheta": 8.0}
 
 
-def checked_ring(r_min, r_max, max_phase):
-    """The three as floats. Raises ValueError unless 0 <= r_min < r_max <= 1 and max_phase is above 0."""
+def checked_ring(r_min, r_max, min_phase, max_phase):
+    """The four as floats. Raises ValueError unless 0 <= r_min < r_max <= 1 and 0 <= min_phase < max_phase."""
     r_min, r_max = number("r_min", r_min), number("r_max", r_max)
     if not 0 <= r_min < r_max <= 1:
         raise ValueError(f"r_min and r_max must satisfy 0 <= r_min < r_max <= 1, got {r_min!r} and {r_max!r}.")
-    return r_min, r_max, number("max_phase", max_phase, above=0)
+    min_phase, max_phase = number("min_phase", min_phase, low=0), number("max_phase", max_phase, above=0)
+    if min_phase >= max_phase:
+        raise ValueError(f"min_phase must be below max_phase, {max_phase!r}, got {min_phase!r}.")
+    return r_min, r_max, min_phase, max_phase
 
 
 def rate_on_ring(u, r_min, r_max):
@@ -22,11 +27,14 @@ def rate_on_ring(u, r_min, r_max):
     return -0.5 * tf.math.log(u * (r_max**2 - r_min**2) + r_min**2)
 
 
-def phase_initializer(max_phase):
-    """Initialiser of vartheta, by which theta is uniform on (0, max_phase)."""
+def phase_initializer(min_phase, max_phase):
+    """Initialiser of vartheta: theta is log-uniform between the two, or uniform on (0, max_phase) if min_phase is 0."""
 
     def vartheta(shape, dtype=None):
-        return tf.math.log(max_phase * tf.random.uniform(shape, EDGE, 1, tf.as_dtype(dtype or tf.float32)))
+        dtype = tf.as_dtype(dtype or tf.float32)
+        if min_phase > 0:
+            return tf.random.uniform(shape, math.log(min_phase), math.log(max_phase), dtype)
+        return tf.math.log(max_phase * tf.random.uniform(shape, EDGE, 1, dtype))
 
     return vartheta
 

@@ -30,7 +30,8 @@ class RTUCell(RTRLCell):
       recurrence: "linear" (the trace for W2 is that for W1 turned by 90 degrees, so one pair is stored) or "nonlinear".
       activation: f, one of "relu", "tanh", "linear".
       r_min, r_max: initial radii r are drawn on the ring between them, 0 <= r_min < r_max <= 1.
-      max_phase: initial phases theta are uniform on (0, max_phase).
+      min_phase, max_phase: initial phases theta are uniform on (0, max_phase) if min_phase is 0, else log-uniform between the
+        two: every octave has as many units. 0 <= min_phase < max_phase.
     """
 
     gates = ("u1", "u2")
@@ -44,6 +45,7 @@ class RTUCell(RTRLCell):
         activation: str = "relu",
         r_min: float = 0.0,
         r_max: float = 1.0,
+        min_phase: float = 0.0,
         max_phase: float = 2 * math.pi,
     ):
         super().__init__(units)
@@ -53,7 +55,8 @@ class RTUCell(RTRLCell):
             raise ValueError(f"activation must be one of {sorted(_ACTIVATIONS)}, got {shown(activation)}.")
         self.recurrence = recurrence
         self.activation = activation
-        self.r_min, self.r_max, self.max_phase = rotation.checked_ring(r_min, r_max, max_phase)
+        ring = rotation.checked_ring(r_min, r_max, min_phase, max_phase)
+        self.r_min, self.r_max, self.min_phase, self.max_phase = ring
         if recurrence == "linear":
             self.trace_rotations = {"u2": ("u1", ((0.0, -1.0), (1.0, 0.0)))}
 
@@ -73,7 +76,7 @@ class RTUCell(RTRLCell):
         shape = (self.units,)
         return (
             Parameter("nu", "recurrent", shape, nu),
-            Parameter("vartheta", "recurrent", shape, rotation.phase_initializer(self.max_phase)),
+            Parameter("vartheta", "recurrent", shape, rotation.phase_initializer(self.min_phase, self.max_phase)),
         )
 
     def coefficients(self, rho: ByName) -> ByName:
@@ -122,5 +125,6 @@ class RTUCell(RTRLCell):
             "activation": self.activation,
             "r_min": self.r_min,
             "r_max": self.r_max,
+            "min_phase": self.min_phase,
             "max_phase": self.max_phase,
         }

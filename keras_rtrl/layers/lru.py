@@ -17,11 +17,20 @@ class LRU(NamedRTRL):
     Args:
       units: N.
       r_min, r_max: the initial radii's ring, 0 <= r_min < r_max <= 1.
-      max_phase: initial phases are uniform on (0, max_phase), radians.
+      min_phase, max_phase: initial phases are uniform on (0, max_phase) if min_phase is 0, else log-uniform between the
+        two, radians: every octave has as many units. 0 <= min_phase < max_phase.
       **kwargs: the arguments of `RTRL`.
     """
 
     def __init__(
-        self, units: int, *, r_min: float = 0.0, r_max: float = 1.0, max_phase: float = 2 * math.pi, **kwargs: Any
+        self,
+        units: int,
+        *,
+        r_min: float = 0.0,
+        r_max: float = 1.0,
+        min_phase: float = 0.0,
+        max_phase: float = 2 * math.pi,
+        **kwargs: Any,
     ):
-        super().__init__(LRUCell(units, r_min=r_min, r_max=r_max, max_phase=max_phase), **kwargs)
+        cell = LRUCell(units, r_min=r_min, r_max=r_max, min_phase=min_phase, max_phase=max_phase)
+        super().__init__(cell, **kwargs)

@@ -19,7 +19,8 @@ class RTU(NamedRTRL):
       recurrence: "linear" or "nonlinear".
       activation: "relu", "tanh" or "linear"; of the output if linear, of the state if non-linear.
       r_min, r_max: the initial radii's ring, 0 <= r_min < r_max <= 1.
-      max_phase: initial phases are uniform on (0, max_phase), radians.
+      min_phase, max_phase: initial phases are uniform on (0, max_phase) if min_phase is 0, else log-uniform between the
+        two, radians: every octave has as many units. 0 <= min_phase < max_phase.
       **kwargs: the arguments of `RTRL`.
     """
 
@@ -31,10 +32,19 @@ class RTU(NamedRTRL):
         activation: str = "relu",
         r_min: float = 0.0,
         r_max: float = 1.0,
+        min_phase: float = 0.0,
         max_phase: float = 2 * math.pi,
         **kwargs: Any,
     ):
         super().__init__(
-            RTUCell(units, recurrence=recurrence, activation=activation, r_min=r_min, r_max=r_max, max_phase=max_phase),
+            RTUCell(
+                units,
+                recurrence=recurrence,
+                activation=activation,
+                r_min=r_min,
+                r_max=r_max,
+                min_phase=min_phase,
+                max_phase=max_phase,
+            ),
             **kwargs,
         )

@@ -70,6 +70,14 @@ def test_rtu_initial_ring():
     assert 0.99 < theta.max() <= 1.0
 
 
+@pytest.mark.parametrize("cell", [LRUCell, RTUCell])
+def test_phases_above_a_smallest_one_are_log_uniform(cell):
+    vartheta = values(cell(4000, min_phase=0.01, max_phase=2.0))["vartheta"]
+    octaves, _ = np.histogram(vartheta, bins=4, range=(np.log(0.01), np.log(2.0)))
+    assert octaves.sum() == 4000  # none outside
+    assert (abs(octaves - 1000) < 150).all()  # 5 standard deviations; uniform phases have 3760 in the last
+
+
 def test_lru_is_the_complex_recurrence_and_its_read_out():
     cell = LRUCell(4)
     rho, rng = values(cell), np.random.default_rng(0)
@@ -134,6 +142,8 @@ WRONG = [
             ({"r_max": "1"}, "r_max must be a finite number, got '1'"),
             ({"max_phase": 0}, "max_phase must be a finite number above 0, got 0"),
             ({"max_phase": "2 pi"}, "max_phase must be a finite number above 0, got '2 pi'"),
+            ({"min_phase": -0.1}, "min_phase must be a finite number of at least 0, got -0.1"),
+            ({"min_phase": 1.0, "max_phase": 1.0}, r"min_phase must be below max_phase, 1.0, got 1.0"),
         ]
     ),
     (RTUCell, {"recurrence": "convex"}, "recurrence must be 'linear' or 'nonlinear', got 'convex'"),
@@ -164,9 +174,9 @@ def test_rtu_derivatives_are_finite_at_the_edges(nu):
     [
         EGRUCell(3),
         ELSTMCell(3, forget_bias=2.0),
-        LRUCell(3, r_min=0.1, r_max=0.9, max_phase=1.0),
+        LRUCell(3, r_min=0.1, r_max=0.9, min_phase=0.5, max_phase=1.0),
         MinGRUCell(3),
-        RTUCell(3, recurrence="nonlinear", activation="tanh", r_min=0.1, r_max=0.9, max_phase=1.0),
+        RTUCell(3, recurrence="nonlinear", activation="tanh", r_min=0.1, r_max=0.9, min_phase=0.5, max_phase=1.0),
     ],
 )
 def test_config_round_trip(cell):

@@ -8,7 +8,7 @@ import pytest
 from keras_rtrl import cells, layers
 from keras_rtrl._keras import keras
 
-RING = {"r_min": 0.0, "r_max": 1.0, "max_phase": 2 * math.pi}
+RING = {"r_min": 0.0, "r_max": 1.0, "min_phase": 0.0, "max_phase": 2 * math.pi}
 KINDS = {"recurrence": "linear", "activation": "relu"}
 CELLS = {
     "EGRU": {},

@@ -180,6 +180,7 @@ KINDS = {
     "forget_bias": number(),
     "r_min": undecided,
     "r_max": undecided,
+    "min_phase": undecided,
     "max_phase": number(above=0),
 }
 
