@@ -23,8 +23,8 @@ class LRUCell(RTRLCell):
     Args:
       units: N.
       r_min, r_max: initial |lambda| are drawn on the ring between them, 0 <= r_min < r_max <= 1.
-      min_phase, max_phase: initial phases are uniform on (0, max_phase) if min_phase is 0, else log-uniform between the
-        two: every octave has as many units. 0 <= min_phase < max_phase.
+      min_phase, max_phase: initial phases are uniform on (0, max_phase) if min_phase is 0; else log-uniform
+        between the two, so that every octave has as many units. 0 <= min_phase < max_phase.
     """
 
     gates = ("u1", "u2")  # x Re B, x Im B
@@ -67,7 +67,8 @@ class LRUCell(RTRLCell):
         def gamma_log(shape, dtype=None):
             return 0.5 * tf.math.log(-tf.math.expm1(-2 * rate(shape, dtype)))
 
-        made = {"nu": nu, "vartheta": rotation.phase_initializer(self.min_phase, self.max_phase), "gamma_log": gamma_log}
+        vartheta = rotation.phase_initializer(self.min_phase, self.max_phase)
+        made = {"nu": nu, "vartheta": vartheta, "gamma_log": gamma_log}
         return tuple(Parameter(name, "recurrent", (self.units,), initial) for name, initial in made.items())
 
     def coefficients(self, rho: ByName) -> ByName:

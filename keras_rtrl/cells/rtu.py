@@ -30,8 +30,8 @@ class RTUCell(RTRLCell):
       recurrence: "linear" (the trace for W2 is that for W1 turned by 90 degrees, so one pair is stored) or "nonlinear".
       activation: f, one of "relu", "tanh", "linear".
       r_min, r_max: initial radii r are drawn on the ring between them, 0 <= r_min < r_max <= 1.
-      min_phase, max_phase: initial phases theta are uniform on (0, max_phase) if min_phase is 0, else log-uniform between the
-        two: every octave has as many units. 0 <= min_phase < max_phase.
+      min_phase, max_phase: initial phases theta are uniform on (0, max_phase) if min_phase is 0; else log-uniform
+        between the two, so that every octave has as many units. 0 <= min_phase < max_phase.
     """
 
     gates = ("u1", "u2")
