@@ -17,7 +17,7 @@ class LRU(NamedRTRL):
     Args:
       units: N.
       r_min, r_max: the initial radii's ring, 0 <= r_min < r_max <= 1.
-      min_phase, max_phase: initial phases, in radians, are uniform on (0, max_phase) if min_phase is 0; else log-uniform
+      min_phase, max_phase: initial phases, in radians: uniform on (0, max_phase) if min_phase is 0; else log-uniform
         between the two, so that every octave has as many units. 0 <= min_phase < max_phase.
       **kwargs: the arguments of `RTRL`.
     """
