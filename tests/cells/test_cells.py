@@ -73,9 +73,9 @@ def test_rtu_initial_ring():
 @pytest.mark.parametrize("cell", [LRUCell, RTUCell])
 def test_phases_above_a_smallest_one_are_log_uniform(cell):
     vartheta = values(cell(4000, min_phase=0.01, max_phase=2.0))["vartheta"]
-    octaves, _ = np.histogram(vartheta, bins=4, range=(np.log(0.01), np.log(2.0)))
-    assert octaves.sum() == 4000  # none outside
-    assert (abs(octaves - 1000) < 150).all()  # 5 standard deviations; uniform phases have 3760 in the last
+    counts, _ = np.histogram(vartheta, bins=4, range=(np.log(0.01), np.log(2.0)))
+    assert counts.sum() == 4000  # none outside
+    assert (abs(counts - 1000) < 150).all()  # 5 standard deviations; uniform phases have 3760 in the last
 
 
 def test_lru_is_the_complex_recurrence_and_its_read_out():
