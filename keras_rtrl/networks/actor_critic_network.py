@@ -118,8 +118,8 @@ class ActorCriticNetwork(network.Network):
           input_tensor_spec: dict of TensorSpecs "observation" (as `make_encoder` takes it), "last_reward" (scalar) and
             "last_action" (as action_spec).
           action_spec: BoundedTensorSpec: an integer, a vector of integers, or floats.
-          encoder: "mlp", "nature_cnn", "impala_shallow" or "impala_deep"; or a Keras layer from [N, ...] to [N, D],
-            which is copied; or "module:name" of what makes one.
+          encoder: "mlp", "nature_cnn", "impala_shallow", "impala_deep" or "pooled_cnn"; or a Keras layer from [N, ...]
+            to [N, D], which is copied; or "module:name" of what makes one.
           encoder_units: widths of the encoder's dense layers; None for its own, () for none.
           core: "elstm", "rtu", "lru", "egru" or "mingru"; keras' "lstm" or "gru"; "stack" (a dense layer over the last
             few features). Or an object, which is copied: an RTRLCell, an RTRL layer, an RTRLStack, or a Keras cell. Or

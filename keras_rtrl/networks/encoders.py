@@ -70,6 +70,14 @@ class _ResidualBlock(layers.Layer):
         return {**super().get_config(), "channels": self.channels}
 
 
+@register
+class _MaxAndMean(layers.Layer):
+    """Each channel's maximum and its mean over an image: [N, H, W, C] -> [N, 2C]."""
+
+    def call(self, x):
+        return tf.concat([tf.reduce_max(x, axis=[1, 2]), tf.reduce_mean(x, axis=[1, 2])], axis=-1)
+
+
 def mlp(units):
     """Flatten, then a tanh layer for each of `units`; with no units the observation itself as a vector."""
     return [layers.Flatten(), *(layers.Dense(width, activation="tanh") for width in units)]
@@ -112,12 +120,28 @@ def impala_deep(units):
     return [*sections, layers.ReLU(), layers.Flatten(), *(layers.Dense(width, activation="relu") for width in units)]
 
 
+def pooled_cnn(units):
+    """Three convolutions for [H, W, C] images, each channel's maximum and mean, then a ReLU layer for each of `units`.
+
+    What it learns of one place holds for all. Trumpp et al. 2025 (arXiv 2503.05546) so pool a residual network, by the
+    mean alone.
+    """
+    return [
+        layers.Conv2D(16, 4, 2, padding="same", activation="relu"),
+        layers.Conv2D(32, 3, 2, padding="same", activation="relu"),
+        layers.Conv2D(32, 3, padding="same", activation="relu"),
+        _MaxAndMean(),
+        *(layers.Dense(width, activation="relu") for width in units),
+    ]
+
+
 # name: (function, widths of its dense layers if none are given, rank of one observation or None for any)
 ENCODERS = {
     "mlp": (mlp, (64,), None),
     "nature_cnn": (nature_cnn, (512,), 3),
     "impala_shallow": (impala_shallow, (256,), 3),
     "impala_deep": (impala_deep, (256,), 3),
+    "pooled_cnn": (pooled_cnn, (256,), 3),
 }
 
 

@@ -20,6 +20,8 @@ from keras_rtrl.networks import ENCODERS, make_encoder
         ("impala_shallow", (64, 64, 3), None, 256),
         ("impala_deep", (84, 84, 4), None, 256),
         ("impala_deep", (64, 64, 3), (32,), 32),
+        ("pooled_cnn", (64, 64, 3), None, 256),
+        ("pooled_cnn", (84, 84, 4), (), 64),
     ],
 )
 def test_shapes(name, shape, units, width):
@@ -49,6 +51,18 @@ def test_parameter_counts_are_the_papers():
     # per section of c channels from d: 9dc+c and four of 9cc+c; then 11*11*32*256+256
     sections = sum(9 * d * c + c + 4 * (9 * c * c + c) for d, c in [(4, 16), (16, 32), (32, 32)])
     assert impala.count_params() == sections + 11 * 11 * 32 * 256 + 256
+
+
+def test_a_pooled_network_sees_a_thing_alike_wherever_it_stands():
+    image = np.zeros((3, 64, 64, 3), np.float32)
+    thing = np.random.default_rng(0).normal(size=(6, 6, 3))
+    for one, (row, column) in zip(image[:2], [(20, 20), (40, 28)], strict=True):  # further by whole strides of 4
+        one[row : row + 6, column : column + 6] = thing
+    pooled = make_encoder("pooled_cnn", tf.TensorSpec((64, 64, 3), tf.float32))(image).numpy()
+    np.testing.assert_allclose(pooled[0], pooled[1], atol=1e-6)
+    assert np.abs(pooled[0] - pooled[2]).max() > 0.01
+    flat = make_encoder("nature_cnn", tf.TensorSpec((64, 64, 3), tf.float32))(image).numpy()
+    assert np.abs(flat[0] - flat[1]).max() > 0.01
 
 
 def test_bytes_are_divided_by_255_and_other_dtypes_are_not():
